@@ -1,0 +1,77 @@
+"""What a model back end is: the few calls that the rest of the harness makes of any model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from sami_train.prompts import Prompt
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to generate. `id` comes back with the completion."""
+
+    id: str
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate. `max_new_tokens` and `max_prompt_tokens` in tokens; temperature 0 is greedy."""
+
+    max_new_tokens: int
+    max_prompt_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came back for a request: text without the stop string, or an error (never both).
+
+    `truncated` says that the prompt's body was shortened to fit `max_prompt_tokens`; `prompt` is the text as sent.
+    """
+
+    id: str
+    text: str
+    finish_reason: FinishReason
+    prompt: str
+    n_prompt_tokens: int
+    n_tokens: int
+    truncated: bool = False
+    error: str | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """A model that is open for use."""
+
+    name: str
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, *, done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[Completion]]:
+        """Completions, a batch at a time. Batches are composed from all `requests`; one whose ids are all in `done` is skipped.
+
+        A request that fails for good comes back as a Completion with `error`; it never raises for a single request.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the model holds."""
+        ...
+
+
+class LocalBackend(Backend, Protocol):
+    """A back end whose probabilities can be read."""
+
+    def choice_probabilities(self, prompts: Sequence[Prompt], choices: tuple[str, ...]) -> list[tuple[float, ...]]:
+        """For each prompt, the probability of each choice as the continuation, normalised over the choices."""
+        ...

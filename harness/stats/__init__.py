@@ -1,0 +1,85 @@
+"""The harness's statistics: pure functions on arrays, imported on first use so that `harness --help` stays fast.
+
+>>> from harness.stats import win_rate
+>>> win_rate([1, 1, 0.5, 0, 1, 1, 1, 0, 1, 1, 1, 1]).estimate
+0.7916666666666666
+
+The estimators, and why each was chosen, are described in the module of each function.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.stats._arrays import UnusableScores
+    from harness.stats.information import Information, infonce, infonce_responses, sami_repo
+    from harness.stats.length import LengthSummary, length_summary
+    from harness.stats.paired import (
+        PairedDifference,
+        PairedTable,
+        gap,
+        holm,
+        mcnemar_p,
+        newcombe_interval,
+        paired_difference,
+        paired_table,
+        sign_flip_p,
+    )
+    from harness.stats.power import minimum_detectable_effect, required_n
+    from harness.stats.winrate import ClusterMeans, ScoreCounts, TieRules, WinRate, cluster_means, tie_rules, win_rate
+
+__all__ = [
+    "ClusterMeans",
+    "Information",
+    "LengthSummary",
+    "PairedDifference",
+    "PairedTable",
+    "ScoreCounts",
+    "TieRules",
+    "UnusableScores",
+    "WinRate",
+    "cluster_means",
+    "gap",
+    "holm",
+    "infonce",
+    "infonce_responses",
+    "length_summary",
+    "mcnemar_p",
+    "minimum_detectable_effect",
+    "newcombe_interval",
+    "paired_difference",
+    "paired_table",
+    "required_n",
+    "sami_repo",
+    "sign_flip_p",
+    "tie_rules",
+    "win_rate",
+]
+
+_MODULES = {
+    "_arrays": ("UnusableScores",),
+    "information": ("Information", "infonce", "infonce_responses", "sami_repo"),
+    "length": ("LengthSummary", "length_summary"),
+    "paired": (
+        "PairedDifference",
+        "PairedTable",
+        "gap",
+        "holm",
+        "mcnemar_p",
+        "newcombe_interval",
+        "paired_difference",
+        "paired_table",
+        "sign_flip_p",
+    ),
+    "power": ("minimum_detectable_effect", "required_n"),
+    "winrate": ("ClusterMeans", "ScoreCounts", "TieRules", "WinRate", "cluster_means", "tie_rules", "win_rate"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,220 @@
+"""Two sets of scores for the same queries: the difference, its interval, its tests, and Holm's adjustment.
+
+Every vector holds one score per query, in [0, 1], and the two vectors list the queries in the same order. Average
+several rows of a query first (`harness.stats.cluster_means`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from harness.stats._arrays import CONSTANT, Floats, UnusableScores, constant, finite_vector, same_length, two_sided_z
+from harness.stats.winrate import wilson, win_rate
+
+FEW = 30
+"""Below this many queries BCa is not trusted: where few pairs differ it can cover less than half of the time."""
+
+EXACT_FLIPS = 16
+"""Up to this many unequal pairs all 2^m sign flips are counted; beyond, they are sampled."""
+
+_CHUNK = 1 << 22  # numbers drawn at a time: 32 MB
+
+BCA = "BCa bootstrap"
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A mean difference in [-1, 1] with its interval: always finite, and low <= estimate <= high."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int  # queries with both scores
+    method: str
+    n_unpaired: int = 0  # queries with one score only, left out
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, level: float = 0.95, *, resamples: int = 9999, seed: int = 0
+) -> PairedDifference:
+    """The mean of a - b, shapes (n,), with a two-sided interval at `level`.
+
+    The interval is the bias-corrected and accelerated bootstrap over queries (Efron 1987), which is exactly mirrored
+    when a and b change places. It needs spread to resample: for fewer than 30 queries, or when all differences are
+    equal, the interval is the one `win_rate` gives (a - b + 1) / 2, carried back to [-1, 1]; `method` says so.
+
+    Raises UnusableScores for empty, unequal-length or NaN input and for scores outside [0, 1].
+    """
+    d = _differences(a, b, "A paired difference")
+    two_sided_z(level)  # refuses a bad level
+    estimate = float(d.mean())
+    if d.size < FEW or constant(d):
+        halved = win_rate((d + 1) / 2, level)
+        low, high, method = 2 * halved.low - 1, 2 * halved.high - 1, f"{halved.method}, on (difference + 1) / 2"
+    else:
+        (low, high), method = _bca(d, level, resamples, seed), BCA
+    return PairedDifference(estimate, min(low, estimate), max(high, estimate), d.size, method)
+
+
+def gap(
+    learned_by_query: Mapping[str, float | Sequence[float]],
+    held_out_by_query: Mapping[str, float | Sequence[float]],
+    level: float = 0.95,
+) -> PairedDifference:
+    """Learned minus held-out win rate, paired by query: positive when the learned principles are followed more.
+
+    Each mapping gives a query's id its scores in [0, 1], one number or one for each principle and answer order. A
+    query's scores are averaged first, so the interval of `paired_difference` is clustered by query. Queries that only
+    one side has are left out and counted in `n_unpaired`. The interval speaks of new queries under these principles,
+    not of new principles.
+
+    Raises UnusableScores when no query has both, and for empty, NaN or out-of-range scores.
+    """
+    shared = sorted(learned_by_query.keys() & held_out_by_query.keys())
+    if not shared:
+        raise UnusableScores("A gap needs queries judged under learned and held-out principles, and no query has both.")
+
+    def means(side: Mapping[str, float | Sequence[float]]) -> list[float]:
+        return [
+            float(finite_vector(np.atleast_1d(side[query]), f"The gap at query {query}", 0, 1).mean())
+            for query in shared
+        ]
+
+    result = paired_difference(means(learned_by_query), means(held_out_by_query), level)
+    n_unpaired = len(learned_by_query.keys() ^ held_out_by_query.keys())
+    return PairedDifference(result.estimate, result.low, result.high, result.n, result.method, n_unpaired)
+
+
+def sign_flip_p(a: ArrayLike, b: ArrayLike, *, resamples: int = 9999, seed: int = 0) -> float:
+    """Two-sided p of the paired permutation test (Fisher 1935): how often do random signs give a mean as far from 0?
+
+    Shapes (n,), scores in [0, 1]. Equal pairs do not matter. With up to 16 unequal pairs the answer is exact; beyond
+    it is (k + 1) / (m + 1) for k of m sampled flips (Phipson and Smyth 2010), so never 0. 1 when all pairs are equal.
+
+    Raises UnusableScores for empty, unequal-length or NaN input and for scores outside [0, 1].
+    """
+    d = _differences(a, b, "A sign-flip test")
+    d = d[np.abs(d) > CONSTANT]
+    observed = abs(d.sum()) - CONSTANT * d.size  # sums in another order may round below the observed one
+    if d.size <= EXACT_FLIPS:
+        sums = np.zeros(1)
+        for x in d:
+            sums = np.concatenate([sums + x, sums - x])
+        return float((np.abs(sums) >= observed).mean())
+    rng = np.random.default_rng(seed)
+    extreme = 0
+    for rows in _chunks(resamples, d.size):
+        kept = rng.integers(0, 2, size=(rows, d.size), dtype=np.int8) @ d  # sum of the differences that keep their sign
+        extreme += int((np.abs(2 * kept - d.sum()) >= observed).sum())
+    return (extreme + 1) / (resamples + 1)
+
+
+class PairedTable(NamedTuple):
+    """Counts of queries by which of the two won, for scores of 0 and 1."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+
+def paired_table(a: ArrayLike, b: ArrayLike) -> PairedTable:
+    """The 2 x 2 table of two 0/1 vectors, shapes (n,). Raises UnusableScores when a score is neither 0 nor 1."""
+    what = "A paired table"
+    x, y = finite_vector(a, what, 0, 1), finite_vector(b, what, 0, 1)
+    same_length(what, x, y)
+    if not (np.isin(x, (0, 1)).all() and np.isin(y, (0, 1)).all()):
+        raise UnusableScores(
+            "A paired table needs scores of 0 and 1 only; use the sign-flip test for scores with ties."
+        )
+    both, only_a, only_b = int((x * y).sum()), int((x > y).sum()), int((x < y).sum())
+    return PairedTable(both, only_a, only_b, x.size - both - only_a - only_b)
+
+
+def mcnemar_p(table: PairedTable) -> float:
+    """Exact two-sided p of McNemar's test (McNemar 1947): a fair coin over the queries that only one side won."""
+    from scipy.special import bdtr
+
+    table = _checked(table)
+    discordant = table.only_a + table.only_b
+    return min(1.0, 2 * float(bdtr(min(table.only_a, table.only_b), discordant, 0.5)))
+
+
+def newcombe_interval(table: PairedTable, level: float = 0.95) -> tuple[float, float]:
+    """Interval for a's win rate minus b's, for 0/1 scores: method 10 of Newcombe (1998), "Improved confidence
+    intervals for the difference between binomial proportions based on paired data".
+
+    Wilson's limits of the two win rates, joined with the pairs' correlation (phi, continuity corrected when positive).
+    Counts 36, 12, 2, 0 give 0.0569 to 0.3404. Raises UnusableScores for an empty table or negative counts.
+    """
+    both, only_a, only_b, neither = table = _checked(table)
+    n, z = sum(table), two_sided_z(level)
+    p_a, p_b = (both + only_a) / n, (both + only_b) / n
+    (low_a, high_a), (low_b, high_b) = wilson(p_a, n, z), wilson(p_b, n, z)
+    excess = float(both * neither - only_a * only_b)
+    if excess > 0:
+        excess = max(excess - n / 2, 0.0)
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    phi = excess / math.sqrt(margins) if margins else 0.0
+
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+    difference = p_a - p_b
+    low = difference - reach(p_a - low_a, high_b - p_b)
+    high = difference + reach(high_a - p_a, p_b - low_b)
+    return max(-1.0, low), min(1.0, high)
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Holm's step-down adjusted p values (Holm 1979) for one family, shape (m,), in the order given.
+
+    The k-th smallest is multiplied by m - k + 1, made to ascend, and capped at 1. Raises UnusableScores for an empty
+    family and for values outside [0, 1].
+    """
+    p = finite_vector(p_values, "Holm's adjustment", 0, 1)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
+    return adjusted
+
+
+def _differences(a: ArrayLike, b: ArrayLike, what: str) -> Floats:
+    x, y = finite_vector(a, what, 0, 1), finite_vector(b, what, 0, 1)
+    same_length(what, x, y)
+    return x - y
+
+
+def _checked(table: PairedTable) -> PairedTable:
+    if min(table) < 0 or sum(table) == 0:
+        raise UnusableScores(f"A paired table needs counts of at least zero that are not all zero: got {tuple(table)}.")
+    return PairedTable(*table)
+
+
+def _bca(d: Floats, level: float, resamples: int, seed: int) -> tuple[float, float]:
+    """BCa limits for the mean of `d` (Efron 1987); `d` must not be constant."""
+    rng = np.random.default_rng(seed)
+    n, mean = d.size, d.mean()
+    means = np.concatenate([d[rng.integers(0, n, size=(rows, n))].mean(axis=1) for rows in _chunks(resamples, n)])
+    normal = NormalDist()
+    below, at_most = (means < mean - CONSTANT).sum(), (means <= mean + CONSTANT).sum()  # ties with the mean count half
+    bias = normal.inv_cdf(float(below + at_most + 1) / (2 * (resamples + 1)))
+    centred = d - mean
+    acceleration = float((centred**3).sum() / (6 * (centred**2).sum() ** 1.5))
+    z = two_sided_z(level)
+    shifted = [bias + (bias + q) / (1 - acceleration * (bias + q)) for q in (-z, z)]
+    low, high = np.quantile(means, [normal.cdf(q) for q in shifted])
+    return float(low), float(high)
+
+
+def _chunks(total: int, width: int) -> list[int]:
+    """Row counts that add up to `total`, each at most about `_CHUNK` numbers of `width` columns."""
+    rows = max(1, _CHUNK // width)
+    return [rows] * (total // rows) + [total % rows] * (total % rows > 0)

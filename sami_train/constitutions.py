@@ -1,0 +1,278 @@
+"""Principle sets as data, and the constitutions drawn from them.
+
+A principle has a definition and an antithesis. A constitution takes, for each of its principles, one of the two; its
+opposite takes the other one everywhere. Both the trainer (contrasts) and the harness (evaluation) sample from here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from sami_train.errors import UserError, nearest
+from sami_train.yamlfile import LinedDocument, first_problem, read_yaml
+
+TaskKind = Literal["dialogue", "summarization"]
+Split = Literal["learned", "held_out"]
+Polarity = Literal["principle", "antithesis", "both", "random"]
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _as_check(value: object) -> object:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and "options" not in value:
+        return {"name": value.get("name"), "options": {k: v for k, v in value.items() if k != "name"}}
+    return value
+
+
+class Check(BaseModel):
+    """A program that scores how far a text follows a principle: its registered name and its options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Principle(BaseModel):
+    """One principle: what a response should be (definition) and the contrary (antithesis), each a sentence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    definition: str = Field(min_length=1)
+    antithesis: str = Field(min_length=1)
+    split: Split
+    task: Annotated[tuple[TaskKind, ...], BeforeValidator(_as_tuple)] = Field(min_length=1)
+    check: Annotated[Check | None, BeforeValidator(_as_check)] = None
+    source: str = ""
+
+
+class PrincipleSet(BaseModel):
+    """A named list of principles, each learned (used in training) or held out (never seen in training)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    version: int = 1
+    description: str = ""
+    source: str = ""
+    principles: tuple[Principle, ...] = Field(min_length=1)
+    file: Path = Path()
+
+    @model_validator(mode="after")
+    def _unique_ids(self) -> PrincipleSet:
+        seen: set[str] = set()
+        for principle in self.principles:
+            if principle.id in seen:
+                raise ValueError(f"the principle id '{principle.id}' stands twice; give each principle its own id")
+            seen.add(principle.id)
+        return self
+
+    @property
+    def hash(self) -> str:
+        """Hash of everything but the file's place: the same principles give the same hash wherever they lie."""
+        content = json.dumps(self.model_dump(mode="json", exclude={"file"}), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    def select(self, task: str, split: str | None = None) -> tuple[Principle, ...]:
+        """The principles that apply to `task` (a kind: dialogue or summarization), of one split or of both."""
+        return tuple(p for p in self.principles if task in p.task and split in (None, p.split))
+
+
+class Element(NamedTuple):
+    """A principle inside a constitution: taken by its definition (follows) or by its antithesis."""
+
+    principle: Principle
+    follows: bool
+
+    @property
+    def text(self) -> str:
+        return self.principle.definition if self.follows else self.principle.antithesis
+
+
+class Constitution(NamedTuple):
+    """An ordered choice of principles and of their sides. Hashable; the order is the order the model sees."""
+
+    elements: tuple[Element, ...]
+
+    @property
+    def id(self) -> str:
+        """For example ``ends-with-question+.short-``: principle ids, + for the definition, - for the antithesis."""
+        return ".".join(f"{e.principle.id}{'+' if e.follows else '-'}" for e in self.elements)
+
+    def opposite(self) -> Constitution:
+        """The element-wise opposite: every definition becomes its antithesis and the other way round."""
+        return Constitution(tuple(Element(e.principle, not e.follows) for e in self.elements))
+
+    def lines(self) -> list[str]:
+        """The sentences, in order, as they are put before a model."""
+        return [e.text for e in self.elements]
+
+    def shuffled(self, rng: random.Random) -> Constitution:
+        """The same elements in a random order."""
+        return Constitution(tuple(rng.sample(self.elements, len(self.elements))))
+
+
+def constitution_from_id(text: str, principles: Iterable[Principle]) -> Constitution:
+    """The constitution that an id names. Raises KeyError for a principle that is not among `principles`."""
+    by_id = {p.id: p for p in principles}
+    return Constitution(tuple(Element(by_id[part[:-1]], part.endswith("+")) for part in text.split(".")))
+
+
+def sample_constitutions(
+    principles: Sequence[Principle],
+    query_ids: Sequence[str],
+    *,
+    per_query: int,
+    size: int,
+    polarity: Polarity,
+    seed: int,
+) -> dict[str, list[Constitution]]:
+    """Draw constitutions for every query, each principle about equally often and never twice for one query.
+
+    Args:
+        principles: where to draw from.
+        query_ids: the queries, in any order; what a query gets depends on the list of ids and the seed alone.
+        per_query: constitutions per query (with polarity ``both``: pairs of opposites).
+        size: principles in a constitution.
+        polarity: ``principle`` (definitions), ``antithesis``, ``random`` (each element flipped by a coin), or ``both``
+            (the definitions and their element-wise opposite, so twice `per_query` constitutions).
+        seed: the same seed gives the same constitutions on every machine.
+
+    Raises:
+        UserError: there are fewer principles than one query needs.
+    """
+    if polarity not in get_args(Polarity):
+        raise UserError(f"polarity '{polarity}' is unknown; {nearest(polarity, get_args(Polarity))}")
+    if len(principles) < size:
+        raise UserError(f"a constitution of {size} principles needs at least {size}, but only {len(principles)} apply")
+    rng = random.Random(f"constitutions-{seed}")
+    deck: list[Principle] = []
+    drawn: dict[str, list[Constitution]] = {}
+    for query_id in query_ids:
+        chosen: list[Constitution] = []
+        for _ in range(per_query):
+            taken = {e.principle.id for c in chosen for e in c.elements}
+            picked: list[Principle] = []
+            while len(picked) < size:
+                used = taken if len(principles) - len(taken) >= size - len(picked) else set()
+                blocked = used | {p.id for p in picked}
+                index = next((i for i, p in enumerate(deck) if p.id not in blocked), None)
+                if index is None:
+                    deck.extend(rng.sample(list(principles), len(principles)))
+                    continue
+                picked.append(deck.pop(index))
+            coins = [rng.random() < 0.5 for _ in picked]
+            follows = coins if polarity == "random" else [polarity != "antithesis"] * len(picked)
+            constitution = Constitution(tuple(Element(p, f) for p, f in zip(picked, follows, strict=True)))
+            chosen.append(constitution)
+        if polarity == "both":
+            chosen = [side for c in chosen for side in (c, c.opposite())]
+        drawn[query_id] = chosen
+    return drawn
+
+
+def principle_folders(extra: Sequence[Path] = ()) -> list[Path]:
+    """Where principle sets are looked for, first match wins: `extra`, $HARNESS_PRINCIPLES, ./principles, the shipped ones."""
+    here = Path(__file__).resolve().parent
+    shipped = [folder for folder in (here / "_principles", here.parent / "principles") if folder.is_dir()]
+    named = [Path(p) for p in os.environ.get("HARNESS_PRINCIPLES", "").split(os.pathsep) if p]
+    folders = [*extra, *named, Path("principles"), *shipped]
+    seen: set[Path] = set()
+    return [f for f in folders if f.is_dir() and not (f.resolve() in seen or seen.add(f.resolve()))]  # type: ignore[func-returns-value]
+
+
+def list_principle_sets(folders: Sequence[Path] = ()) -> dict[str, Path]:
+    """Name (the file's stem) to file, for every set in the principle folders."""
+    found: dict[str, Path] = {}
+    for folder in principle_folders(folders):
+        for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+            found.setdefault(file.stem, file)
+    return found
+
+
+def load_principle_set(name_or_path: str | Path, folders: Sequence[Path] = ()) -> PrincipleSet:
+    """Read one principle set by name or by file.
+
+    Raises:
+        UserError: the name is unknown (with the nearest one), or the file is not a principle set (file, line, field).
+    """
+    text = str(name_or_path)
+    path = Path(text)
+    if not (path.suffix in {".yaml", ".yml"} or os.sep in text):
+        known = list_principle_sets(folders)
+        if text not in known:
+            raise UserError(f"there is no principle set named '{text}'; {nearest(text, known)}")
+        path = known[text]
+    document = read_yaml(path, what="principle set")
+    return parse_principle_set(document)
+
+
+def parse_principle_set(document: LinedDocument) -> PrincipleSet:
+    """Validate a YAML document as a principle set. Raises UserError with file, line and field."""
+    data = document.data
+    if not isinstance(data, dict):
+        raise UserError(f"{document.path}:1: a principle set is a mapping with 'name' and 'principles'; this is not one")
+    default_source = data.get("source", "")
+    rows = data.get("principles")
+    if isinstance(rows, list):
+        rows = [{"source": default_source, **row} if isinstance(row, dict) else row for row in rows]
+    try:
+        return PrincipleSet.model_validate({**data, **({"principles": rows} if rows is not None else {}), "file": document.path})
+    except ValidationError as error:
+        raise UserError(first_problem(error, document, PrincipleSet)) from None
+
+
+_WORD = re.compile(r"[a-z0-9']+")
+
+
+def lint(principle_set: PrincipleSet) -> list[str]:
+    """What is suspicious in a principle set, a sentence each; an empty list means clean.
+
+    Looks for a held-out principle (by id, or a near-duplicate of its wording) among the learned ones, for near-duplicates
+    in general, and for an antithesis that is a copy of its definition or no sentence at all.
+    """
+    found: list[str] = []
+    principles = principle_set.principles
+    for index, one in enumerate(principles):
+        if similarity(one.definition, one.antithesis) > 0.95:
+            found.append(f"{one.id}: the antithesis repeats the definition; say the contrary")
+        for side in ("definition", "antithesis"):
+            if len(_WORD.findall(getattr(one, side).lower())) < 3:
+                found.append(f"{one.id}: the {side} has fewer than three words; write a full sentence")
+        for other in principles[index + 1 :]:
+            if not set(one.task) & set(other.task):
+                continue
+            if similarity(one.definition, other.definition) >= NEAR_DUPLICATE:
+                leak = " (one is learned, the other held out)" if one.split != other.split else ""
+                found.append(f"{one.id} and {other.id}: nearly the same definition{leak}; drop or reword one")
+    return found
+
+
+NEAR_DUPLICATE = 0.8
+"""Jaccard similarity of word sets from which two definitions count as near-duplicates."""
+
+_COMMON = frozenset("the a an and or of to in on by for with is are be it its that this as should not response summary summaries".split())
+
+
+def similarity(one: str, other: str) -> float:
+    """Jaccard similarity of the two sentences' words, common words left out; 1 for equal sets."""
+    a, b = (set(_WORD.findall(text.lower())) - _COMMON for text in (one, other))
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
+def dump_principle_set(principle_set: PrincipleSet) -> str:
+    """The set as YAML, ready to be written to a file."""
+    data = principle_set.model_dump(mode="json", exclude={"file"}, exclude_none=True)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)

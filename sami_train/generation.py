@@ -1,0 +1,209 @@
+"""Batched text generation with a transformers model: fixed batches, left padding, exactly one BOS, stop strings.
+
+Batches are composed from the whole list of prompts, sorted by length, and never from what happens to be pending: a run that
+was interrupted makes the same text as one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+from sami_train.errors import UserError
+from sami_train.prompts import Prompt
+
+DEFAULT_BATCH = {"cpu": 16, "cuda": 128}
+"""Prompts generated together when the batch size is ``auto``, per device kind."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as token ids (BOS first, once, where the model has one); `truncated`: its body was shortened to fit."""
+
+    ids: list[int]
+    text: str
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A response: its text without the stop string, its token ids as generated (without end or padding), why it ended."""
+
+    text: str
+    ids: list[int]
+    finish_reason: str
+    prompt: Encoded
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, max_tokens: int) -> Encoded:
+    """Tokenise a prompt; shorten its body, and nothing else, until it has at most `max_tokens` tokens.
+
+    Raises:
+        UserError: the prompt is too long even with an empty body, or the tokenizer puts its BOS more than once.
+    """
+
+    def encode(body: str) -> tuple[list[int], str]:
+        shaped = prompt.with_body(body)
+        if prompt.style == "chat":
+            text = str(tokenizer.apply_chat_template(shaped.chat, tokenize=False, add_generation_prompt=True))
+            return with_bos(tokenizer, list(tokenizer(text, add_special_tokens=False).input_ids), always=False), text
+        text = shaped.text
+        return with_bos(tokenizer, list(tokenizer(text, add_special_tokens=False).input_ids)), text
+
+    ids, text = encode(prompt.body)
+    if len(ids) <= max_tokens:
+        return Encoded(ids, text, False)
+    words = prompt.body.split(" ")
+    low, high = 0, len(words) - 1
+    best: tuple[list[int], str] | None = None
+    while low <= high:
+        keep = (low + high) // 2
+        ids, text = encode(" ".join(words[:keep]))
+        if len(ids) <= max_tokens:
+            best, low = (ids, text), keep + 1
+        else:
+            high = keep - 1
+    if best is None:
+        raise UserError(
+            f"a prompt has {len(ids)} tokens without its query, more than the {max_tokens} allowed; "
+            "raise sampling.max_prompt_tokens or use fewer principles"
+        )
+    return Encoded(best[0], best[1], True)
+
+
+def with_bos(tokenizer: Any, ids: list[int], *, always: bool = True) -> list[int]:
+    """Put the BOS in front if it is missing (and the tokenizer has one of its own), never twice.
+
+    A chat template decides about its BOS by itself (`always=False`): none is added, but two are refused.
+    """
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return ids
+    if always and ids[:1] != [bos] and bos != tokenizer.eos_token_id:
+        ids = [bos, *ids]
+    if ids[:2] == [bos, bos]:
+        raise UserError("the prompt begins with two BOS tokens; the chat template and the tokenizer both add one")
+    return ids
+
+
+def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in batches of like length, longest first (so that memory peaks at once, not after an hour)."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    max_prompt_tokens: int,
+    stop: Sequence[str] = (),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int | None = None,
+    done: AbstractSet[int] = frozenset(),
+) -> Iterator[dict[int, Generated]]:
+    """Yield responses a batch at a time, keyed by the prompt's index. A batch whose indices are all in `done` is skipped."""
+    encoded = [encode_prompt(tokenizer, prompt, max_prompt_tokens) for prompt in prompts]
+    size = batch_size or DEFAULT_BATCH.get(model.device.type, 16)
+    for number, batch in enumerate(plan_batches([len(e.ids) for e in encoded], size)):
+        if done.issuperset(batch):
+            continue
+        responses = generate_batch(
+            model,
+            tokenizer,
+            [encoded[index] for index in batch],
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed * 1_000_003 + number,
+        )
+        yield dict(zip(batch, responses, strict=True))
+
+
+def generate_batch(
+    model: Any,
+    tokenizer: Any,
+    batch: Sequence[Encoded],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[Generated]:
+    """Generate for one batch. `seed` matters only when `temperature` is above 0."""
+    import torch
+    from transformers import StoppingCriteriaList
+
+    width = max(len(e.ids) for e in batch)
+    pad = tokenizer.pad_token_id
+    input_ids = torch.tensor([[pad] * (width - len(e.ids)) + e.ids for e in batch], device=model.device)
+    mask = torch.tensor([[0] * (width - len(e.ids)) + [1] * len(e.ids) for e in batch], device=model.device)
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        torch.manual_seed(seed)
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    watch = StopWatch(tokenizer, stop, width)
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            stopping_criteria=StoppingCriteriaList([watch] if stop else []),
+            **sampling,
+        )
+    ends = _end_ids(model, tokenizer)
+    return [
+        finish(tokenizer, encoded, row[width:].tolist(), ends=ends, stop=stop, max_new_tokens=max_new_tokens)
+        for encoded, row in zip(batch, output, strict=True)
+    ]
+
+
+def finish(
+    tokenizer: Any, prompt: Encoded, ids: list[int], *, ends: AbstractSet[int], stop: Sequence[str], max_new_tokens: int
+) -> Generated:
+    """Cut a raw generation at its end token or first stop string, whichever comes first."""
+    end = next((i for i, token in enumerate(ids) if token in ends), None)
+    ids = ids if end is None else ids[:end]
+    reason = "stop" if end is not None else "length"
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    if cut := [text.index(s) for s in stop if s in text]:
+        text, reason = text[: min(cut)], "stop"
+    if reason == "length" and len(ids) < max_new_tokens:
+        reason = "stop"
+    return Generated(text.strip(), ids, reason, prompt)
+
+
+class StopWatch:
+    """A stopping criterion: a row is done once one of the strings stands in its last tokens' text."""
+
+    TAIL = 12
+    """Tokens looked at after each step; longer than any stop string in tokens."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_width: int) -> None:
+        self.tokenizer, self.stop, self.prompt_width = tokenizer, tuple(stop), prompt_width
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
+        start = max(self.prompt_width, input_ids.shape[1] - self.TAIL)
+        tails = self.tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
+        done = [any(s in tail for s in self.stop) for tail in tails]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None)
+
+
+Generator = Callable[[Sequence[Prompt]], Iterator[dict[int, Generated]]]

@@ -1,0 +1,125 @@
+"""Prompt templates: how principles and a query become what a model reads.
+
+A template is a YAML file with one form per style: ``completion`` (text that a base model continues) and ``chat`` (messages
+that a chat template renders). The placeholders are ``{principles}`` and ``{query}``; everything else is taken literally.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sami_train.errors import UserError, nearest
+from sami_train.yamlfile import first_problem, read_yaml
+
+Style = Literal["completion", "chat"]
+FOLDER = Path(__file__).resolve().parent / "prompts"
+_BODY = "\x00body\x00"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is given: one text (style completion) or messages (style chat).
+
+    `body` is the one stretch that may be shortened when the prompt is too long: the query or the post, never the principles.
+    """
+
+    style: Style
+    messages: tuple[tuple[str, str], ...]
+    body: str = ""
+
+    @property
+    def text(self) -> str:
+        """The whole text of a completion prompt; for chat, the contents one after another (for hashing and display)."""
+        return "\n\n".join(content.replace(_BODY, self.body) for _, content in self.messages)
+
+    @property
+    def chat(self) -> list[dict[str, str]]:
+        """The messages as the chat interfaces take them."""
+        return [{"role": role, "content": content.replace(_BODY, self.body)} for role, content in self.messages]
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps([self.style, self.chat], ensure_ascii=False).encode()).hexdigest()[:32]
+
+    def with_body(self, body: str) -> Prompt:
+        return replace(self, body=body)
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class _Completion(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    text: str
+    example: str = ""
+    stop: tuple[str, ...] = ()
+
+
+class _Chat(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    messages: tuple[_Message, ...] = Field(min_length=1)
+    stop: tuple[str, ...] = ()
+
+
+class Template(BaseModel):
+    """A prompt template file. `example` is a worked example that stands before the text when sampling, if it is wanted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    task: Literal["dialogue", "summarization"]
+    description: str = ""
+    completion: _Completion
+    chat: _Chat
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+
+    def stop(self, style: Style) -> tuple[str, ...]:
+        """The strings at which a response ends."""
+        return self.completion.stop if style == "completion" else self.chat.stop
+
+    def render(self, principles: Sequence[str], query: str, style: Style, *, example: bool = False) -> Prompt:
+        """The prompt for a query under the given principle sentences (numbered, in order)."""
+        lines = "\n".join(f"{number}. {line}" for number, line in enumerate(principles, start=1))
+        fill = {"{principles}": lines, "{query}": _BODY}
+
+        def filled(text: str) -> str:
+            return re.sub(r"\{principles\}|\{query\}", lambda match: fill[match.group()], text)
+
+        body = query.replace("\x00", "")
+        if style == "completion":
+            head = self.completion.example if example else ""
+            return Prompt("completion", (("text", head + filled(self.completion.text).rstrip()),), body)
+        return Prompt("chat", tuple((m.role, filled(m.content).strip()) for m in self.chat.messages), body)
+
+
+def load_template(name_or_path: str | Path) -> Template:
+    """A template by name (those shipped in this package) or by file. Raises UserError naming file, line and field."""
+    text = str(name_or_path)
+    path = Path(text) if text.endswith((".yaml", ".yml")) else FOLDER / f"{text}.yaml"
+    if not path.is_file() and path.parent == FOLDER:
+        raise UserError(f"there is no prompt template named '{text}'; {nearest(text, [f.stem for f in FOLDER.glob('*.yaml')])}")
+    document = read_yaml(path, what="prompt template")
+    try:
+        template = Template.model_validate(document.data)
+    except ValidationError as error:
+        raise UserError(first_problem(error, document, Template)) from None
+    forms = {"completion.text": template.completion.text, "chat.messages": "\n".join(m.content for m in template.chat.messages)}
+    for field, form in forms.items():
+        for placeholder in ("{principles}", "{query}"):
+            if form.count(placeholder) != 1:
+                where = document.where(tuple(field.split(".")))
+                raise UserError(f"{where}: '{field}' needs the placeholder {placeholder} exactly once; it has {form.count(placeholder)}")
+    return template
