@@ -175,11 +175,21 @@ def finish(
     ids = ids if end is None else ids[:end]
     reason = "stop" if end is not None else "length"
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
-    if cut := [text.index(s) for s in stop if s in text]:
-        text, reason = text[: min(cut)], "stop"
+    if any(s in text for s in stop):
+        reason = "stop"
+        ids, text = _before_stop(tokenizer, ids, text, stop)
     if reason == "length" and len(ids) < max_new_tokens:
         reason = "stop"
     return Generated(text.strip(), ids, reason, prompt)
+
+
+def _before_stop(tokenizer: Any, ids: list[int], text: str, stop: Sequence[str]) -> tuple[list[int], str]:
+    """The text before the first stop string, and the most leading tokens whose text lies within it."""
+    text = text[: min(text.index(s) for s in stop if s in text)]
+    keep = len(ids)
+    while keep and len(tokenizer.decode(ids[:keep], skip_special_tokens=True).rstrip()) > len(text.rstrip()):
+        keep -= 1
+    return ids[:keep], text
 
 
 class StopWatch:

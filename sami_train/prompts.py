@@ -21,7 +21,8 @@ from sami_train.yamlfile import first_problem, read_yaml
 
 Style = Literal["completion", "chat"]
 FOLDER = Path(__file__).resolve().parent / "prompts"
-_BODY = "\x00body\x00"
+BODY = "\x00body\x00"
+"""Stands in a message where the body goes; no text that is put into a prompt can contain it."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class Prompt:
     @property
     def text(self) -> str:
         """The whole text of a completion prompt; for chat, the contents one after another (for hashing and display)."""
-        return "\n\n".join(content.replace(_BODY, self.body) for _, content in self.messages)
+        return "\n\n".join(content.replace(BODY, self.body) for _, content in self.messages)
 
     @property
     def chat(self) -> list[dict[str, str]]:
         """The messages as the chat interfaces take them."""
-        return [{"role": role, "content": content.replace(_BODY, self.body)} for role, content in self.messages]
+        return [{"role": role, "content": content.replace(BODY, self.body)} for role, content in self.messages]
 
     @property
     def hash(self) -> str:
@@ -93,7 +94,7 @@ class Template(BaseModel):
     def render(self, principles: Sequence[str], query: str, style: Style, *, example: bool = False) -> Prompt:
         """The prompt for a query under the given principle sentences (numbered, in order)."""
         lines = "\n".join(f"{number}. {line}" for number, line in enumerate(principles, start=1))
-        fill = {"{principles}": lines, "{query}": _BODY}
+        fill = {"{principles}": lines, "{query}": BODY}
 
         def filled(text: str) -> str:
             return re.sub(r"\{principles\}|\{query\}", lambda match: fill[match.group()], text)

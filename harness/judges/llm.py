@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.rows import Verdict
 from sami_train.errors import UserError, nearest
-from sami_train.prompts import _BODY as BODY
+from sami_train.prompts import BODY as BODY
 from sami_train.prompts import Prompt, Style
 from sami_train.yamlfile import first_problem, read_yaml
 
@@ -143,6 +143,11 @@ def identical(first: str, second: str) -> bool:
 
 PLACEHOLDERS = ("{principles}", "{query}", "{first}", "{second}")
 _VERDICT_WORD = re.compile(r"(?<![^\W_])(verdict[*_`\s]{0,8})[:：]", re.IGNORECASE)
+# What chat models read as the end of a turn, not as text: <|im_end|>, <end_of_turn>, </s>, [/INST] and their like.
+_CONTROL = re.compile(
+    r"<(?=[|｜]|/?(?:s|bos|eos|pad|unk|(?:start|end)_of_turn)>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])|<(?=</?SYS>>)",
+    re.IGNORECASE,
+)
 
 
 def load_judge_template(name_or_path: str | Path) -> JudgeTemplate:
@@ -187,8 +192,9 @@ def build_judge_prompt(
     """The prompt that compares `first` (shown as A) and `second` (shown as B) under numbered principles.
 
     The answers stand between marks that carry a token known from the template alone. Where an answer or the query has
-    that token, or the beginning of a verdict, it is broken up, so that no text under judgement can close its own mark
-    or speak as the judge. The query is the prompt's body: the stretch that is shortened when the prompt is too long.
+    that token, a chat model's control token or the beginning of a verdict, it is broken up, so that no text under
+    judgement can close its own mark, end the turn or speak as the judge. The query is the prompt's body: the stretch
+    that is shortened when the prompt is too long.
     """
     token = fence_token(template)
 
@@ -216,12 +222,12 @@ def fence_token(template: JudgeTemplate) -> str:
 
 
 def neutralised(text: str, token: str) -> str:
-    """`text` with the fence's token broken up and without the beginning of a verdict line."""
+    """`text` with the fence's token and the control tokens of chat models broken up, and no beginning of a verdict."""
     text = text.replace("\x00", "")
     pattern = re.compile(re.escape(token), re.IGNORECASE)
     while pattern.search(text):  # again, because occurrences may overlap
         text = pattern.sub(lambda match: f"{match.group()[:4]}-{match.group()[4:]}", text)
-    return _VERDICT_WORD.sub(r"\1 -", text)
+    return _VERDICT_WORD.sub(r"\1 -", _CONTROL.sub(r"\g<0> ", text))
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -246,8 +252,8 @@ def parse_verdict(text: str, *, truncated: bool = False) -> Shown | Unscored:
     """What the judge decided, read from its own text alone: the last line that is not blank must be a verdict line.
 
     A verdict line is ``Verdict: A``, ``Verdict: B`` or ``Verdict: tie`` in any case, with Markdown emphasis or a full
-    stop at most. An earlier verdict line that says otherwise makes it ambiguous. `truncated` says that the judge ran out of
-    tokens: its last line may have gone on, so that it counts for nothing.
+    stop at most. An earlier verdict line that says otherwise makes it ambiguous. `truncated` says that the judge ran
+    out of tokens: its last line may have gone on, so that it counts for nothing.
     """
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     if not lines:
@@ -310,8 +316,8 @@ def judge_card(verdicts: Iterable[Verdict]) -> dict[str, Any]:
         "n_scored": len(scored),
         "tie_rate": _share(len(scored) - len(decided), len(scored)),
         "n_decided": len(decided),
-        "first_position_share": _share(sum((v.outcome == "a") == (v.order == "ab") for v in decided), len(decided)),
-        "n_both_orders": len(both),
+        "share_first": _share(sum((v.outcome == "a") == (v.order == "ab") for v in decided), len(decided)),
+        "n_pairs": len(both),
         "position_consistency": _share(sum(orders["ab"] == orders["ba"] for orders in both), len(both)),
     }
 

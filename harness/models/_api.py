@@ -7,6 +7,8 @@ comes here has failed for good.
 from __future__ import annotations
 
 import ipaddress
+import json
+import math
 import os
 import queue
 import re
@@ -58,6 +60,8 @@ class ApiBackend:
     def __init__(
         self, name: str, style: Style, *, sdk: Any, client: Any, key: str, variable: str, connections: int
     ) -> None:
+        if connections < 1:
+            raise UserError(f"model '{name}': 'max_connections' is {connections}; it must be at least 1")
         self.name = name
         self.style = style
         self._sdk = sdk
@@ -195,7 +199,7 @@ def error_reason(sdk: Any, error: Exception) -> Reason | None:
         return "timeout"
     if isinstance(error, sdk.APIConnectionError):
         return "connection"
-    if isinstance(error, (sdk.APIError, ValueError)):  # validation errors; text that is not JSON or not UTF-8
+    if isinstance(error, (sdk.APIError, json.JSONDecodeError, UnicodeError)):  # an answer of another shape, or no text
         return "malformed"
     if type(error).__module__.split(".")[0].startswith("http"):  # httpx, whose errors pass through while a body is read
         return "timeout" if "Timeout" in type(error).__name__ else "connection"
@@ -260,9 +264,16 @@ def is_loopback(base_url: str) -> bool:
 def decoded(raw: Any) -> Any:
     """The JSON of an SDK's raw response. Raises RequestError when it is none."""
     try:
-        return raw.http_response.json()
-    except ValueError as error:
+        return raw.http_response.json(parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise RequestError("malformed", f"the answer is not JSON ({error})") from None
+
+
+def _finite(text: str) -> float:
+    """A number of an answer. NaN and the infinities are no JSON, and no row takes them."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def count(usage: Any, *fields: str) -> int:

@@ -44,10 +44,8 @@ class AnthropicBackend(ApiBackend):
     def _ask(self, prompt: Prompt, sampling: Sampling) -> Answer:
         system = "\n\n".join(m["content"] for m in prompt.chat if m["role"] == "system")
         options: dict[str, Any] = {"system": system} if system else {}
-        stops = [
-            stop for stop in sampling.stop if stop.strip()
-        ]  # it refuses blank ones; the answer is cut at those later
-        if stops:
+        # It refuses blank ones; the answer is cut at those afterwards.
+        if stops := [stop for stop in sampling.stop if stop.strip()]:
             options["stop_sequences"] = stops
         # In the body, because newer SDKs have no such arguments and older ones take it there, too.
         extra: dict[str, float] = {"temperature": sampling.temperature}

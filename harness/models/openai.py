@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 from harness.models._api import Answer, ApiBackend, RequestError, check_base_url, count, decoded, resolve_key
 from harness.models.base import FinishReason, Sampling
@@ -40,7 +41,8 @@ class OpenAIBackend(ApiBackend):
         )
         self._model = model
         # OpenAI's newer models refuse `max_tokens` in chats; other servers may know nothing else.
-        self._chat_limit = "max_completion_tokens" if base_url is None else "max_tokens"
+        is_openai = base_url is None or urlsplit(base_url).hostname == "api.openai.com"
+        self._chat_limit = "max_completion_tokens" if is_openai else "max_tokens"
 
     def _ask(self, prompt: Prompt, sampling: Sampling) -> Answer:
         options: dict[str, Any] = {"model": self._model, "temperature": sampling.temperature, "seed": sampling.seed}

@@ -1,0 +1,20 @@
+"""Exit codes, and the errors that carry them."""
+
+from __future__ import annotations
+
+from sami_train.errors import UserError
+
+EXIT_CODES = """\
+  0    done
+  1    the run failed
+  2    bad usage, or an invalid specification
+  3    finished, but below a demanded quality
+  130  stopped with Ctrl-C; the same command goes on"""
+
+
+class RunError(UserError):
+    """A run that was well specified and failed all the same: exit code 1."""
+
+
+class QualityError(UserError):
+    """Finished, but below a demanded quality: exit code 3."""

@@ -1,0 +1,73 @@
+"""Run folders: where they are, and what their results say in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sami_train.errors import UserError, nearest
+
+FOLDER = Path("runs")
+DEPTH = 3
+"""How far below the folder of runs a run may lie."""
+
+
+def find_run(name_or_folder: str) -> Path:
+    """The folder of a run named by its path or by its path below `runs`. Raises UserError when it has no results."""
+    places = [Path(name_or_folder).expanduser(), FOLDER / name_or_folder]
+    for place in places:
+        if place.name == "results.json" and place.is_file():
+            return place.parent
+        if (place / "results.json").is_file():
+            return place
+    for place in places:
+        if (place / "spec.yaml").is_file():
+            raise UserError(f"{place}: this run is not finished; go on with: harness run {place / 'spec.yaml'}")
+    known = [str(folder) for folder in run_folders(FOLDER)]
+    hint = nearest(str(places[-1]), known) if known else "there are no runs here yet; start one with: harness run"
+    raise UserError(f"there is no run '{name_or_folder}' with a results.json; {hint}")
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """A run's results. Raises UserError when they cannot be read."""
+    file = folder / "results.json"
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: the results cannot be read ({error.strerror}); run again") from None
+    except ValueError:
+        raise UserError(f"{file}: these results are not JSON; delete the file and run again") from None
+    if not isinstance(results, dict) or not isinstance(results.get("comparisons"), list):
+        raise UserError(f"{file}: these are not the results of a run; name another folder")
+    return results
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Every folder with results at most `DEPTH` levels down; what lies inside a run's folder is not looked at."""
+    for place, below, files in os.walk(folder):
+        here = Path(place)
+        if "results.json" in files:
+            below.clear()
+            yield here
+        elif len(here.relative_to(folder).parts) >= DEPTH:
+            below.clear()
+        below.sort()
+
+
+def headline(results: dict[str, Any]) -> str:
+    """The first comparison's win rate with its interval and n; held-out principles and all tasks together go first."""
+    rows = results["comparisons"]
+    if not rows:
+        return "no comparisons"
+    first = rows[0]
+    same = [r for r in rows if all(r.get(key) == first.get(key) for key in ("a", "b", "judge", "principle_set"))]
+    row = max(same, key=lambda r: (r.get("split") == "held_out", r.get("task") == "all"))
+    who = f"{row['a']} vs {row['b']}, {str(row['split']).replace('_', '-')}"
+    if row.get("win_rate") is None:
+        return f"{who}: nothing scored (n = 0 of {row['n_expected']})"
+    low, high = row.get("ci_low"), row.get("ci_high")
+    interval = "" if low is None or high is None else f" [{low:.0%}, {high:.0%}]"
+    return f"{who}: {row['win_rate']:.1%}{interval}, n = {row['n']}"

@@ -1,0 +1,102 @@
+"""The options that name a specification and change it: shared by `run`, `plan` and `validate`.
+
+What is given here wins over the environment, that over the file, and that over the defaults (see `harness.spec`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from harness.cli._arguments import count, count_or_auto, names, whole_number
+from sami_train.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from harness.spec import Spec
+
+DEFAULT = "quickstart"
+
+_FIELDS = {
+    "output_path": "output",
+    "limit": "tasks.*.limit",
+    "seed": "seed",
+    "device": "engine.device",
+    "dtype": "engine.dtype",
+    "batch_size": "engine.batch_size",
+    "threads": "engine.threads",
+    "max_new_tokens": "sampling.max_new_tokens",
+}
+"""Options with a field of the specification each."""
+
+
+def add_spec_options(parser: argparse.ArgumentParser, *, default: str | None = DEFAULT) -> None:
+    """Add SPEC (with a default it may be left out) and the options that change it."""
+    if default is None:
+        parser.add_argument("spec", metavar="SPEC", help="a preset (harness ls presets) or a .yaml file")
+    else:
+        parser.add_argument(
+            "spec", metavar="SPEC", nargs="?", default=default,
+            help=f"a preset (harness ls presets) or a .yaml file (default: {default})",
+        )  # fmt: skip
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("-t", "--tasks", type=names, metavar="A,B", help="only these tasks of the specification")
+    what.add_argument("-L", "--limit", type=count, metavar="N", help="evaluation queries per task")
+    what.add_argument("-M", "--model", action="append", default=[], metavar="NAME=PATH",
+                      help="take a model from elsewhere (one that would be trained is then not trained); repeatable")  # fmt: skip
+    what.add_argument("--principles", action="append", default=[], metavar="FOLDER",
+                      help="look for principle sets here too; repeatable")  # fmt: skip
+    what.add_argument("--max-new-tokens", type=count, metavar="N", help="longest response, in tokens")
+    what.add_argument("--seed", type=whole_number, metavar="N", help="of every draw")
+    what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                      help="any field, dotted, the value as in YAML: --set measures.infonce=0; repeatable")  # fmt: skip
+    where = parser.add_argument_group("where and how it runs")
+    where.add_argument("-o", "--output-path", metavar="FOLDER", help="the run's folder (default: the one in SPEC)")
+    where.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, or cuda:NUMBER")
+    where.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), metavar="NAME",
+                       help="of the weights: auto, float32, bfloat16, float16")  # fmt: skip
+    where.add_argument("--batch-size", type=count_or_auto, metavar="N", help="prompts generated together, or auto")
+    where.add_argument("--threads", type=count_or_auto, metavar="N", help="CPU threads, or auto")
+
+
+def read_spec(options: argparse.Namespace) -> Spec:
+    """The specification that the options name, with their changes. Raises UserError (SpecError for its own mistakes)."""
+    from harness.spec import load_spec
+
+    overrides = {**_settings(options.set), **_models(options.model)}
+    overrides |= {field: value for name, field in _FIELDS.items() if (value := getattr(options, name)) is not None}
+    spec = load_spec(options.spec, overrides)
+    if options.principles:
+        folders = [*options.principles, *spec.principles.folders]  # the first match wins: the command line's
+        spec = load_spec(options.spec, {**overrides, "principles.folders": folders})
+    return _only(spec, options.tasks) if options.tasks else spec
+
+
+def _settings(settings: list[str]) -> dict[str, Any]:
+    from sami_train.config import parse_changes
+
+    for setting in settings:
+        if not setting.partition("=")[0].strip() or "=" not in setting:
+            raise UserError(f"--set {setting}: this is not KEY=VALUE; write, for example, --set sampling.temperature=0.7")
+    return parse_changes(settings)
+
+
+def _models(replacements: list[str]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for replacement in replacements:
+        name, _, path = (part.strip() for part in replacement.partition("="))
+        if not name or not path:
+            raise UserError(f"--model {replacement}: this is not NAME=PATH; write, for example, --model base=my/folder")
+        changes |= {f"models.{name}.path": path, f"models.{name}.train": None}
+    return changes
+
+
+def _only(spec: Spec, tasks: list[str]) -> Spec:
+    """The specification with these tasks alone."""
+    for name in tasks:
+        if name not in spec.tasks:
+            raise UserError(f"--tasks: '{spec.name}' has no task '{name}'; {nearest(name, spec.tasks)}")
+    for model, settings in spec.models.items():
+        left_out = [t for t in (settings.train.tasks if settings.train else None) or () if t not in tasks]
+        if left_out:
+            raise UserError(f"--tasks leaves out '{left_out[0]}', on which the model '{model}' is trained; name it too")
+    return spec.model_copy(update={"tasks": {name: task for name, task in spec.tasks.items() if name in tasks}})

@@ -1,0 +1,91 @@
+"""`harness plan`: what a run would do, what is done already, how long it takes, and what it could detect."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from harness.cli._arguments import add_json, add_verb
+from harness.cli._specification import add_spec_options, read_spec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.cli._arguments import Subparsers
+    from harness.spec import Spec
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "plan",
+        execute,
+        usage="[SPEC] [options]",
+        help="show what a run would do, without doing it",
+        description="Show the stages of a run, what is done already, the time the rest takes, and the smallest effects "
+        "it could detect. Nothing is loaded but text.",
+        epilog="""\
+examples:
+  harness plan
+  harness plan my-run.yaml --limit 100
+  harness plan my-run.yaml --json""",
+    )
+    add_spec_options(parser)
+    add_json(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Read, check, show."""
+    show_plan(read_spec(options), as_json=options.json)
+    return 0
+
+
+def show_plan(spec: Spec, *, as_json: bool) -> None:
+    """Print the plan of a specification. Raises UserError when it cannot be run."""
+    from harness.cli._screen import console, print_json
+    from harness.plan import build_plan, describe
+    from harness.runner import known_rates
+    from harness.validation import check
+
+    check(spec)
+    described = describe(build_plan(spec), rates=known_rates())
+    if as_json:
+        print_json(described)
+    else:
+        _print_plan(described, console())
+
+
+def _print_plan(described: dict[str, Any], screen: Console) -> None:
+    from harness.cli._screen import duration, table
+
+    screen.print(f"{described['name']} → {described['output']}\n", markup=False, soft_wrap=True)
+    rows = [
+        [
+            stage["stage"],
+            stage["kind"],
+            f"{stage['expected']:,}",
+            f"{stage['done']:,}",
+            "done" if stage["done"] >= stage["expected"] else duration(stage["estimate_s"]),
+        ]
+        for stage in described["stages"]
+    ]
+    screen.print(table(("stage", "kind", "rows", "there", "time left"), rows, right=("rows", "there", "time left")))
+    left = [stage for stage in described["stages"] if stage["done"] < stage["expected"]]
+    if not left:
+        screen.print("\nEverything is done; 'harness run' would read the results back.")
+    elif described["estimate_s"] is None:
+        screen.print("\nTime: known for a stage once one like it has run on this machine.")
+    else:
+        screen.print(f"\nTime left: about {duration(described['estimate_s'])}, by earlier runs on this machine.")
+    screen.print("\nWin rates that would be told from 50% (power 80%, no ties):\n")
+    effects = [
+        [row["task"], row["principle_set"], row["split"].replace("_", "-"), str(row["n"]), _detectable(row["mde"])]
+        for row in described["minimum_detectable_effect"]
+    ]
+    columns = ("task", "principle set", "split", "queries", "from 50%, points")
+    screen.print(table(columns, effects, right=("queries", "from 50%, points")))
+
+
+def _detectable(effect: float | None) -> str:
+    return "none" if effect is None or effect != effect or effect > 0.5 else f"± {100 * effect:.1f}"

@@ -1,0 +1,95 @@
+"""`harness run`: run a specification, or go on with it."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+from typing import TYPE_CHECKING
+
+from harness.cli._arguments import add_json, add_verb
+from harness.cli._errors import QualityError, RunError
+from harness.cli._specification import add_spec_options, read_spec
+from sami_train.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.cli._arguments import Subparsers
+    from harness.runner import RunOutcome
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "run",
+        execute,
+        usage="[SPEC] [options]",
+        help="run a specification, or go on with it",
+        description="Train, generate, judge, score and report, as a specification says. What is on disk already is not "
+        "made again, "
+        "so the same command goes on after a stop. Without SPEC: the preset quickstart.",
+        epilog="""\
+examples:
+  harness run
+  harness run quickstart --limit 8 -o runs/small
+  harness run my-run.yaml --model base=/data/llama --dtype bfloat16
+  harness run my-run.yaml --set sampling.temperature=0.7 --seed 3
+  harness run my-run.yaml --json > results.json
+
+Environment variables stand in for options: HARNESS_SEED, HARNESS_OUTPUT, HARNESS_LIMIT, HARNESS_DEVICE, HARNESS_DTYPE, HARNESS_BATCH_SIZE, HARNESS_THREADS, HARNESS_LOG_LEVEL. HARNESS_CACHE is the cache folder, HARNESS_PRINCIPLES folders of principle sets.""",
+    )
+    add_spec_options(parser)
+    parser.add_argument("--no-cache", action="store_true", help="share nothing with other runs through the cache folder")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only show the plan, as 'harness plan' does")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show neither progress nor tables")
+    add_json(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """0 when the run is done; raises RunError when it failed, QualityError when it is below the demanded quality."""
+    from harness.cli._screen import console, print_json
+
+    spec = read_spec(options)
+    if options.dry_run:
+        from harness.cli.plan import show_plan
+
+        show_plan(spec, as_json=options.json)
+        return 0
+    from harness.validation import check
+
+    check(spec)
+    from harness import runner
+
+    began = datetime.datetime.now(datetime.UTC)
+    try:
+        outcome = runner.run(spec, console=console(stderr=True), quiet=options.quiet, cache=not options.no_cache)
+    except UserError as error:
+        raise RunError(str(error)) from error
+    if options.json:
+        print_json(outcome.results)
+    elif not options.quiet:
+        _print_outcome(outcome, began)
+    if not outcome.passed:
+        raise QualityError(_shortfall(outcome))
+    return 0
+
+
+def _print_outcome(outcome: RunOutcome, began: datetime.datetime) -> None:
+    from harness.cli._screen import console
+    from harness.report.terminal import print_results
+
+    screen = console()
+    print_results(outcome.results, screen)
+    screen.print(f"\nreport: {outcome.folder / 'report.md'}", markup=False, soft_wrap=True)
+    created = datetime.datetime.fromisoformat(str(outcome.results["created"]))
+    if created < began.replace(microsecond=0):
+        when = f"{created:%Y-%m-%d %H:%M}"
+        screen.print(f"(finished {when} UTC; nothing had to be done again)", markup=False, soft_wrap=True)
+
+
+def _shortfall(outcome: RunOutcome) -> str:
+    quality = outcome.results["quality"]
+    return (
+        f"finished, but {quality['unscored_rate']:.1%} of the verdicts are unscored (statistics.max_unscored allows "
+        f"{quality['max_unscored']:.1%}); see {os.fspath(outcome.folder / 'report.md')}, or run again to retry failed requests"
+    )

@@ -1,0 +1,134 @@
+"""Models that run in this process through transformers: embedded ones, local folders and hub ids, on CPU or GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from harness.models.base import Completion, Request, Sampling
+from sami_train.generation import encode_prompt, generate, plan_batches
+from sami_train.models import Source, default_device, load_model, load_tokenizer
+from sami_train.prompts import Prompt
+
+CHOICE_BATCH = 8
+"""Judge prompts run through the model together."""
+
+
+def best_dtype(device: str) -> str:
+    """bfloat16 where the processor has instructions for it, float32 elsewhere (emulated bfloat16 is several times slower)."""
+    import torch
+
+    if device.startswith("cuda"):
+        return "bfloat16"
+    has_bf16 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if has_bf16 else "float32"
+
+
+class TransformersBackend:
+    """A causal language model in memory. Satisfies `LocalBackend`."""
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.name = name
+        self.device = default_device() if device == "auto" else device
+        self.dtype = best_dtype(self.device) if dtype == "auto" else dtype
+        self.batch_size = batch_size
+        self.tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+        self.model: Any = load_model(source, dtype=self.dtype, device=self.device, trust_remote_code=trust_remote_code)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, *, done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[Completion]]:
+        """Completions, a batch at a time; see `Backend.generate`."""
+        batches = generate(
+            self.model,
+            self.tokenizer,
+            [request.prompt for request in requests],
+            max_new_tokens=sampling.max_new_tokens,
+            max_prompt_tokens=sampling.max_prompt_tokens,
+            stop=sampling.stop,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            batch_size=self.batch_size,
+            done={index for index, request in enumerate(requests) if request.id in done},
+        )
+        for batch in batches:
+            yield [
+                Completion(
+                    id=requests[index].id,
+                    text=made.text,
+                    finish_reason="stop" if made.finish_reason == "stop" else "length",
+                    prompt=made.prompt.text,
+                    n_prompt_tokens=len(made.prompt.ids),
+                    n_tokens=len(made.ids),
+                    truncated=made.prompt.truncated,
+                )
+                for index, made in batch.items()
+            ]
+
+    def choice_probabilities(
+        self, prompts: Sequence[Prompt], choices: tuple[str, ...], *, max_prompt_tokens: int = 2048
+    ) -> list[tuple[float, ...]]:
+        """For each prompt, the probability of each choice as the next token, normalised over the choices.
+
+        A choice is read by its first token, with and without a leading space (the two are added).
+        """
+        import torch
+
+        encoded = [encode_prompt(self.tokenizer, prompt, max_prompt_tokens).ids for prompt in prompts]
+        forms = [self._first_tokens(choice) for choice in choices]
+        found: dict[int, tuple[float, ...]] = {}
+        for batch in plan_batches([len(ids) for ids in encoded], CHOICE_BATCH):
+            width = max(len(encoded[i]) for i in batch)
+            pad = self.tokenizer.pad_token_id
+            ids = torch.tensor([[pad] * (width - len(encoded[i])) + encoded[i] for i in batch], device=self.model.device)
+            mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in batch], device=ids.device)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            with torch.inference_mode():
+                logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1).logits[:, -1]
+            probabilities = logits.float().softmax(-1)
+            for row, index in enumerate(batch):
+                masses = [float(probabilities[row, form].sum()) for form in forms]
+                total = sum(masses) or 1.0
+                found[index] = tuple(mass / total for mass in masses)
+        return [found[index] for index in range(len(prompts))]
+
+    def _first_tokens(self, choice: str) -> list[int]:
+        spellings = (choice, f" {choice}")
+        return sorted({self.tokenizer(text, add_special_tokens=False).input_ids[0] for text in spellings})
+
+    def encode(self, prompt: Prompt, max_tokens: int) -> list[int]:
+        """A prompt's token ids, shortened as generation shortens it."""
+        return encode_prompt(self.tokenizer, prompt, max_tokens).ids
+
+    def response_ids(self, text: str, style: str) -> list[int]:
+        """A response's token ids: after a completion prompt it begins with a space, after a chat prompt it does not."""
+        lead = " " if style == "completion" else ""
+        return list(self.tokenizer(lead + text, add_special_tokens=False).input_ids)
+
+    def logprob_sums(self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(response j | prompt i) in nats, summed over tokens."""
+        import torch
+
+        from sami_train.logprobs import response_logprobs
+
+        with torch.inference_mode():
+            matrix = response_logprobs(self.model, prompt_ids, response_ids, reduction="sum")
+        return [[float(value) for value in row] for row in matrix]
+
+    def close(self) -> None:
+        """Drop the weights."""
+        import gc
+
+        self.model = None
+        gc.collect()

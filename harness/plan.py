@@ -1,0 +1,470 @@
+"""From a specification to what is to be done: every response, likelihood and verdict, with its id and its fingerprint.
+
+Nothing is loaded here but text. A fingerprint is the hash of all that decides a row's content, so that what is there
+already, in the run's folder or in the cache, is told from what is still to do before any model is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.judges.llm import LLMJudge, load_judge_template
+from harness.models.base import Sampling
+from harness.rows import Generation, Likelihood, Row, Verdict
+from harness.score import ExpectedPair
+from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
+from harness.store import RowFile, fingerprint
+from harness.tasks import TaskData, load_task
+from sami_train.config import Recipe, load_recipe
+from sami_train.constitutions import Constitution, Principle, PrincipleSet, load_principle_set, sample_constitutions
+from sami_train.data import Query
+from sami_train.models import Source, check_source, parse_source, source_fingerprint
+from sami_train.prompts import Prompt, Template, load_template
+from sami_train.trainer import final_model
+
+ROW_VERSION = 1
+"""Enters every fingerprint; a change of what rows mean makes them all anew."""
+MODEL_CODE_VERSION = 1
+"""Enters the fingerprint of a trained model; a change of the training code that changes weights raises it."""
+
+
+@dataclass(frozen=True)
+class GenerationUnit:
+    """One response to be made."""
+
+    id: str
+    fingerprint: str
+    task: str
+    query: Query
+    constitution: Constitution
+    principle_set: str
+    split: str
+    epoch: int
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class LikelihoodUnit:
+    """One C x C matrix: the responses that a model gave to a query, under each of the constitutions they were given under."""
+
+    id: str
+    fingerprint: str
+    query_id: str
+    principle_set: str
+    split: str
+    responses: tuple[GenerationUnit, ...]
+
+
+@dataclass(frozen=True)
+class VerdictUnit:
+    """One comparison in one order: response `a` against response `b`, judged by `constitution`."""
+
+    id: str
+    fingerprint: str
+    constitution: Constitution
+    a: GenerationUnit
+    b: GenerationUnit
+    order: Literal["ab", "ba"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run that reads and writes one file. `model` is the one it needs in memory, if any."""
+
+    kind: Literal["train", "generate", "likelihood", "judge"]
+    name: str
+    path: Path
+    model: str | None
+    task: str = ""
+    judge: str = ""
+    pair: tuple[str, str] = ("", "")
+    measure: Literal["win_rate", "steerability"] = "win_rate"
+    units: tuple[GenerationUnit | LikelihoodUnit | VerdictUnit, ...] = ()
+    fingerprint: str = ""
+
+    @property
+    def row_type(self) -> type[Row]:
+        kinds: dict[str, type[Row]] = {"generate": Generation, "likelihood": Likelihood, "judge": Verdict}
+        return kinds[self.kind]
+
+    def expected(self) -> int:
+        return len(self.units) or 1
+
+    def all_rows(self, folder: Path) -> dict[str, Any]:
+        """The rows of this stage's units that are there, failures included, by id; rows of an older plan are passed over."""
+        wanted = {unit.id: unit.fingerprint for unit in self.units}
+        rows = RowFile(folder / self.path, self.row_type).read()
+        return {i: row for i, row in rows.items() if wanted.get(i) == row.fingerprint}
+
+    def finished_rows(self, folder: Path) -> dict[str, Any]:
+        """The rows that are there and did not fail, by id."""
+        return {i: row for i, row in self.all_rows(folder).items() if not failed(row)}
+
+    def done(self, folder: Path) -> int:
+        """How many of `expected()` are done in a run's folder."""
+        if self.kind == "train":
+            return int((folder / self.path / "summary.json").is_file() and _trained_for(folder / self.path) == self.fingerprint)
+        return len(self.finished_rows(folder))
+
+
+def failed(row: Any) -> bool:
+    """Whether a row records a failure that is worth another try."""
+    if isinstance(row, Generation):
+        return row.error is not None
+    return isinstance(row, Verdict) and row.outcome == "unscored" and "error" in row.details
+
+
+def _trained_for(folder: Path) -> str:
+    try:
+        return (folder / "fingerprint").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+class Plan:
+    """A specification resolved: tasks, principles, prompts and stages in the order they run in."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.tasks: dict[str, TaskData] = {name: load_task(name, task.task_spec()) for name, task in spec.tasks.items()}
+        self.sets: dict[str, PrincipleSet] = {}
+        for name in spec.principles.sets:
+            loaded = load_principle_set(name, [Path(f) for f in spec.principles.folders])
+            self.sets[loaded.name] = loaded
+        self.templates: dict[str, Template] = {
+            name: load_template(task.template or self.tasks[name].kind) for name, task in spec.tasks.items()
+        }
+        self.model_fingerprints: dict[str, str] = {}
+        for name in spec.models:
+            self._model_fingerprint(name)
+
+    # Models
+
+    def source(self, name: str) -> Source:
+        """Where a local model's weights are (those of a trained model once it is trained)."""
+        model = self.spec.models[name]
+        if model.train is not None:
+            return Source("folder", str(final_model(self.folder / "training" / name, self.recipe(name))))
+        assert model.path is not None
+        source = parse_source(model.path)
+        return Source(source.kind, source.name, model.revision or source.revision)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.spec.output)
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of a trained model with the specification's changes and its style."""
+        model = self.spec.models[name]
+        assert model.train is not None
+        return load_recipe(model.train.recipe, {"seed": self.spec.seed, **model.train.set, "style": model.style})
+
+    def training_queries(self, name: str) -> list[Query]:
+        """The queries that a trained model learns from: the training parts of its tasks, one after another."""
+        train = self.spec.models[name].train
+        assert train is not None
+        return [query for task in (train.tasks or list(self.tasks)) for query in self.tasks[task].train]
+
+    def training_principles(self, name: str) -> dict[str, list[Principle]]:
+        """The learned principles by kind of task; held-out ones never get here."""
+        kinds = {query.task for query in self.training_queries(name)}
+        return {kind: [p for s in self.sets.values() for p in s.select(kind, "learned")] for kind in sorted(kinds)}
+
+    def training_templates(self, name: str) -> dict[str, Template]:
+        """The prompt templates by kind of task, those that the evaluation uses."""
+        train = self.spec.models[name].train
+        assert train is not None
+        return {self.tasks[task].kind: self.templates[task] for task in (train.tasks or list(self.tasks))}
+
+    def _model_fingerprint(self, name: str) -> str:
+        if name in self.model_fingerprints:
+            return self.model_fingerprints[name]
+        model = self.spec.models[name]
+        if model.train is not None:
+            found = fingerprint(
+                {
+                    "version": MODEL_CODE_VERSION,
+                    "recipe": self.recipe(name).model_dump(mode="json", exclude={"name", "description", "model", "queries", "principles"}),
+                    "from": self._model_fingerprint(model.train.from_),
+                    "queries": [[q.id, q.text, q.task] for q in self.training_queries(name)],
+                    "principles": {k: [[p.id, p.definition, p.antithesis] for p in ps] for k, ps in self.training_principles(name).items()},
+                    "templates": {kind: template.hash for kind, template in self.training_templates(name).items()},
+                }
+            )
+        elif is_local(model):
+            source = self.source(name)
+            check_source(source)
+            found = fingerprint([source_fingerprint(source), model.dtype or self.spec.engine.dtype])
+        else:
+            found = fingerprint([model.path, model.base_url or ""])
+        self.model_fingerprints[name] = found
+        return found
+
+    # Stages
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage, a model's together, so that each model is loaded once; judges last."""
+        stages: list[Stage] = []
+        for name, model in self.spec.models.items():
+            if model.train is not None:
+                stages.append(
+                    Stage("train", f"train {name}", Path("training") / name, name, fingerprint=self.model_fingerprints[name])
+                )
+            stages += [self._generation_stage(name, task) for task in self.tasks if self._used(name)]
+            if self.spec.measures.infonce and is_local(model):
+                stages += [s for task in self.tasks if (s := self._likelihood_stage(name, task)).units]
+        for judge in self.spec.judges:
+            stages += [self._win_rate_stage(judge, c.a, c.b) for c in self.spec.comparisons]
+            if judge in self._steerability_judges():
+                stages += [self._steerability_stage(judge, name) for name in self.spec.models if self._used(name)]
+        return tuple(stages)
+
+    def stage(self, kind: str, **fields: str) -> Stage:
+        """The one stage of a kind with these fields."""
+        return next(s for s in self.stages if s.kind == kind and all(getattr(s, k) == v for k, v in fields.items()))
+
+    def _used(self, model: str) -> bool:
+        """Whether a model's own responses are wanted (a model that only judges makes none)."""
+        return any(model in (c.a, c.b) for c in self.spec.comparisons)
+
+    def _steerability_judges(self) -> list[str]:
+        """Steerability is measured by the verifiable judges; where there is none, by the first judge."""
+        if not self.spec.measures.steerability:
+            return []
+        exact = [name for name, judge in self.spec.judges.items() if judge.kind == "verifiable"]
+        return exact or list(self.spec.judges)[:1]
+
+    @cached_property
+    def constitutions(self) -> dict[tuple[str, str, str], dict[str, list[Constitution]]]:
+        """(task, principle set, split) -> query id -> the constitutions that win rates are measured under."""
+        settings = self.spec.principles
+        found = {}
+        for task, data in self.tasks.items():
+            for set_name, principle_set in self.sets.items():
+                for split in settings.splits:
+                    if not (principles := principle_set.select(data.kind, split)):
+                        continue
+                    found[task, set_name, split] = sample_constitutions(
+                        principles,
+                        [query.id for query in data.evaluation],
+                        per_query=settings.per_query,
+                        size=settings.size,
+                        polarity=settings.polarity,
+                        seed=int(fingerprint([self.spec.seed, task, set_name, split])[:12], 16),
+                    )
+        return found
+
+    def _with_opposites(self, drawn: list[Constitution]) -> list[Constitution]:
+        """The drawn constitutions, and their opposites where contrasts are measured."""
+        contrasts = bool(self.spec.measures.steerability or self.spec.measures.infonce)
+        sides = [side for c in drawn for side in ((c, c.opposite()) if contrasts else (c,))]
+        return list({side.id: side for side in sides}.values())
+
+    def sampling(self, model: str, task: str) -> Sampling:
+        """How a model generates on a task."""
+        chosen = self.spec.sampling
+        return Sampling(
+            max_new_tokens=chosen.max_new_tokens,
+            max_prompt_tokens=chosen.max_prompt_tokens,
+            temperature=chosen.temperature,
+            top_p=chosen.top_p,
+            stop=self.templates[task].stop(self.spec.models[model].style),
+            seed=self.spec.seed,
+        )
+
+    @cached_property
+    def _generations(self) -> dict[tuple[str, str], dict[tuple[str, str, str, int], GenerationUnit]]:
+        """(model, task) -> (query id, constitution id, split, epoch) -> unit."""
+        found: dict[tuple[str, str], dict[tuple[str, str, str, int], GenerationUnit]] = {}
+        for model, model_spec in self.spec.models.items():
+            for task, data in self.tasks.items():
+                units = found.setdefault((model, task), {})
+                sampling = self.sampling(model, task)
+                decides = [ROW_VERSION, self.model_fingerprints[model], model_spec.style, sampling.__dict__]
+                for (of_task, set_name, split), by_query in self.constitutions.items():
+                    if of_task != task:
+                        continue
+                    for query in data.evaluation:
+                        for constitution in self._with_opposites(by_query[query.id]):
+                            prompt = self.templates[task].render(
+                                constitution.lines(), query.text, model_spec.style, example=self.spec.sampling.example
+                            )
+                            for epoch in range(self.spec.sampling.epochs):
+                                key = (query.id, constitution.id, split, epoch)
+                                units[key] = GenerationUnit(
+                                    fingerprint(["generation", model, task, set_name, *key])[:24],
+                                    fingerprint([*decides, prompt.hash, epoch]),
+                                    task,
+                                    query,
+                                    constitution,
+                                    set_name,
+                                    split,
+                                    epoch,
+                                    prompt,
+                                )
+        return found
+
+    def _generation_stage(self, model: str, task: str) -> Stage:
+        units = tuple(self._generations[model, task].values())
+        return Stage("generate", f"{model} on {task}", Path("generations") / model / f"{task}.jsonl", model, task=task, units=units)
+
+    def _likelihood_stage(self, model: str, task: str) -> Stage:
+        units: list[LikelihoodUnit] = []
+        for (of_task, set_name, split), by_query in self.constitutions.items():
+            if of_task != task or not self._used(model):
+                continue
+            for query in self.tasks[task].evaluation[: self.spec.measures.infonce]:
+                sides = self._with_opposites(by_query[query.id][:1])
+                responses = tuple(self._generations[model, task][query.id, side.id, split, 0] for side in sides)
+                units.append(
+                    LikelihoodUnit(
+                        fingerprint(["likelihood", model, task, set_name, split, query.id])[:24],
+                        fingerprint([ROW_VERSION, *(r.fingerprint for r in responses)]),
+                        query.id,
+                        set_name,
+                        split,
+                        responses,
+                    )
+                )
+        return Stage("likelihood", f"{model} likelihoods, {task}", Path("likelihoods") / model / f"{task}.jsonl", model, task=task, units=tuple(units))
+
+    def judge(self, name: str, task: str) -> LLMJudge:
+        """An LLM judge's prompt for a task."""
+        spec = self.spec.judges[name]
+        assert spec.model is not None
+        model = self.spec.models[spec.model]
+        template = load_judge_template(spec.template or self.tasks[task].kind)
+        return LLMJudge(template, model.style, "choice" if is_local(model) else "text")
+
+    def _judge_key(self, name: str, task: str, constitution: Constitution) -> object:
+        """All of a judge that decides a verdict."""
+        spec: JudgeSpec = self.spec.judges[name]
+        if spec.kind == "verifiable":
+            return ["verifiable", *([e.follows, e.principle.check.model_dump() if e.principle.check else None] for e in constitution.elements)]
+        assert spec.model is not None
+        judge = self.judge(name, task)
+        return ["llm", self.model_fingerprints[spec.model], judge.template.hash, judge.form, judge.style, constitution.lines()]
+
+    def _verdicts(self, judge: str, a: str, b: str, measure: str) -> Iterator[VerdictUnit]:
+        spec = self.spec.judges[judge]
+        orders: tuple[Literal["ab", "ba"], ...] = ("ab",) if spec.kind == "verifiable" else ("ab", "ba")
+        for (task, set_name, split), by_query in self.constitutions.items():
+            for query in self.tasks[task].evaluation[: spec.limit]:
+                seen: set[str] = set()
+                for constitution in by_query[query.id]:
+                    if measure == "steerability" and constitution.opposite().id in seen:
+                        continue  # the same contrast, seen from its other side
+                    seen.add(constitution.id)
+                    for epoch in range(self.spec.sampling.epochs):
+                        one = self._generations[a, task][query.id, constitution.id, split, epoch]
+                        other_side = constitution.opposite() if measure == "steerability" else constitution
+                        two = self._generations[b, task][query.id, other_side.id, split, epoch]
+                        for order in orders:
+                            yield VerdictUnit(
+                                fingerprint(["verdict", judge, measure, a, b, task, set_name, split, query.id, constitution.id, epoch, order])[:24],
+                                fingerprint([ROW_VERSION, self._judge_key(judge, task, constitution), one.fingerprint, two.fingerprint, order]),
+                                constitution,
+                                one,
+                                two,
+                                order,
+                            )
+
+    def _win_rate_stage(self, judge: str, a: str, b: str) -> Stage:
+        path = Path("verdicts") / judge / f"{a}-vs-{b}.jsonl"
+        model = self.spec.judges[judge].model
+        units = tuple(self._verdicts(judge, a, b, "win_rate"))
+        return Stage("judge", f"{judge}: {a} against {b}", path, model, judge=judge, pair=(a, b), units=units)
+
+    def _steerability_stage(self, judge: str, model: str) -> Stage:
+        path = Path("verdicts") / judge / f"steerability-{model}.jsonl"
+        units = tuple(self._verdicts(judge, model, model, "steerability"))
+        judging = self.spec.judges[judge].model
+        return Stage("judge", f"{judge}: {model} steerability", path, judging, judge=judge, pair=(model, model), measure="steerability", units=units)
+
+    def expected_pairs(self) -> list[ExpectedPair]:
+        """What every figure rests on when nothing is missing, for `harness.score`."""
+        pairs: dict[tuple[Any, ...], list[str]] = {}
+        for stage in self.stages:
+            if stage.kind != "judge":
+                continue
+            for unit in stage.units:
+                assert isinstance(unit, VerdictUnit)
+                key = (
+                    stage.judge, stage.measure, *stage.pair, unit.a.task, unit.a.principle_set, unit.a.split,
+                    unit.a.query.id, unit.constitution.id, unit.a.epoch,
+                )  # fmt: skip
+                pairs.setdefault(key, []).append(unit.order)
+        return [ExpectedPair(*key, orders=tuple(orders)) for key, orders in pairs.items()]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The hash of all that decides the results."""
+        rows = [[s.name, s.fingerprint, *(u.fingerprint for u in s.units)] for s in self.stages]
+        statistics = self.spec.statistics.model_dump(mode="json")
+        return fingerprint([self.spec.name, self.spec.description, statistics, rows])
+
+
+def is_local(model: ModelSpec) -> bool:
+    """Whether a model runs in this process."""
+    return model.train is not None or model_backend(model.path or "") in ("embedded", "transformers")
+
+
+def build_plan(spec: Spec) -> Plan:
+    """Resolve a specification. Raises UserError when a task, a principle set, a template or a model cannot be read."""
+    return Plan(spec)
+
+
+def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """What a plan comes to: a row per stage, what is done already, detectable effects, time in seconds where it is known.
+
+    The minimum detectable effect is the smallest distance from one half (a fraction) that a comparison finds with a power
+    of 80%, for scores with the largest possible standard deviation, 1/2; with ties it is smaller.
+    """
+    from harness.stats import minimum_detectable_effect
+
+    place = folder or plan.folder
+    rates = rates or {}
+    rows = []
+    for stage in plan.stages:
+        done, expected = stage.done(place), stage.expected()
+        rate = rates.get(rate_key(plan, stage))
+        rows.append(
+            {
+                "stage": stage.name,
+                "kind": stage.kind,
+                "expected": expected,
+                "done": done,
+                "estimate_s": None if rate is None and done < expected else (rate or 0.0) * (expected - done),
+            }
+        )
+    effects = [
+        {"task": task, "principle_set": set_name, "split": split, "n": len(by_query),
+         "mde": minimum_detectable_effect(0.5, len(by_query), plan.spec.statistics.level)}
+        for (task, set_name, split), by_query in plan.constitutions.items()
+    ]  # fmt: skip
+    known = [row["estimate_s"] for row in rows]
+    total = None if None in known else sum(known)
+    return {
+        "name": plan.spec.name,
+        "output": str(place),
+        "stages": rows,
+        "minimum_detectable_effect": effects,
+        "estimate_s": total,
+    }
+
+
+def rate_key(plan: Plan, stage: Stage) -> str:
+    """Under which name the seconds per unit of a stage are remembered between runs."""
+    if stage.kind == "train":
+        return f"train {stage.fingerprint}"
+    if stage.model is None:
+        return f"{stage.kind} {plan.spec.judges[stage.judge].kind}"
+    model = plan.spec.models[stage.model]
+    kind = f"trained from {plan.spec.models[model.train.from_].path}" if model.train else model.path
+    return f"{stage.kind} {kind} {stage.task} {plan.spec.sampling.max_new_tokens}"

@@ -1,0 +1,575 @@
+"""What a report says, as plain text in tables and sentences. How it looks is for `terminal` and `markdown`.
+
+Everything is made from the results alone, and keys that are missing from them are left out of the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Results = dict[str, Any]
+Row = dict[str, Any]
+
+NONE = "–"
+ABOVE, BELOW, UNCLEAR = "above ½", "below ½", "not distinguishable"
+LEARNED_HIGHER, HELD_OUT_HIGHER = "learned higher", "held-out higher"
+A_HIGHER, B_HIGHER = "A higher", "B higher"
+GOOD, BAD = (ABOVE, LEARNED_HIGHER, A_HIGHER), (BELOW, HELD_OUT_HIGHER, B_HIGHER)
+"""Readings of an interval, by the side of it on which "no difference" lies."""
+
+COLUMNS_AT_A_TIME = 3
+"""Models or comparisons beside each other in a table by principle: what fits in 100 columns."""
+
+CARE_BELOW = 0.8
+"""Position consistency under which the report asks for care; a judge that throws a fair coin has one half."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under `columns`; those in `numbers` are set flush right."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    heading: str = ""
+    numbers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report: sentences, then tables, then remarks."""
+
+    title: str
+    sentences: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def sections(results: Results) -> list[Section]:
+    """The report of a run, in reading order; parts about which the results say nothing are left out."""
+    parts = [
+        _shows(results),
+        _win_rates(results),
+        _gaps(results),
+        _steerability(results),
+        _by_principle(results),
+        _information(results),
+        _training(results),
+        _lengths(results),
+        _judges(results),
+        _footnotes(results),
+    ]
+    return [part for part in parts if part.sentences or part.tables]
+
+
+def comparison_sections(comparison: Results) -> list[Section]:
+    """The report of `harness.compare.compare`."""
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for row in comparison["rows"]:
+        low, high = row["ci_low"], row["ci_high"]
+        groups.setdefault(_versus(row) + f" · principles: {row['principle_set']} · judge: {row['judge']}", []).append(
+            (
+                row["task"],
+                split_words(row["split"]),
+                percent(row["win_rate_a"]),
+                percent(row["win_rate_b"]),
+                points(row["difference"], low, high),
+                str(row["n_common"]),
+                p_value(row["p_value"]),
+                p_value(row["p_holm"]),
+                reading(low, high, 0, A_HIGHER, B_HIGHER),
+            )
+        )
+    columns = ("task", "split", "A", "B", "A − B, points", "n", "p", "p Holm", "reading")
+    numbers = frozenset(columns[2:8])
+    tables = tuple(Table(columns, rows, heading, numbers) for heading, rows in groups.items())
+    alone = [
+        f"Only run {run} has {_versus(key)} on {key['task']}, {split_words(key['split'])} "
+        f"({key['principle_set']}, judge {key['judge']})."
+        for run, keys in (("A", comparison["only_a"]), ("B", comparison["only_b"]))
+        for key in keys
+    ]
+    unpaired = sum(row["n_only_a"] + row["n_only_b"] for row in comparison["rows"])
+    methods = ", ".join(sorted({row["ci_method"] for row in comparison["rows"] if row["ci_method"]}))
+    remarks = [
+        f"A and B are the win rates of the pair's first model over the n queries that both runs have scored; "
+        f"{unpaired} scores of queries in one run alone are left out.",
+        f"A − B is in percentage points with a {percent(comparison['level'], 0)} interval ({methods}); the reading "
+        "says whether that interval lies off zero.",
+        "p: sign-flip test, paired by query; p Holm: adjusted for all rows of this comparison.",
+    ]
+    runs = (f"A: {comparison['run_a']}", f"B: {comparison['run_b']}")
+    return [Section("Two runs, paired by query", runs, tables, (*remarks, *alone))]
+
+
+# --- Words and figures ------------------------------------------------------------------------------------------------
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return NONE if value is None else f"{100 * value:.{digits}f}%"
+
+
+def rate(value: float | None, low: float | None, high: float | None, digits: int = 1) -> str:
+    """``58.3% [52.1, 64.3]``"""
+    if value is None or low is None or high is None:
+        return percent(value, digits)
+    return f"{percent(value, digits)} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+
+
+def points(value: float | None, low: float | None, high: float | None) -> str:
+    """A difference of two rates in percentage points: ``+7.3 [-1.0, +15.2]``"""
+    if value is None or low is None or high is None:
+        return NONE
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def number(value: float | None, interval: Sequence[float | None] | None = None, digits: int = 3) -> str:
+    """``0.693 [0.650, 0.731]``"""
+    if value is None:
+        return NONE
+    limits = [x for x in interval or () if x is not None]
+    return f"{value:.{digits}f}" + (f" [{', '.join(f'{x:.{digits}f}' for x in limits)}]" if len(limits) == 2 else "")
+
+
+def p_value(value: float | None) -> str:
+    return NONE if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def reading(low: float | None, high: float | None, nothing: float, above: str = ABOVE, below: str = BELOW) -> str:
+    """Where an interval lies: above, below or around the value that means "no difference"."""
+    if low is None or high is None:
+        return NONE
+    return above if low > nothing else below if high < nothing else UNCLEAR
+
+
+def split_words(split: str) -> str:
+    return "held-out" if split == "held_out" else split
+
+
+def _versus(row: Row) -> str:
+    return f"{row.get('a')} against {row.get('b')}"
+
+
+def _rows(results: Results, name: str) -> list[Row]:
+    return list(results.get(name) or ())
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what[:-1]}ies" if what.endswith("y") else f"{n} {what}s"
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _pooled(rows: Iterable[Row]) -> list[Row]:
+    """Of rows that differ in their task, the ones that pool all tasks; where there are none, all."""
+    rows = list(rows)
+    return [row for row in rows if row.get("task") == "all"] or rows
+
+
+def _grouped(rows: Iterable[Row], *fields: str) -> dict[tuple[Any, ...], list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(field) for field in fields), []).append(row)
+    return groups
+
+
+def _ci(row: Row) -> tuple[float | None, float | None]:
+    return row.get("ci_low"), row.get("ci_high")
+
+
+# --- What this run shows ----------------------------------------------------------------------------------------------
+
+_BEATS = {ABOVE: "beats", BELOW: "loses to", UNCLEAR: "is not distinguishable from", NONE: "has no score against"}
+
+
+def _shows(results: Results) -> Section:
+    quality = results.get("quality") or {}
+    sentences = []
+    if not quality.get("passed", True):
+        sentences.append(
+            f"This run is incomplete: {percent(quality['unscored_rate'])} of the expected verdicts are unscored, more "
+            f"than the {percent(quality['max_unscored'])} allowed; read every figure with that in mind."
+        )
+    gaps = _grouped(_rows(results, "gaps"), "a", "b", "principle_set", "judge")
+    comparisons = _grouped(_rows(results, "comparisons"), "a", "b", "principle_set", "judge")
+    several_sets = len({key[2] for key in comparisons}) > 1
+    for key, rows in comparisons.items():
+        a, b, principle_set, judge = key
+        within = f" on the set {principle_set}" if several_sets else ""
+        said = [_outcome(row, a if place == 0 else "it", b) for place, row in enumerate(_pooled(rows))]
+        gap = [_gap_said(row) for row in _pooled(gaps.get(key, ()))]
+        sentences.append(f"Judged by {judge}{within}: {'; '.join(said + gap)}.")
+    sentences += _disagreements(comparisons)
+    sentences += _steerability_said(results)
+    sentences += _training_said(results)
+    sentences += _care(results)
+    return Section("What this run shows", tuple(sentences))
+
+
+def _on(row: Row) -> str:
+    task = "" if row.get("task") == "all" else f" ({row.get('task')})"
+    return f"on {split_words(row.get('split', ''))} principles{task}"
+
+
+def _outcome(row: Row, subject: str, b: str) -> str:
+    low, high = _ci(row)
+    word = reading(low, high, 0.5)
+    if word == NONE:
+        return f"{_on(row)} {subject} {_BEATS[word]} {b} (0 of {_count(row.get('n_expected', 0), 'query')} scored)"
+    figure = f"{rate(row['win_rate'], low, high)}, n = {row.get('n')}"
+    where = {ABOVE: ", interval above one half", BELOW: ", interval below one half"}.get(word, "")
+    return f"{_on(row)} {subject} {_BEATS[word]} {b} ({figure}{where})"
+
+
+def _gap_said(row: Row) -> str:
+    low, high = _ci(row)
+    word = reading(low, high, 0, LEARNED_HIGHER, HELD_OUT_HIGHER)
+    task = "" if row.get("task") == "all" else f" on {row.get('task')}"
+    if word == NONE:
+        return f"the gap between the two{task} cannot be computed"
+    meaning = {
+        LEARNED_HIGHER: "is above zero: learned principles fare better",
+        HELD_OUT_HIGHER: "is below zero: held-out principles fare better",
+        UNCLEAR: "is not distinguishable from zero",
+    }[word]
+    return f"the gap{task}, learned minus held-out, {meaning} ({points(row['gap'], low, high)} points, n = {row['n']})"
+
+
+def _disagreements(comparisons: dict[tuple[Any, ...], list[Row]]) -> list[str]:
+    """Where one judge's interval lies above one half and another's below."""
+    by_pair = _grouped(
+        (row for rows in comparisons.values() for row in _pooled(rows)), "a", "b", "principle_set", "task", "split"
+    )
+    found = []
+    for rows in by_pair.values():
+        said = {word: [r["judge"] for r in rows if reading(*_ci(r), 0.5) == word] for word in (ABOVE, BELOW)}
+        if said[ABOVE] and said[BELOW]:
+            found.append(
+                f"The judges contradict each other {_on(rows[0])}: {rows[0]['a']} beats {rows[0]['b']} by "
+                f"{_and(said[ABOVE])}, and loses by {_and(said[BELOW])}."
+            )
+    return found
+
+
+def _steerability_said(results: Results) -> list[str]:
+    rows = [row for row in _rows(results, "steerability") if row.get("principle") is None]
+    meaning = {
+        ABOVE: "follows its constitution",
+        BELOW: "does the opposite of its constitution",
+        UNCLEAR: "shows no distinguishable effect of its constitution",
+        NONE: "has no score",
+    }
+    found = []
+    for (model, _, judge), group in _grouped(rows, "model", "principle_set", "judge").items():
+        said = [
+            f"{_on(row)} it {meaning[reading(*_ci(row), 0.5)]} "
+            f"({rate(row.get('steerability'), *_ci(row))}, n = {row['n']})"
+            for row in _pooled(group)
+        ]
+        found.append(f"Steerability of {model} (judge {judge}): {'; '.join(said)}.")
+    return found
+
+
+def _training_said(results: Results) -> list[str]:
+    found = []
+    for model, summary in (results.get("training") or {}).items():
+        evaluation = (summary or {}).get("evaluation") or {}
+        before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
+        if None in (before.get("loss"), after.get("loss")):
+            continue
+        word = "fell" if after["loss"] < before["loss"] else "rose" if after["loss"] > before["loss"] else "stayed"
+        apart = _apart(before.get("loss_ci"), after.get("loss_ci"))
+        overlap = {True: "; the intervals are apart", False: "; the intervals overlap", None: ""}[apart]
+        found.append(
+            f"Training of {model}: on {_count(evaluation.get('n', 0), 'query')} not trained on, the contrastive loss "
+            f"{word} from {number(before['loss'], before.get('loss_ci'))} to {number(after['loss'], after.get('loss_ci'))} "
+            f"nats{overlap}."
+        )
+    return found
+
+
+def _apart(one: Sequence[float] | None, two: Sequence[float] | None) -> bool | None:
+    if not one or not two or None in (*one, *two):
+        return None
+    return one[1] < two[0] or two[1] < one[0]
+
+
+def _care(results: Results) -> list[str]:
+    return [
+        f"Read the figures of the judge {name} with care: shown a pair in both orders, it kept its verdict in "
+        f"{percent(card['position_consistency'], 0)} of {_count(card['n_pairs'], 'pair')}."
+        for name, card in (results.get("judges") or {}).items()
+        if card.get("position_consistency") is not None and card["position_consistency"] < CARE_BELOW
+    ]
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def _judge_words(results: Results, name: str, consistency: float | None = None) -> str:
+    card = (results.get("judges") or {}).get(name) or {}
+    if card.get("kind") == "verifiable":
+        return f"{name} (a program)"
+    model = f"model {card['model']}; " if card.get("model") and card["model"] != name else ""
+    if consistency is None:
+        return f"{name} ({model}consistency unknown)" if card else name
+    return f"{name} ({model}same verdict in both orders: {percent(consistency, 0)} of pairs)"
+
+
+def _win_rates(results: Results) -> Section:
+    columns = ("task", "split", "win rate", "n / expected", "W / T / L", "unscored", "reading")
+    tables = []
+    groups = _grouped(_rows(results, "comparisons"), "a", "b", "principle_set", "judge")
+    cards = results.get("judges") or {}
+    for (_, _, principle_set, judge), group in groups.items():
+        rows = [
+            (
+                row["task"],
+                split_words(row["split"]),
+                rate(row.get("win_rate"), *_ci(row)),
+                f"{row.get('n')}/{row.get('n_expected')}",
+                f"{row.get('wins')}/{row.get('ties')}/{row.get('losses')}",
+                str(row.get("unscored")),
+                reading(*_ci(row), 0.5),
+            )
+            for row in group
+        ]
+        consistency = (cards.get(judge) or {}).get("position_consistency")
+        heading = (
+            f"{_versus(group[0])} · principles: {principle_set} · judge: {_judge_words(results, judge, consistency)}"
+        )
+        tables.append(Table(columns, rows, heading, frozenset(columns[2:6])))
+    return Section("Win rates", (), tuple(tables))
+
+
+def _gaps(results: Results) -> Section:
+    columns = ("comparison", "judge", "task", "gap, points", "n", "p", "reading")
+    tables = []
+    groups = _grouped(_rows(results, "gaps"), "principle_set")
+    for (principle_set,), group in groups.items():
+        rows = [
+            (
+                _versus(row),
+                row["judge"],
+                row["task"],
+                points(row.get("gap"), *_ci(row)),
+                str(row.get("n")),
+                p_value(row.get("p_value")),
+                reading(*_ci(row), 0, LEARNED_HIGHER, HELD_OUT_HIGHER),
+            )
+            for row in group
+        ]
+        tables.append(
+            Table(columns, rows, f"principles: {principle_set}" if len(groups) > 1 else "", frozenset(columns[3:6]))
+        )
+    remark = (
+        "Win rate on learned minus win rate on held-out principles, paired by query; p by sign flips, not adjusted."
+    )
+    return Section("Generalisation gap", (), tuple(tables), (remark,))
+
+
+def _steerability(results: Results) -> Section:
+    columns = ("model", "task", "split", "steerability", "n", "reading")
+    tables = []
+    rows = [row for row in _rows(results, "steerability") if row.get("principle") is None]
+    for (principle_set, judge), group in _grouped(rows, "principle_set", "judge").items():
+        cells = [
+            (
+                row["model"],
+                row["task"],
+                split_words(row["split"]),
+                rate(row.get("steerability"), *_ci(row)),
+                str(row.get("n")),
+                reading(*_ci(row), 0.5),
+            )
+            for row in group
+        ]
+        card = (results.get("judges") or {}).get(judge) or {}
+        words = _judge_words(results, judge, card.get("position_consistency"))
+        tables.append(Table(columns, cells, f"principles: {principle_set} · judge: {words}", frozenset(columns[3:5])))
+    remark = (
+        "How often a response under a constitution follows it more than the same model's response under the opposite "
+        "does; ½ means that the constitution changes nothing."
+    )
+    return Section("Steerability", (), tuple(tables), (remark,))
+
+
+def _by_principle(results: Results) -> Section:
+    """Principle by model (steerability) and principle by comparison (win rate), over all tasks."""
+    cells: dict[tuple[str, str, str], dict[tuple[str, str], dict[str, str]]] = {}
+
+    def put(what: str, row: Row, column: str, figures: Row, value: float | None) -> None:
+        table = cells.setdefault((what, row["principle_set"], row["judge"]), {})
+        place = table.setdefault((row["split"], figures["principle"]), {})
+        n = figures.get("n")
+        place[column] = f"{rate(value, *_ci(figures), digits=0)}, n {n}" if value is not None else f"{NONE}, n {n}"
+
+    by_judge = ("principle_set", "judge")
+    principled = [row for row in _rows(results, "steerability") if row.get("principle") is not None]
+    for group in _grouped(principled, *by_judge, "model").values():
+        for row in _pooled_each(group):
+            put("Steerability", row, row["model"], row, row.get("steerability"))
+    for group in _grouped(_rows(results, "comparisons"), *by_judge, "a", "b").values():
+        for row in _pooled_each(group):
+            for figures in row.get("by_principle") or ():
+                put("Win rate", row, _versus(row), figures, figures.get("win_rate"))
+
+    tables = []
+    for (what, principle_set, judge), table in cells.items():
+        names = list(dict.fromkeys(column for place in table.values() for column in place))
+        for start in range(0, len(names), COLUMNS_AT_A_TIME):
+            chosen = names[start : start + COLUMNS_AT_A_TIME]
+            rows = [
+                (principle, split_words(split), *(place.get(name, NONE) for name in chosen))
+                for (split, principle), place in sorted(
+                    table.items(), key=lambda item: (item[0][0] != "learned", item[0])
+                )
+            ]
+            heading = f"{what} by principle · principles: {principle_set} · judge: {judge}"
+            tables.append(Table(("principle", "split", *chosen), rows, heading, frozenset(chosen)))
+    remark = "Few queries each: a single principle's interval is wide, and about one in twenty misses by chance."
+    return Section("By principle", (), tuple(tables), (remark,))
+
+
+def _pooled_each(rows: list[Row]) -> list[Row]:
+    """For every split (and principle) the row that pools all tasks, or else the only one there is."""
+    return [row for group in _grouped(rows, "split", "principle").values() for row in _pooled(group)]
+
+
+def _information(results: Results) -> Section:
+    columns = ("model", "task", "split", "InfoNCE, nats", "responses", "log C", "saturated", "n", "reading")
+    rows = _rows(results, "infonce")
+    cells = [
+        (
+            row["model"],
+            row["task"],
+            split_words(row["split"]),
+            number(row.get("infonce"), _ci(row)),
+            number(row.get("infonce_responses")),
+            number(row.get("log_c")),
+            percent(row.get("saturated"), 0),
+            str(row.get("n")),
+            reading(*_ci(row), 0, "above 0", "below 0"),
+        )
+        for row in rows
+    ]
+    remarks = [
+        "A lower bound on the mutual information of response and constitution, at most log C, from sums of "
+        "log-probabilities over tokens; 0 means none was found. responses: the same with responses as the contrast. "
+        "saturated: queries at the limit log C.",
+        *dict.fromkeys(row["note"] for row in rows if row.get("note")),
+    ]
+    tables = (Table(columns, cells, numbers=frozenset(columns[3:8])),) if cells else ()
+    return Section("Mutual information (InfoNCE)", (), tables, tuple(remarks))
+
+
+def _training(results: Results) -> Section:
+    tables = []
+    for model, summary in (results.get("training") or {}).items():
+        if not summary:
+            continue
+        heading = f"{model}: recipe {summary.get('recipe', 'unknown')}, from {summary.get('from', 'unknown')}"
+        iterations = [
+            (
+                str(row.get("iteration", NONE)),
+                str(row.get("queries", NONE)),
+                str(row.get("pairs", NONE)),
+                ", ".join(f"{rule} {count}" for rule, count in (row.get("filtered") or {}).items() if count) or "none",
+                str(row.get("steps", NONE)),
+                f"{number(row.get('loss_first'))} → {number(row.get('loss_last'))}",
+                percent(row.get("accuracy_last")),
+                number(row.get("mi_lower_bound_last")),
+            )
+            for row in summary.get("iterations") or ()
+        ]
+        columns = ("iteration", "queries", "pairs", "filtered out", "steps", "loss", "accuracy", "MI bound")
+        numbers = frozenset(columns) - {"filtered out"}
+        if iterations:
+            tables.append(Table(columns, iterations, heading, numbers))
+        evaluation = summary.get("evaluation") or {}
+        before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
+        if before or after:
+            measures = [
+                ("contrastive loss, nats", *(number(x.get("loss"), x.get("loss_ci")) for x in (before, after))),
+                (
+                    "accuracy",
+                    *(rate(x.get("accuracy"), *(x.get("accuracy_ci") or (None, None))) for x in (before, after)),
+                ),
+            ]
+            unseen = f"{model} on {_count(evaluation.get('n', 0), 'query')} not trained on"
+            tables.append(Table(("measure", "before", "after"), measures, unseen, frozenset(("before", "after"))))
+    remark = (
+        "Contrastive loss and accuracy tell a response's own constitution from its opposite (means over tokens, so not "
+        "on the scale of the InfoNCE above); loss and accuracy per iteration are those of single steps (first → last)."
+    )
+    return Section("Training", (), tuple(tables), (remark,))
+
+
+def _lengths(results: Results) -> Section:
+    columns = ("comparison", "task", "split", "words a", "words b", "a − b", "n")
+    cells = []
+    groups = _grouped(_rows(results, "comparisons"), "a", "b", "principle_set", "task", "split")
+    for group in groups.values():
+        row = max(group, key=lambda row: row.get("n") or 0)  # judges may have seen fewer queries
+        a, b = row.get("mean_length_a"), row.get("mean_length_b")
+        if a is not None and b is not None:
+            place = (_versus(row), row["task"], split_words(row["split"]))
+            cells.append((*place, f"{a:.1f}", f"{b:.1f}", f"{a - b:+.1f}", str(row.get("n"))))
+    tables = (Table(columns, cells, numbers=frozenset(columns[3:])),) if cells else ()
+    remark = "Words per response over the scored queries. A win that goes with longer answers may be a win of length."
+    return Section("Mean lengths", (), tables, (remark,))
+
+
+def _judges(results: Results) -> Section:
+    columns = ("judge", "kind", "model", "same verdict in both orders", "prefers the first", "ties", "unscored")
+    cells = [
+        (
+            name,
+            str(card.get("kind", NONE)),
+            str(card.get("model") or NONE),
+            f"{percent(card['position_consistency'])} of {card.get('n_pairs', 0)}"
+            if card.get("position_consistency") is not None
+            else NONE,
+            percent(card.get("share_first")),
+            percent(card.get("ties")),
+            percent(card.get("unscored_rate")),
+        )
+        for name, card in (results.get("judges") or {}).items()
+    ]
+    quality = results.get("quality") or {}
+    verdict = "passed" if quality.get("passed") else "FAILED"
+    sentences = (
+        (
+            f"Unscored verdicts, missing ones included: {percent(quality['unscored_rate'])} "
+            f"(limit {percent(quality.get('max_unscored'))}): {verdict}.",
+        )
+        if quality.get("unscored_rate") is not None
+        else ()
+    )
+    tables = (Table(columns, cells, numbers=frozenset(columns[3:])),) if cells else ()
+    remark = "A judge without a lean prefers the answer shown first in half of the pairs it decides."
+    return Section("Judges", sentences, tables, (remark,) if cells else ())
+
+
+def _footnotes(results: Results) -> Section:
+    rows = _rows(results, "comparisons") + _rows(results, "steerability")
+    if not rows:
+        return Section("How to read this")
+    methods = sorted({row["ci_method"] for row in rows if row.get("ci_method")})
+    gap_methods = sorted({row["ci_method"] for row in _rows(results, "gaps") if row.get("ci_method")})
+    level = percent(results.get("level", 0.95), 0)
+    notes = [
+        "Unit: the query. The verdicts on a query (both answer orders, its constitutions, repeats) are averaged before "
+        "anything else; n counts queries. W / T / L: queries whose mean is above, at or below one half.",
+        "Ties count as half a win. A pair of which one order is unscored is left out, never counted as a tie.",
+        f"Intervals are {level}"
+        + (f": {'; '.join(methods)}" if methods else "")
+        + ". Below 10 queries the interval is "
+        "Clopper-Pearson's, wide on purpose." + (f" Gaps: {'; '.join(gap_methods)}." if gap_methods else ""),
+        f"{ABOVE}, {BELOW}: the whole interval lies there. {UNCLEAR}: it contains one half (for gaps, zero), which is "
+        "not a proof of equality. Readings are not adjusted for the number of rows.",
+    ]
+    return Section("How to read this", tuple(notes))

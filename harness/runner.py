@@ -1,0 +1,531 @@
+"""Runs a plan: the only place where tasks, models, judges and statistics meet.
+
+Every row is on disk as soon as it exists. What is there already, in the run's folder or in the cache, is not made again, so
+that an interrupted run goes on where it was, and a finished one is read back without loading a model.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from harness.judges.llm import CHOICES, Comparison, Judgement
+from harness.judges.verifiable import compare
+from harness.plan import GenerationUnit, LikelihoodUnit, Plan, Stage, VerdictUnit, build_plan, rate_key
+from harness.progress import Display
+from harness.rows import Generation, Likelihood, Manifest, Row, Verdict
+from harness.spec import Spec, load_spec
+from harness.store import (
+    RowFile,
+    RunLock,
+    SharedRows,
+    cache_folder,
+    environment,
+    git_state,
+    read_json,
+    write_atomic,
+    write_json,
+    write_manifest,
+)
+from harness.validation import check
+from sami_train.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.models.base import Backend
+    from harness.models.local import TransformersBackend
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a run came to: the figures (see docs/results.md), its folder, and whether the demanded quality was reached."""
+
+    results: dict[str, Any]
+    folder: Path
+    passed: bool
+
+
+def run(
+    spec: Spec | str | Path = "quickstart", *, console: Console | None = None, quiet: bool = False, cache: bool = True
+) -> RunOutcome:
+    """Run a specification, or go on with it, and score it.
+
+    Args:
+        spec: a specification, the name of a preset, or a file.
+        console: where progress and results are shown (standard error and output by default).
+        quiet: show nothing.
+        cache: share rows and trained models with other runs through the cache folder.
+
+    Raises:
+        UserError: the specification is invalid, another process works in the folder, a model cannot be loaded, the disk is
+            full. Everything finished is kept.
+    """
+    spec = spec if isinstance(spec, Spec) else load_spec(str(spec), {})
+    check(spec)
+    plan = build_plan(spec)
+    folder = plan.folder
+    with RunLock(folder):
+        kept = _finished_results(plan, folder)
+        if kept is None:
+            with Display(console, quiet=quiet) as display:
+                kept = _Runner(plan, folder, display, cache).results()
+    return RunOutcome(kept, folder, bool(kept["quality"]["passed"]))
+
+
+def _finished_results(plan: Plan, folder: Path) -> dict[str, Any] | None:
+    """The results of this very plan, when they are there and nothing is missing."""
+    file = folder / "results.json"
+    if not file.is_file():
+        return None
+    results = read_json(file)
+    if not isinstance(results, dict) or results.get("spec_fingerprint") != plan.fingerprint:
+        return None
+    return results if all(stage.done(folder) >= stage.expected() for stage in plan.stages) else None
+
+
+class _Runner:
+    """One run in progress: the plan, its folder, the model in memory."""
+
+    def __init__(self, plan: Plan, folder: Path, display: Display, cache: bool) -> None:
+        self.plan, self.spec, self.folder, self.display, self.cache = plan, plan.spec, folder, display, cache
+        self._open: tuple[str, Backend] | None = None
+        self._engine: dict[str, Any] = {}
+
+    def results(self) -> dict[str, Any]:
+        """Run every stage that is not finished, then score and write the report."""
+        from harness.report.markdown import render_markdown
+
+        write_atomic(self.folder / "spec.yaml", self.spec.dump())
+        self.display.plan([stage.name for stage in self.plan.stages])
+        for stage in self.plan.stages:
+            self._run_stage(stage)
+        self._close_model()
+        results = {**self._score(), "created": _now().isoformat(timespec="seconds")}
+        write_json(self.folder / "manifest.json", self._run_manifest(results))
+        write_atomic(self.folder / "report.md", render_markdown(results))
+        write_json(self.folder / "results.json", results)
+        return results
+
+    def _run_stage(self, stage: Stage) -> None:
+        started = _now()
+        began = time.monotonic()
+        before = stage.done(self.folder)
+        if before < stage.expected() and stage.kind != "train":
+            self._take_from_cache(stage)
+            before = stage.done(self.folder)
+        self.display.stage(stage.name, before, stage.expected())
+        if before < stage.expected():
+            {"train": self._train, "generate": self._generate, "likelihood": self._likelihood, "judge": self._judge}[stage.kind](stage)
+            after = stage.done(self.folder)
+            self._write_manifest(stage, started, after)
+            if after > before:
+                remember_rate(rate_key(self.plan, stage), (time.monotonic() - began) / (after - before))
+            if stage.kind == "generate" and after < stage.expected():
+                self.display.note(f"{stage.name}: {stage.expected() - after} responses failed; run again to retry them")
+        self.display.finish(stage.name)
+
+    # Stages
+
+    def _train(self, stage: Stage) -> None:
+        from sami_train.trainer import TrainingData, train
+
+        assert stage.model is not None
+        self._close_model()
+        engine = self._engine_settings()
+        name, model = stage.model, self.spec.models[stage.model]
+        assert model.train is not None
+        data = TrainingData(
+            self.plan.training_queries(name), self.plan.training_principles(name), self.plan.training_templates(name)
+        )
+        target = self.folder / stage.path
+        place = cache_folder() / "training" / stage.fingerprint if self.cache else target
+        with self._training_lock(place):
+            train(
+                self.plan.recipe(name),
+                self.plan.source(model.train.from_),
+                data,
+                place,
+                device=engine["device"],
+                trust_remote_code=self.spec.models[model.train.from_].trust_remote_code,
+                progress=lambda what, done, total, figure: self.display.part(stage.name, what, done, total, figure),
+            )
+        if place != target:
+            _link_tree(place, target)
+        write_atomic(target / "fingerprint", stage.fingerprint + "\n")
+
+    def _training_lock(self, place: Path) -> AbstractContextManager[object]:
+        from contextlib import nullcontext
+
+        if not self.cache:
+            return nullcontext()
+        place.mkdir(parents=True, exist_ok=True)
+        return RunLock(place)
+
+    def _generate(self, stage: Stage) -> None:
+        from harness.models.base import Completion, Request
+
+        assert stage.model is not None
+        units = {unit.id: cast(GenerationUnit, unit) for unit in stage.units}
+        done = set(stage.finished_rows(self.folder))
+        requests = [Request(unit.id, unit.prompt) for unit in units.values()]
+        backend = self._model(stage.model)
+
+        def row(made: Completion) -> Generation:
+            unit = units[made.id]
+            return Generation(
+                id=unit.id, fingerprint=unit.fingerprint, model=cast(str, stage.model), task=stage.task,
+                query_id=unit.query.id, constitution_id=unit.constitution.id, principle_set=unit.principle_set,
+                split=unit.split, epoch=unit.epoch, prompt_hash=unit.prompt.hash, prompt=made.prompt, text=made.text,
+                finish_reason=made.finish_reason, n_prompt_tokens=made.n_prompt_tokens, n_tokens=made.n_tokens,
+                truncated=made.truncated, error=made.error,
+            )  # fmt: skip
+
+        batches = backend.generate(requests, self.plan.sampling(stage.model, stage.task), done=done)
+        self._write(stage, ([row(c) for c in batch if c.id not in done] for batch in batches), len(done))
+
+    def _likelihood(self, stage: Stage) -> None:
+        assert stage.model is not None
+        missing = self._missing(stage)
+        generations = self._generations(stage.model, stage.task)
+        backend = cast("TransformersBackend", self._model(stage.model))
+        style = self.spec.models[stage.model].style
+        limit = self.spec.sampling.max_prompt_tokens
+
+        def rows() -> Iterator[list[Row]]:
+            for unit in cast("list[LikelihoodUnit]", missing):
+                prompts = [backend.encode(response.prompt, limit) for response in unit.responses]
+                texts = [generations[response.id].text for response in unit.responses]
+                responses = [backend.response_ids(text, style) if text else [] for text in texts]
+                if not all(responses):
+                    responses = [ids or backend.response_ids("\n", style) for ids in responses]
+                yield [
+                    Likelihood(
+                        id=unit.id, fingerprint=unit.fingerprint, model=cast(str, stage.model), task=stage.task,
+                        query_id=unit.query_id, principle_set=unit.principle_set, split=unit.split,
+                        constitution_ids=[response.constitution.id for response in unit.responses],
+                        logprob_sums=backend.logprob_sums(prompts, responses), n_tokens=[len(ids) for ids in responses],
+                    )
+                ]  # fmt: skip
+
+        self._write(stage, rows(), stage.expected() - len(missing))
+
+    def _judge(self, stage: Stage) -> None:
+        missing = cast("list[VerdictUnit]", self._missing(stage))
+        texts = {
+            row.id: row
+            for model in dict.fromkeys(stage.pair)
+            for task in self.plan.tasks
+            for row in self._generations(model, task).values()
+        }
+        there = [u for u in missing if u.a.id in texts and u.b.id in texts]
+        lost = [u for u in missing if u not in there] if len(there) < len(missing) else []
+        rows = [self._verdict(stage, unit, Judgement("unscored", "no_response", details={"error": "no response"}), 0.0) for unit in lost]
+        if self.spec.judges[stage.judge].kind == "verifiable":
+            judged: Iterable[list[Row]] = ([self._checked(stage, unit, texts)] for unit in there)
+        else:
+            judged = self._asked(stage, there, texts)
+        self._write(stage, (batch for part in ([rows] if rows else [], judged) for batch in part), stage.expected() - len(missing))
+
+    def _checked(self, stage: Stage, unit: VerdictUnit, texts: dict[str, Generation]) -> Row:
+        outcome, details = compare(
+            unit.constitution, texts[unit.a.id].text, texts[unit.b.id].text, principle_set=unit.a.principle_set
+        )
+        return self._verdict(stage, unit, Judgement(outcome, details=details), 0.0)
+
+    def _asked(self, stage: Stage, units: Sequence[VerdictUnit], texts: dict[str, Generation]) -> Iterator[list[Row]]:
+        from harness.models.base import Request, Sampling
+
+        assert stage.model is not None
+        judges = {task: self.plan.judge(stage.judge, task) for task in self.plan.tasks}
+        comparisons: dict[str, tuple[VerdictUnit, Comparison]] = {}
+        settled: list[Row] = []
+        for unit in units:
+            comparison = Comparison(
+                unit.id,
+                tuple(unit.constitution.lines()),
+                unit.a.query.text,
+                texts[unit.a.id].text,
+                texts[unit.b.id].text,
+                unit.order,
+            )
+            judgement = judges[unit.a.task].without_asking(comparison)
+            if judgement is None:
+                comparisons[unit.id] = (unit, comparison)
+            else:
+                settled.append(self._verdict(stage, unit, judgement, 0.0))
+        yield settled
+        if not comparisons:
+            return
+        backend = self._model(stage.model)
+        prompts = {i: judges[unit.a.task].prompt(comparison) for i, (unit, comparison) in comparisons.items()}
+        if next(iter(judges.values())).form == "choice":
+            ids = list(comparisons)
+            for start in range(0, len(ids), CHOICE_ROWS):
+                chunk = ids[start : start + CHOICE_ROWS]
+                began = time.monotonic()
+                local = cast("TransformersBackend", backend)
+                found = local.choice_probabilities([prompts[i] for i in chunk], CHOICES[self.spec.models[stage.model].style])
+                latency = (time.monotonic() - began) / len(chunk)
+                rows: list[Row] = []
+                for i, (first, second) in zip(chunk, found, strict=True):
+                    unit, comparison = comparisons[i]
+                    judgement = judges[unit.a.task].read_choice(comparison, first, second)
+                    rows.append(self._verdict(stage, unit, judgement, latency))
+                yield rows
+            return
+        sampling = Sampling(max_new_tokens=JUDGE_TOKENS, max_prompt_tokens=8192, seed=self.spec.seed)
+        for batch in backend.generate([Request(i, prompt) for i, prompt in prompts.items()], sampling):
+            rows = []
+            for made in batch:
+                unit, comparison = comparisons[made.id]
+                judgement = judges[unit.a.task].read_text(
+                    comparison, made.text, truncated=made.finish_reason == "length", error=made.error
+                )
+                usage = dict(made.usage)
+                rows.append(self._verdict(stage, unit, judgement, float(usage.pop("latency_s", 0.0)), usage))
+            yield rows
+
+    def _verdict(
+        self, stage: Stage, unit: VerdictUnit, judgement: Judgement, latency_s: float, usage: dict[str, Any] | None = None
+    ) -> Verdict:
+        return Verdict(
+            id=unit.id, fingerprint=unit.fingerprint, judge=stage.judge, kind=stage.measure, a=stage.pair[0], b=stage.pair[1],
+            task=unit.a.task, query_id=unit.a.query.id, constitution_id=unit.constitution.id,
+            principle_set=unit.a.principle_set, split=unit.a.split, epoch=unit.a.epoch, order=unit.order,
+            outcome=judgement.outcome, reason=judgement.reason, raw=judgement.raw, details=judgement.details,
+            usage=usage or {}, latency_s=latency_s,
+        )  # fmt: skip
+
+    # Rows
+
+    def _missing(self, stage: Stage) -> list[Any]:
+        finished = stage.finished_rows(self.folder)
+        return [unit for unit in stage.units if unit.id not in finished]
+
+    def _write(self, stage: Stage, batches: Iterable[Sequence[Row]], done: int) -> None:
+        """Append rows as they come, and give the good ones to the cache at the end of the stage."""
+        new: list[Row] = []
+        with RowFile(self.folder / stage.path, stage.row_type) as file:
+            for batch in batches:
+                file.append(batch)
+                new += batch
+                done += len(batch)
+                self.display.advance(stage.name, done)
+        if self.cache and stage.kind != "judge":
+            from harness.plan import failed
+
+            self._shared(stage).give([row for row in new if not failed(row)])
+
+    def _shared(self, stage: Stage) -> SharedRows[Row]:
+        assert stage.model is not None
+        key = f"{self.plan.model_fingerprints[stage.model]}-{stage.kind}"
+        return SharedRows("rows", key, stage.row_type)
+
+    def _take_from_cache(self, stage: Stage) -> None:
+        """Copy rows that another run made, under the ids and names of this one."""
+        if not self.cache or stage.kind == "judge":
+            return
+        missing = {unit.fingerprint: unit for unit in self._missing(stage)}
+        taken = self._shared(stage).take(set(missing))
+        if not taken:
+            return
+        rows: list[Row] = []
+        for row in taken:
+            unit = missing[row.fingerprint]
+            names = {"id": unit.id, "model": stage.model, "task": stage.task, "principle_set": unit.principle_set, "split": unit.split}
+            rows.append(row.model_copy(update=names))
+        with RowFile(self.folder / stage.path, stage.row_type) as file:
+            file.append(rows)
+
+    def _generations(self, model: str, task: str) -> dict[str, Generation]:
+        stage = self.plan.stage("generate", model=model, task=task)
+        return cast("dict[str, Generation]", stage.finished_rows(self.folder))
+
+    # Models
+
+    def _model(self, name: str) -> Backend:
+        if self._open is None or self._open[0] != name:
+            self._close_model()
+            from harness.models import open_model
+
+            self._engine_settings()
+            self.display.note_loading(name)
+            backend = open_model(name, self.spec.models[name], self.plan.source, self.spec.engine)
+            self._open = (name, backend)
+        return self._open[1]
+
+    def _close_model(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def _engine_settings(self) -> dict[str, Any]:
+        """Device and CPU threads, chosen once per run folder: a resumed run computes as the first start did."""
+        if self._engine:
+            return self._engine
+        import torch
+
+        from sami_train.models import default_device
+
+        file = self.folder / "engine.json"
+        if file.is_file():
+            self._engine = read_json(file)
+        else:
+            wanted = self.spec.engine
+            self._engine = {
+                "device": default_device() if wanted.device == "auto" else wanted.device,
+                "threads": wanted.threads if isinstance(wanted.threads, int) else best_threads(),
+            }
+            write_json(file, self._engine)
+        torch.set_num_threads(self._engine["threads"])
+        return self._engine
+
+    # Records
+
+    def _write_manifest(self, stage: Stage, started: datetime.datetime, done: int) -> None:
+        git, dirty = git_state(Path(__file__).resolve().parent)
+        bad = stage.expected() - done
+        write_manifest(
+            self.folder / "manifests" / f"{stage.path.with_suffix('').as_posix().replace('/', '--')}.json",
+            Manifest(
+                stage=stage.name,
+                fingerprint=stage.fingerprint or self.plan.fingerprint,
+                inputs={"kind": stage.kind, "model": stage.model, "task": stage.task, "judge": stage.judge},
+                versions=environment(),
+                git=git,
+                dirty=dirty,
+                seeds={"seed": self.spec.seed},
+                device=self._engine.get("device"),
+                engine=getattr(self._open[1], "dtype", None) if self._open else None,
+                started=started,
+                finished=_now(),
+                expected=stage.expected(),
+                done=done,
+                failed=bad,
+            ),
+        )
+
+    def _run_manifest(self, results: dict[str, Any]) -> dict[str, Any]:
+        git, dirty = git_state(Path(__file__).resolve().parent)
+        return {
+            "spec_fingerprint": results["spec_fingerprint"],
+            "created": results["created"],
+            "versions": environment(),
+            "git": git,
+            "dirty": dirty,
+            "models": self.plan.model_fingerprints,
+            "tasks": {name: {"source": data.source, "hash": data.hash, "dropped": data.dropped} for name, data in self.plan.tasks.items()},
+            "principle_sets": {name: {"version": s.version, "hash": s.hash} for name, s in self.plan.sets.items()},
+        }
+
+    def _score(self) -> dict[str, Any]:
+        from harness.score import ScoreInputs, score
+
+        verdicts = [row for s in self.plan.stages if s.kind == "judge" for row in s.all_rows(self.folder).values()]
+        likelihoods = [row for s in self.plan.stages if s.kind == "likelihood" for row in s.finished_rows(self.folder).values()]
+        generations = [row for s in self.plan.stages if s.kind == "generate" for row in s.finished_rows(self.folder).values()]
+        training = {
+            s.model: read_json(self.folder / s.path / "summary.json") for s in self.plan.stages if s.kind == "train" and s.model
+        }
+        return score(
+            ScoreInputs(
+                name=self.spec.name,
+                description=self.spec.description,
+                spec_fingerprint=self.plan.fingerprint,
+                level=self.spec.statistics.level,
+                max_unscored=self.spec.statistics.max_unscored,
+                models={
+                    name: {"path": model.path, "style": model.style, "trained_from": model.train.from_ if model.train else None}
+                    for name, model in self.spec.models.items()
+                },
+                judges={name: {"kind": judge.kind, "model": judge.model} for name, judge in self.spec.judges.items()},
+                verdicts=verdicts,
+                lengths={
+                    (g.model, g.task, g.query_id, g.constitution_id, g.epoch): len(g.text.split()) for g in generations
+                },
+                likelihoods=likelihoods,
+                training=training,
+                expected=self.plan.expected_pairs(),
+            )
+        )
+
+
+JUDGE_TOKENS = 300
+"""Longest answer of a judge that writes, in tokens: a few sentences of reasoning and the verdict."""
+CHOICE_ROWS = 16
+"""Verdicts written together by a judge whose probabilities are read."""
+
+
+def best_threads() -> int:
+    """All the cores this process may use, unless a short probe finds one thread faster (a busy machine)."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores == 1:
+        return 1
+    matrix = torch.randn(512, 512)
+
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        times = []
+        for _ in range(7):
+            began = time.perf_counter()
+            for _ in range(4):
+                matrix @ matrix
+            times.append(time.perf_counter() - began)
+        return sorted(times)[len(times) // 2]
+
+    return cores if seconds(cores) < seconds(1) else 1
+
+
+def remember_rate(key: str, seconds: float) -> None:
+    """Keep the seconds per unit of a kind of stage for the next plan's estimate. Never a reason to stop."""
+    rates = known_rates()
+    rates[key] = seconds
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        write_json(cache_folder() / "rates.json", rates)
+    except (OSError, UserError):
+        return
+
+
+def known_rates() -> dict[str, float]:
+    """Seconds per unit from earlier runs on this machine, by `rate_key`."""
+    try:
+        value = json.loads((cache_folder() / "rates.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(k): float(v) for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Give a run its own names for the files of a trained model: hard links where the disk allows, copies elsewhere."""
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copy2(one, other)
+
+    work = target.with_name(f".{target.name}-being-linked")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        copy: Callable[[str, str], object] = link
+        shutil.copytree(source, work, copy_function=copy, ignore=shutil.ignore_patterns(".lock", ".*-being-written"))
+        shutil.rmtree(target, ignore_errors=True)
+        work.rename(target)
+    except (OSError, shutil.Error) as error:
+        raise UserError(f"{target}: the trained model cannot be put there ({error}); free some space and run again") from error
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

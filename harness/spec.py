@@ -1,0 +1,461 @@
+"""The run specification: one YAML file that says which models, tasks, principles and judges are put together.
+
+`load_spec` reads a preset or a file. What is given more closely wins: overrides (the command line), then the
+environment (`ENVIRONMENT`), then the file, then the defaults below. Whether what it names exists is a question for
+`harness.validation`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from harness.tasks.base import BUNDLED, HUB, TaskSpec
+from sami_train.constitutions import Polarity, Split
+from sami_train.errors import UserError, nearest
+from sami_train.prompts import Style
+from sami_train.yamlfile import LinedDocument, Location, first_problem, parse_yaml, read_yaml
+
+PRESETS = Path(__file__).resolve().parent / "presets"
+"""Where the presets lie; a preset's name is its path in here without the suffix."""
+
+ENVIRONMENT = {
+    "HARNESS_SEED": "seed",
+    "HARNESS_OUTPUT": "output",
+    "HARNESS_LIMIT": "tasks.*.limit",
+    "HARNESS_DEVICE": "engine.device",
+    "HARNESS_DTYPE": "engine.dtype",
+    "HARNESS_BATCH_SIZE": "engine.batch_size",
+    "HARNESS_THREADS": "engine.threads",
+}
+"""Environment variables that are read, and the field that each one sets (`*`: for every task)."""
+
+BackendName = Literal["embedded", "transformers", "openai", "anthropic"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class SpecError(UserError):
+    """An invalid specification. Its message has a line for each of `problems`."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+# --- The models. Numbers are strict: `yes` or `"3"` is no number.
+
+
+def _auto_or_count(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"{value!r} is neither 'auto' nor a whole number of at least 1")
+
+
+def _device(value: object) -> object:
+    name, _, number = str(value).partition(":")
+    if value in ("auto", "cpu", "cuda") or (name == "cuda" and number.isdecimal()):
+        return value
+    raise ValueError(f"there is no device {value!r}; write auto, cpu, cuda, or cuda:0 for one of several")
+
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Flag = Annotated[bool, Field(strict=True)]
+CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class TrainSpec(_Part):
+    """How a model of the run is trained from another one."""
+
+    recipe: str = Field(description="a shipped recipe (sami_train/recipes, without the suffix), or a .yaml file")
+    from_: str = Field(alias="from", description="the model of this specification that it starts from: local weights")
+    tasks: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="tasks whose training queries are used; null: all tasks"
+    )
+    set: dict[str, Any] = Field(default_factory=dict, description="changes to the recipe, field: value")
+
+
+class ModelSpec(_Part):
+    """A model: one that exists (`path`) or one that the run trains (`train`)."""
+
+    path: str | None = Field(
+        default=None, description="embedded/NAME, a folder, a hub id org/name[@revision], openai/NAME or anthropic/NAME"
+    )
+    train: TrainSpec | None = Field(default=None, description="instead of `path`: train it")
+    style: Style = Field(description="completion: a base model continues a text; chat: messages in a chat template")
+    revision: str | None = Field(default=None, description="hub ids: branch, tag or commit, as `@revision` in the path")
+    dtype: DType | None = Field(default=None, description="of the weights; null: as engine.dtype says")
+    trust_remote_code: Flag = Field(default=False, description="run code that lies in the model's folder")
+    base_url: str | None = Field(default=None, description="API models: another server's address; null: the provider's")
+    max_connections: Count = Field(default=8, description="API models: requests in flight")
+    max_retries: Annotated[int, Field(strict=True, ge=0)] = Field(
+        default=6, description="API models: tries after a failed one"
+    )
+    timeout_s: Annotated[float, Field(strict=True, gt=0)] = Field(
+        default=60, description="API models: seconds per request"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSpec:
+        if (self.path is None) == (self.train is None):
+            has = "neither" if self.path is None else "both"
+            raise ValueError(f"a model has 'path' (it exists) or 'train' (the run makes it); this one has {has}")
+        return self
+
+
+class RunTask(TaskSpec):
+    """A task of the run: where its queries come from (see `TaskSpec`), and how they are put to a model."""
+
+    template: str | None = Field(
+        default=None, description="a prompt template, by name or .yaml file; null: that of its kind"
+    )
+
+    def task_spec(self) -> TaskSpec:
+        """What `load_task` takes."""
+        return TaskSpec(**self.model_dump(exclude={"template"}))
+
+
+class PrinciplesSpec(_Part):
+    """What the models are asked to follow."""
+
+    sets: tuple[str, ...] = Field(min_length=1, description="principle sets, by name or .yaml file")
+    folders: tuple[str, ...] = Field(default=(), description="further folders in which names of sets are looked up")
+    splits: tuple[Split, ...] = Field(
+        default=("learned", "held_out"),
+        min_length=1,
+        description="evaluated principles: those of training, those kept from it",
+    )
+    per_query: Count = Field(default=1, description="constitutions drawn for a query, per set and split")
+    size: Count = Field(default=1, description="principles in a constitution")
+    polarity: Polarity = Field(default="both", description="sides taken: principle, antithesis, both, random")
+
+
+class JudgeSpec(_Part):
+    """Who says which of two responses follows the constitution better."""
+
+    kind: Literal["verifiable", "llm"] = Field(description="verifiable: programs score the text; llm: a model compares")
+    model: str | None = Field(default=None, description="llm: the model of this specification that judges")
+    limit: Count | None = Field(default=None, description="queries judged per task and split; null: all")
+    template: str | None = Field(
+        default=None, description="llm: a judge prompt, by name or .yaml file; null: that of the task"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> JudgeSpec:
+        if self.kind == "llm" and self.model is None:
+            raise ValueError("a judge of kind 'llm' needs 'model'; name one of the models")
+        for option in ("model", "template"):
+            if self.kind == "verifiable" and getattr(self, option) is not None:
+                raise ValueError(f"a verifiable judge has no '{option}'; leave it out, or set kind: llm")
+        return self
+
+
+class ComparisonSpec(_Part):
+    """A pair of models: win rates are those of `a` against `b`."""
+
+    a: str = Field(description="a model of this specification")
+    b: str = Field(description="another one")
+
+
+class SamplingSpec(_Part):
+    """How responses are generated."""
+
+    max_new_tokens: Count = Field(default=350, description="longest response, in tokens")
+    max_prompt_tokens: Annotated[int, Field(strict=True, ge=16)] = Field(
+        default=1024, description="longest prompt, in tokens; the query is shortened to fit (local models only)"
+    )
+    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] = Field(default=0.0, description="0 is greedy")
+    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
+        default=1.0, description="nucleus: probability kept"
+    )
+    epochs: Count = Field(default=1, description="responses per query and constitution")
+    example: Flag = Field(default=False, description="put the template's worked example first (style completion)")
+
+
+class MeasuresSpec(_Part):
+    """What is measured besides win rates."""
+
+    steerability: Flag = Field(
+        default=True, description="responses under a principle against those under its antithesis"
+    )
+    infonce: Annotated[int, Field(strict=True, ge=0)] = Field(
+        default=0,
+        description="queries per task and split for the mutual information; 0: off; API models are passed over",
+    )
+
+
+class StatisticsSpec(_Part):
+    """Of the figures."""
+
+    level: Annotated[float, Field(strict=True, gt=0, lt=1)] = Field(default=0.95, description="of confidence intervals")
+    max_unscored: Annotated[float, Field(strict=True, ge=0, le=1)] = Field(
+        default=0.02, description="share of unscored verdicts above which the run fails its quality check"
+    )
+
+
+class EngineSpec(_Part):
+    """Where and how local models run. None of it is meant to change what is measured."""
+
+    device: Annotated[str, BeforeValidator(_device)] = Field(
+        default="auto", description="auto, cpu, cuda, or cuda:NUMBER"
+    )
+    dtype: DType = Field(default="auto", description="of the weights, where the model says nothing else")
+    batch_size: CountOrAuto = Field(default="auto", description="prompts generated together")
+    threads: CountOrAuto = Field(default="auto", description="CPU threads")
+
+
+class Spec(_Part):
+    """A run. Field by field what the YAML file has; names of models, tasks and judges become names of files."""
+
+    name: str = Field(description="of the run")
+    description: str = Field(default="", description="one sentence, for the report")
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = Field(default=0, description="of every draw")
+    models: dict[str, ModelSpec] = Field(min_length=1, description="by the name that tables show")
+    tasks: dict[str, RunTask] = Field(min_length=1, description="by the name that tables show")
+    principles: PrinciplesSpec
+    judges: dict[str, JudgeSpec] = Field(min_length=1, description="by the name that tables show")
+    comparisons: tuple[ComparisonSpec, ...] = Field(
+        min_length=1, description="which models meet; a model in none of them only judges or is trained from"
+    )
+    sampling: SamplingSpec = SamplingSpec()
+    measures: MeasuresSpec = MeasuresSpec()
+    statistics: StatisticsSpec = StatisticsSpec()
+    engine: EngineSpec = EngineSpec()
+    output: str = Field(min_length=1, description="the run's folder, relative to the current one; by default runs/NAME")
+
+    _document: LinedDocument = PrivateAttr(default_factory=lambda: LinedDocument(Path("specification"), None))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_output(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("output") is None and isinstance(data.get("name"), str):
+            return {**data, "output": f"runs/{data['name']}"}
+        return data
+
+    @property
+    def path(self) -> Path:
+        """The file that it was read from."""
+        return self._document.path
+
+    @property
+    def document(self) -> LinedDocument:
+        """Its values with their places in the file, for messages."""
+        return self._document
+
+    def dump(self) -> str:
+        """The whole specification as YAML, every default written out: loaded again, it says the same."""
+        data = self.model_dump(mode="json", by_alias=True)
+        return yaml.safe_dump(_without_nulls(data), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _without_nulls(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_nulls(value) for key, value in data.items() if value is not None}
+    return data
+
+
+def model_backend(path: str) -> BackendName:
+    """Which back end runs the model of a path. A folder or a hub id is one for transformers."""
+    prefix = path.partition("/")[0]
+    for name in ("embedded", "openai", "anthropic"):
+        if prefix == name and "/" in path:
+            return name  # type: ignore[return-value]
+    return "transformers"
+
+
+# --- Reading
+
+
+def list_presets() -> list[str]:
+    """The names of the presets."""
+    return sorted(file.relative_to(PRESETS).with_suffix("").as_posix() for file in PRESETS.rglob("*.yaml"))
+
+
+def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Spec:
+    """Read a preset or a file, and put the environment and `overrides` over it.
+
+    Args:
+        name_or_path: a preset's name (see `list_presets`) or a YAML file.
+        overrides: dotted field to value, for example ``{"sampling.max_new_tokens": 64, "tasks.*.limit": 8}``; a value
+            that is text counts as text, so read it as YAML before where numbers are meant.
+
+    Relative paths in the file are taken from the file's folder if they are there, and from the current folder
+    otherwise; those of overrides from the current folder.
+
+    Raises:
+        SpecError: there is no such preset or file, or its first mistake, with file, line and field.
+    """
+    try:
+        layers = _Layers.of(read_yaml(_find(name_or_path), what="specification"))
+        for variable, key in ENVIRONMENT.items():
+            if text := os.environ.get(variable, "").strip():
+                layers.put(key, parse_yaml(text, Path(variable)).data, variable)
+        for key, value in (overrides or {}).items():
+            layers.put(key, value, f"option {key}")
+        layers.resolve_paths()
+    except UserError as error:
+        raise SpecError(one_line(str(error))) from None
+    try:
+        spec = Spec.model_validate(layers.data)
+    except ValidationError as error:
+        raise SpecError(one_line(_first_problem(error, layers))) from None
+    spec._document = layers
+    return spec
+
+
+def _find(name_or_path: str | Path) -> Path:
+    text = str(name_or_path)
+    if text in list_presets():
+        return PRESETS / f"{text}.yaml"
+    if text.endswith((".yaml", ".yml")) or Path(text).is_file():
+        return Path(text).expanduser()
+    raise UserError(f"there is no preset '{text}'; {nearest(text, list_presets())} (a file's name ends in .yaml)")
+
+
+@dataclass(frozen=True)
+class _Layers(LinedDocument):
+    """A specification's values with where each comes from: a line of the file, a variable, an option."""
+
+    origins: dict[Location, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, document: LinedDocument) -> _Layers:
+        if not isinstance(document.data, dict):
+            raise UserError(f"{document.path}:1: a specification is a mapping of fields; this is not one")
+        layers = cls(document.path, document.data, document.lines)
+        for location, node in _walk(document.data):
+            for key in node if isinstance(node, dict) else ():
+                if not isinstance(key, str):
+                    place = document.where((*location, str(key)))
+                    raise UserError(f"{place}: the key {key!r} is not read as text; put it into quotes")
+        return layers
+
+    def where(self, location: Location) -> str:
+        for end in range(len(location), -1, -1):
+            if location[:end] in self.origins:
+                return self.origins[location[:end]]
+            if location[:end] in self.lines:
+                below = [name for at, name in self.origins.items() if at[: len(location)] == location]
+                return below[0] if end < len(location) and below else super().where(location)
+        return super().where(location)
+
+    def put(self, key: str, value: Any, origin: str) -> None:
+        """Set the field of a dotted key; the blocks above it are made where they are missing."""
+        for location in self._locations(key, origin):
+            node: Any = self.data
+            for part in location[:-1]:
+                if node.get(part) is None:
+                    node[part] = {}
+                node = node[part]
+            node[location[-1]] = value
+            for old in [known for known in self.origins if known[: len(location)] == location]:
+                del self.origins[old]
+            for line in [known for known in self.lines if known[: len(location)] == location]:
+                del self.lines[line]
+            self.origins[location] = origin
+
+    def _locations(self, key: str, origin: str) -> list[Location]:
+        """The places that a dotted key means: one, or with `*` one for every name there. Names may have dots."""
+        found: list[tuple[Location, Any, str]] = [((), self.data, key)]
+        places: list[Location] = []
+        while found:
+            location, node, rest = found.pop(0)
+            if node is not None and not isinstance(node, dict):
+                shown = ".".join(map(str, location))
+                raise UserError(f"{origin}: '{shown}' has no fields of its own; set it as a whole")
+            node = node or {}
+            names = list(node)
+            if rest.startswith("*."):
+                found += [((*location, name), node[name], rest[2:]) for name in names]
+                continue
+            fitting = [name for name in names if rest.startswith(f"{name}.")]
+            if "." not in rest or rest in names:
+                places.append((*location, rest))
+            elif fitting:
+                name = max(fitting, key=len)
+                found.append(((*location, name), node[name], rest[len(name) + 1 :]))
+            elif location in {("models",), ("tasks",), ("judges",)}:
+                name = rest.partition(".")[0]
+                raise UserError(f"{origin}: there is no '{location[0]}.{name}'; {nearest(name, names)}")
+            else:
+                name, _, rest = rest.partition(".")
+                found.append(((*location, name), None, rest))
+        return places
+
+    def resolve_paths(self) -> None:
+        """Make the paths absolute that are there."""
+        for location, value in list(_walk(self.data)):
+            if not _is_path(location, value):
+                continue
+            prefix = "transformers/" if value.startswith("transformers/") else ""
+            path = Path(value.removeprefix(prefix)).expanduser()
+            in_file = self.where(location) not in self.origins.values()
+            bases = [self.path.absolute().parent, Path()] if in_file else [Path()]
+            there = next((base / path for base in bases if (base / path).exists()), None)
+            if there is not None:
+                node: Any = self.data
+                for part in location[:-1]:
+                    node = node[part]
+                node[location[-1]] = f"{prefix}{there.absolute()}"
+
+
+def _walk(node: Any, location: Location = ()) -> Iterator[tuple[Location, Any]]:
+    """Every value with its place, the document itself first."""
+    yield location, node
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        yield from _walk(value, (*location, key))
+
+
+def _is_path(location: Location, value: object) -> bool:
+    """Whether a value is a path, or may be one (a model's folder looks like a hub id)."""
+    if not isinstance(value, str) or not value:
+        return False
+    is_yaml = value.endswith((".yaml", ".yml"))
+    match location:
+        case ("models", _, "path"):
+            return model_backend(value) == "transformers"
+        case ("models", _, "train", "recipe") | ("tasks" | "judges", _, "template"):
+            return is_yaml
+        case ("tasks", _, "source" | "train_source"):
+            return value not in (BUNDLED, HUB)
+        case ("principles", "sets", _):
+            return is_yaml or os.sep in value
+        case ("principles", "folders", _):
+            return True
+    return False
+
+
+_HINTS = {
+    "style": "add 'style: completion' for a base model, 'style: chat' for one that has a chat template",
+    "kind": "add 'kind: verifiable' or 'kind: llm'",
+}
+
+
+def _first_problem(error: ValidationError, document: LinedDocument) -> str:
+    problem = error.errors(include_url=False)[0]
+    location: Location = problem["loc"]
+    if problem["type"] == "missing" and location[-1] in _HINTS:
+        shown = ".".join(map(str, location))
+        return f"{document.where(location)}: '{shown}' is missing; {_HINTS[str(location[-1])]}"
+    if problem["type"] == "extra_forbidden" and str(location[-1]).lower() in ("api_key", "key", "token"):
+        shown = ".".join(map(str, location))
+        return (
+            f"{document.where(location)}: '{shown}' has no place in a specification; "
+            "set the environment variable OPENAI_API_KEY or ANTHROPIC_API_KEY"
+        )
+    return first_problem(error, document, Spec)
+
+
+def one_line(text: str) -> str:
+    """A message without line breaks, whatever the values in it hold."""
+    return " ".join(text.split("\n")).replace("\r", " ")

@@ -1,0 +1,465 @@
+"""Whether what a specification names exists and fits together: every problem at once, before anything heavy is loaded.
+
+Each problem is one sentence: file and line, the field, what is wrong, and what to write instead. No model is loaded and
+no network is asked; what only they can tell (a hub id's files, a provider's models) is left to the run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.judges.checks import validate_check
+from harness.judges.llm import load_judge_template
+from harness.models._api import check_base_url, resolve_key
+from harness.models.anthropic import KEY_VARIABLE as ANTHROPIC_KEY
+from harness.models.openai import KEY_VARIABLE as OPENAI_KEY
+from harness.spec import ModelSpec, Spec, SpecError, model_backend, one_line
+from harness.tasks import TaskData, hh_rlhf, list_tasks, load_task, tldr
+from harness.tasks.base import BUNDLED, HUB
+from sami_train.config import Recipe, load_recipe
+from sami_train.constitutions import NEAR_DUPLICATE, Principle, PrincipleSet, load_principle_set, similarity
+from sami_train.errors import MissingPackage, UserError, nearest
+from sami_train.models import check_source, has_chat_template, parse_source
+from sami_train.pairs import split_queries
+from sami_train.prompts import load_template
+from sami_train.yamlfile import LinedDocument, Location, first_problem, read_yaml
+
+BACKENDS = ("embedded", "transformers", "openai", "anthropic")
+KINDS = {"hh-rlhf": hh_rlhf.KIND, "tldr": tldr.KIND}
+"""Kind by task. What another package's task is shows only when it is loaded, so less of it is checked here."""
+LIGHT_BYTES = 8 << 20
+"""Files of queries up to this size are read here, so that a limit above their number is found."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_API: dict[str, tuple[str, str]] = {
+    "openai": (OPENAI_KEY, "OPENAI_BASE_URL"),
+    "anthropic": (ANTHROPIC_KEY, "ANTHROPIC_BASE_URL"),
+}
+_API_ONLY = ("base_url", "max_connections", "max_retries", "timeout_s")
+_LOCAL_ONLY = ("revision", "dtype", "trust_remote_code")
+_SET_BY_HARNESS = ("model", "queries", "principles", "style")
+
+
+def check(spec: Spec) -> None:
+    """Raise SpecError, a line for each problem, unless there are none."""
+    if problems := validate(spec):
+        raise SpecError(*problems)
+
+
+def validate(spec: Spec) -> list[str]:
+    """All problems, in the order of the file's blocks; an empty list means that the run can start."""
+    found = _Problems(spec.document)
+    _check_names(spec, found)
+    tasks = _check_tasks(spec, found)
+    sets = _check_sets(spec, found)
+    _check_coverage(spec, sets, found)
+    _check_models(spec, found)
+    for name in spec.models:
+        _check_training(spec, name, tasks, sets, found)
+    _check_judges(spec, sets, found)
+    _check_comparisons(spec, found)
+    return found.sentences
+
+
+class _Problems:
+    """The problems found, each put together from its place."""
+
+    def __init__(self, document: LinedDocument) -> None:
+        self.document = document
+        self.sentences: list[str] = []
+
+    def add(self, location: Location, message: object) -> None:
+        shown = ".".join(map(str, location))
+        sentence = one_line(f"{self.document.where(location)}: '{shown}': {message}")
+        if sentence not in self.sentences:
+            self.sentences.append(sentence)
+
+    @contextmanager
+    def at(self, location: Location) -> Iterator[None]:
+        """Take down a UserError raised inside as a problem of this place."""
+        try:
+            yield
+        except UserError as error:
+            self.add(location, error)
+
+
+# --- Names
+
+
+def _check_names(spec: Spec, found: _Problems) -> None:
+    blocks: tuple[tuple[str, Iterable[str]], ...] = (
+        ("models", spec.models),
+        ("tasks", spec.tasks),
+        ("judges", spec.judges),
+    )
+    for block, names in (("name", [spec.name]), *blocks):
+        seen: dict[str, str] = {}
+        for name in names:
+            location: Location = ("name",) if block == "name" else (block, name)
+            if not _NAME.fullmatch(name):
+                found.add(
+                    location, f"'{name}' becomes a file name; use letters, digits, '.', '_' and '-' only, no '.' first"
+                )
+            if name.lower() in seen:
+                found.add(
+                    location, f"'{seen[name.lower()]}' and '{name}' are the same file name on some disks; rename one"
+                )
+            seen[name.lower()] = name
+            if block == "models" and "-vs-" in name:
+                found.add(location, "'-vs-' stands between the names of a comparison; leave it out of a model's name")
+            if block == "tasks" and name == "all":
+                found.add(location, "tables call all tasks together 'all'; give this task another name")
+    if Path(spec.output).exists() and not Path(spec.output).is_dir():
+        found.add(("output",), f"'{spec.output}' is a file; name a folder")
+
+
+# --- Tasks
+
+
+def _check_tasks(spec: Spec, found: _Problems) -> dict[str, TaskData]:
+    """The tasks whose queries could be read at once, by name."""
+    data: dict[str, TaskData] = {}
+    for name, task in spec.tasks.items():
+        if task.task not in list_tasks():
+            found.add(("tasks", name, "task"), f"there is no task '{task.task}'; {nearest(task.task, list_tasks())}")
+        elif task.task in KINDS:
+            sources = {"source": task.source, "train_source": task.train_source or task.source}
+            missing = [field for field, source in sources.items() if not _is_there(source)]
+            for field in missing[:1]:
+                hint = _closest(sources[field], [BUNDLED, HUB]) or "check the path"
+                found.add(("tasks", name, field), f"there is no data at '{sources[field]}'; {hint}")
+            if not missing and all(map(_is_light, sources.values())):
+                try:
+                    data[name] = load_task(name, task.task_spec())
+                except UserError as error:
+                    message = str(error).removeprefix(f"task '{name}': ")
+                    field = next((f for f in ("train_limit", "limit") if message.startswith(f"'{f}'")), "source")
+                    found.add(("tasks", name, field), message)
+        if task.template is not None:
+            with found.at(("tasks", name, "template")):
+                template = load_template(task.template)
+                if (kind := KINDS.get(task.task, template.task)) != template.task:
+                    raise UserError(f"'{task.template}' is for {template.task}, but this task is {kind}; name another")
+    return data
+
+
+def _is_there(source: str) -> bool:
+    return source in (BUNDLED, HUB) or Path(source).expanduser().exists()
+
+
+def _is_light(source: str) -> bool:
+    path = Path(source).expanduser()
+    return source == BUNDLED or (source != HUB and path.is_file() and path.stat().st_size <= LIGHT_BYTES)
+
+
+# --- Principles
+
+
+def _check_sets(spec: Spec, found: _Problems) -> dict[str, PrincipleSet]:
+    """The principle sets that can be read, by name."""
+    block = spec.principles
+    for index, folder in enumerate(block.folders):
+        if not Path(folder).expanduser().is_dir():
+            found.add(("principles", "folders", index), f"there is no folder '{folder}'; check the path")
+    for split in {s for s in block.splits if block.splits.count(s) > 1}:
+        found.add(("principles", "splits"), f"'{split}' stands twice; keep one")
+    sets: dict[str, PrincipleSet] = {}
+    for index, name in enumerate(block.sets):
+        location: Location = ("principles", "sets", index)
+        with found.at(location):
+            loaded = load_principle_set(name, [Path(folder) for folder in block.folders])
+            if loaded.name in sets:
+                raise UserError(
+                    f"the set '{loaded.name}' stands twice ({sets[loaded.name].file}, {loaded.file}); keep one"
+                )
+            sets[loaded.name] = loaded
+            _check_checks(loaded, location, found)
+    _check_held_out(spec, sets, found)
+    return sets
+
+
+def _check_checks(principle_set: PrincipleSet, location: Location, found: _Problems) -> None:
+    document: LinedDocument | None = None
+    for number, principle in enumerate(principle_set.principles):
+        if principle.check is None:
+            continue
+        try:
+            validate_check(principle.check)
+        except UserError as error:
+            document = document or read_yaml(principle_set.file)
+            place = document.where(("principles", number, "check"))
+            found.add(location, f"{place}: principle '{principle.id}': {error}")
+
+
+def _check_held_out(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) -> None:
+    """A held-out principle must not be learned, in whatever set; and an id means one thing."""
+    every = [(s, p) for s in sets.values() for p in s.principles]
+    place: Location = ("principles", "sets")
+    for (set_a, a), (set_b, b) in combinations(every, 2):
+        sides = f"'{a.id}' of '{set_a.name}' ({_said(a)}) and '{b.id}' of '{set_b.name}' ({_said(b)})"
+        if a.split != b.split:
+            if "held_out" not in spec.principles.splits:
+                continue
+            if a.id == b.id:
+                found.add(place, f"{sides} are one principle, so it is not held out; leave one of the sets out")
+            elif similarity(a.definition, b.definition) >= NEAR_DUPLICATE:
+                found.add(place, f"{sides} say nearly the same, so it is not held out; drop or reword one")
+        elif a.id == b.id and (a.definition, a.antithesis, a.check) != (b.definition, b.antithesis, b.check):
+            found.add(place, f"{sides} have one id and different texts or checks; rename one")
+
+
+def _said(principle: Principle) -> str:
+    return principle.split.replace("_", " ")
+
+
+def _check_coverage(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) -> None:
+    """Each task needs principles of each split, each set a task, and each constitution enough principles."""
+    block = spec.principles
+    kinds = {name: KINDS[task.task] for name, task in spec.tasks.items() if task.task in KINDS}
+    if len(sets) < len(block.sets) or not kinds:
+        return
+    for task, kind in kinds.items():
+        for split in block.splits:
+            counts = {s.name: len(s.select(kind, split)) for s in sets.values()}
+            said = f"{split.replace('_', '-')} principles for the task '{task}' ({kind})"
+            if not any(counts.values()):
+                found.add(
+                    ("principles", "splits"), f"no set has {said}; leave '{split}' out or add a set that has some"
+                )
+            for name, n in counts.items():
+                if 0 < n < block.size:
+                    found.add(
+                        ("principles", "size"),
+                        f"the set '{name}' has {n} {said}, fewer than {block.size}; lower 'size'",
+                    )
+    if len(kinds) == len(spec.tasks):
+        for index, principle_set in enumerate(sets.values()):
+            if not any(principle_set.select(kind, split) for kind in kinds.values() for split in block.splits):
+                about = " and ".join(sorted({kind for p in principle_set.principles for kind in p.task}))
+                message = f"'{principle_set.name}' is for {about} and has no principles for these tasks and splits; leave it out"
+                found.add(("principles", "sets", index), message)
+
+
+# --- Models
+
+
+def _check_models(spec: Spec, found: _Problems) -> None:
+    judging = {judge.model for judge in spec.judges.values()}
+    used = {name for pair in spec.comparisons for name in (pair.a, pair.b)} | judging
+    for name, model in spec.models.items():
+        location: Location = ("models", name)
+        if model.train is not None:
+            _refuse(
+                model, (*_API_ONLY, "revision", "trust_remote_code"), "a model that the run trains", location, found
+            )
+        elif (problem := _unknown_backend(model.path or "")) is not None:
+            found.add((*location, "path"), problem)
+        elif (backend := model_backend(model.path or "")) in _API:
+            _refuse(model, _LOCAL_ONLY, "an API model", location, found)
+            _check_api_model(name, model, backend, name in used, found)
+        else:
+            _refuse(model, _API_ONLY, "a model that runs here", location, found)
+            _check_local_model(name, model, found)
+
+
+def _unknown_backend(path: str) -> str | None:
+    """A problem with the path's prefix: one like a back end's, or one before a hub id."""
+    prefix, slash, rest = path.partition("/")
+    if not slash or prefix in BACKENDS:
+        return None if rest or prefix not in BACKENDS else f"'{path}' names no model; write {prefix}/NAME"
+    if not prefix or prefix[0] in ".~" or Path(path).is_dir():
+        return None
+    is_like_one = bool(get_close_matches(prefix.lower(), BACKENDS, n=1, cutoff=0.8))
+    if is_like_one or (re.fullmatch(r"[\w-]+", prefix) and rest.count("/") == 1 and "@" not in rest.partition("/")[0]):
+        return f"there is no back end '{prefix}'; {nearest(prefix.lower(), BACKENDS)}"
+    return None
+
+
+def _refuse(model: ModelSpec, fields: Sequence[str], what: str, location: Location, found: _Problems) -> None:
+    for field in fields:
+        if getattr(model, field) != ModelSpec.model_fields[field].default:
+            found.add((*location, field), f"{what} has no '{field}'; leave it out")
+
+
+def _check_local_model(name: str, model: ModelSpec, found: _Problems) -> None:
+    with found.at(("models", name, "path")):
+        source = parse_source(model.path or "")
+        check_source(source)
+        if model.revision is not None and source.kind != "hub":
+            found.add(("models", name, "revision"), "only a hub id has revisions; leave it out")
+        elif source.revision is not None and model.revision not in (None, source.revision):
+            found.add(("models", name, "revision"), f"the path says '@{source.revision}' already; keep one of them")
+        if model.style == "chat" and has_chat_template(source) is False:
+            message = (
+                f"'{model.path}' has no chat template; write 'style: completion', or name its instruction-tuned version"
+            )
+            found.add(("models", name, "style"), message)
+
+
+def _check_api_model(name: str, model: ModelSpec, backend: str, used: bool, found: _Problems) -> None:
+    variable, address = _API[backend]
+    if not (model.path or "").partition("/")[2]:
+        found.add(("models", name, "path"), f"'{model.path}' names no model; write {backend}/NAME")
+    if backend == "anthropic" and model.style != "chat":
+        found.add(("models", name, "style"), "Anthropic's interface has chats only; write 'style: chat'")
+    if importlib.util.find_spec(backend) is None:
+        found.add(("models", name, "path"), MissingPackage(backend, extra=backend))
+    try:
+        base_url = check_base_url(model.base_url or os.environ.get(address) or None, name)
+        if used:
+            resolve_key(None, variable=variable, base_url=base_url, name=name)
+    except UserError as error:
+        message = str(error).removeprefix(f"model '{name}': ")
+        found.add(("models", name, "base_url" if "'base_url'" in message else "path"), message)
+
+
+# --- Training
+
+
+def _check_training(
+    spec: Spec, name: str, tasks: dict[str, TaskData], sets: dict[str, PrincipleSet], found: _Problems
+) -> None:
+    model = spec.models[name]
+    if model.train is None:
+        return
+    location: Location = ("models", name, "train")
+    with found.at((*location, "from")):
+        _check_from(spec, name)
+    for index, task in enumerate(model.train.tasks or ()):
+        if task not in spec.tasks:
+            found.add((*location, "tasks", index), f"there is no task '{task}' here; {nearest(task, spec.tasks)}")
+        elif task in (model.train.tasks or ())[:index]:
+            found.add((*location, "tasks", index), f"'{task}' stands twice; keep one")
+    recipe = _check_recipe(spec, name, found)
+    wanted = [task for task in (model.train.tasks or spec.tasks) if task in spec.tasks]
+    if recipe is None:
+        return
+    if len(sets) == len(spec.principles.sets):
+        for kind in sorted({KINDS[spec.tasks[task].task] for task in wanted if spec.tasks[task].task in KINDS}):
+            n = sum(len(s.select(kind, "learned")) for s in sets.values())
+            if n < recipe.principles_per_constitution:
+                need = f"training on {kind} needs {recipe.principles_per_constitution} learned principles or more"
+                found.add(location, f"{need}, and the sets have {n}; add a set, or set 'tasks' to others")
+    if wanted and all(task in tasks for task in wanted):
+        with found.at(location):
+            split_queries([query for task in wanted for query in tasks[task].train], recipe)
+
+
+def _check_from(spec: Spec, name: str) -> None:
+    """Raise UserError unless the model can be trained from what it names."""
+    seen = [name]
+    while (train := spec.models[seen[-1]].train) is not None:
+        start = train.from_
+        if start not in spec.models:
+            if len(seen) == 1:
+                raise UserError(f"there is no model '{start}' here; {nearest(start, set(spec.models) - {name})}")
+            return  # a problem of that other model
+        if start in seen:
+            way = (
+                f"'{name}' cannot be trained from itself"
+                if len(seen) == 1
+                else f"{' from '.join([*seen, start])} is a circle"
+            )
+            raise UserError(f"{way}; name a model that has a 'path'")
+        seen.append(start)
+    if len(seen) > 2 and list(spec.models).index(seen[1]) > list(spec.models).index(name):
+        raise UserError(f"'{seen[1]}' is trained itself; put it above '{name}', for models are trained in their order")
+    if model_backend(spec.models[seen[-1]].path or "") in _API and len(seen) == 2:
+        raise UserError(f"'{seen[-1]}' is an API model, whose weights are not here; name a local model")
+
+
+def _check_recipe(spec: Spec, name: str, found: _Problems) -> Recipe | None:
+    """The recipe with the specification's changes, as the run will use it; None when there is a problem with it."""
+    model = spec.models[name]
+    train = model.train
+    assert train is not None
+    location: Location = ("models", name, "train")
+    before = len(found.sentences)
+    with found.at((*location, "recipe")):
+        load_recipe(train.recipe)
+    if len(found.sentences) > before:
+        return None
+    for field, value in train.set.items():
+        place = (*location, "set", field)
+        if field in _SET_BY_HARNESS:
+            found.add(place, f"the run sets '{field}' of a recipe itself; leave it out")
+            continue
+        if field not in Recipe.model_fields:
+            known = set(Recipe.model_fields) - set(_SET_BY_HARNESS)
+            found.add(place, f"a recipe has no field '{field}'; {nearest(field, known)}")
+            continue
+        document = LinedDocument(Path(train.recipe), {field: value})
+        try:
+            Recipe.model_validate({**load_recipe(train.recipe).model_dump(), field: value})
+        except ValidationError as error:
+            message = first_problem(error, document, Recipe).removeprefix(f"{document.path}: ")
+            found.add(place, message.removeprefix(f"'{field}': "))
+    if len(found.sentences) > before:
+        return None
+    changes: dict[str, Any] = {"seed": spec.seed, **train.set, "style": model.style}
+    recipe: Recipe | None = None
+    with found.at(location):
+        recipe = load_recipe(train.recipe, changes)
+    return recipe
+
+
+# --- Judges and comparisons
+
+
+def _check_judges(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) -> None:
+    for name, judge in spec.judges.items():
+        if judge.kind == "verifiable":
+            _check_verifiable(spec, name, sets, found)
+        if judge.model is not None and judge.model not in spec.models:
+            found.add(
+                ("judges", name, "model"),
+                f"there is no model '{judge.model}' here; {nearest(judge.model, spec.models)}",
+            )
+        if judge.template is not None:
+            with found.at(("judges", name, "template")):
+                load_judge_template(judge.template)
+
+
+def _check_verifiable(spec: Spec, name: str, sets: dict[str, PrincipleSet], found: _Problems) -> None:
+    """A verifiable judge is given every constitution of the run, so every principle evaluated needs a check."""
+    kinds = {KINDS.get(task.task) for task in spec.tasks.values()}
+    for principle_set in sets.values():
+        used = [
+            p
+            for p in principle_set.principles
+            if p.split in spec.principles.splits and (None in kinds or kinds & set(p.task))
+        ]
+        without = [p.id for p in used if p.check is None]
+        if without:
+            some = "none of its principles has one" if len(without) == len(used) else f"'{without[0]}' has none"
+            message = f"this judge needs a check on every principle, but in the set '{principle_set.name}' {some}"
+            found.add(("judges", name), f"{message}; add checks, leave the set out, or use a judge of kind llm")
+
+
+def _check_comparisons(spec: Spec, found: _Problems) -> None:
+    seen: set[frozenset[str]] = set()
+    for index, pair in enumerate(spec.comparisons):
+        location: Location = ("comparisons", index)
+        for side, name in (("a", pair.a), ("b", pair.b)):
+            if name not in spec.models:
+                found.add((*location, side), f"there is no model '{name}' here; {nearest(name, spec.models)}")
+        if pair.a == pair.b:
+            found.add(location, f"'{pair.a}' is compared with itself; name two models")
+        elif frozenset((pair.a, pair.b)) in seen:
+            found.add(location, f"'{pair.a}' and '{pair.b}' are compared above already; keep one")
+        seen.add(frozenset((pair.a, pair.b)))
+
+
+def _closest(name: str, known: Sequence[str]) -> str | None:
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else None

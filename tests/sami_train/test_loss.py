@@ -1,0 +1,58 @@
+"""The objective against a computation written out in float64 from its formula."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sami_train import sami_loss
+from sami_train.loss import contrast_metrics, row_and_column_losses
+
+
+def written_out(matrix: np.ndarray) -> float:
+    size = len(matrix)
+    total = 0.0
+    for i in range(size):
+        row = math.log(sum(math.exp(matrix[i, j]) for j in range(size))) - matrix[i, i]
+        column = math.log(sum(math.exp(matrix[j, i]) for j in range(size))) - matrix[i, i]
+        total += row / size + column / size
+    return total / 2
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+def test_loss_is_the_formula(size: int) -> None:
+    matrix = np.random.default_rng(size).normal(-2, 1, (size, size))
+    assert sami_loss(torch.tensor(matrix)).item() == pytest.approx(written_out(matrix), abs=1e-12)
+
+
+def test_batch_is_the_mean_of_its_matrices() -> None:
+    batch = torch.randn(4, 3, 3, dtype=torch.float64)
+    assert sami_loss(batch).item() == pytest.approx(np.mean([written_out(m.numpy()) for m in batch]), abs=1e-12)
+
+
+def test_a_flat_matrix_tells_nothing() -> None:
+    assert sami_loss(torch.full((4, 4), -3.0)).item() == pytest.approx(math.log(4), rel=1e-6)
+    metrics = contrast_metrics(torch.full((4, 4), -3.0))
+    assert metrics["accuracy/row"] == metrics["accuracy/col"] == 0.0
+    assert metrics["mi_lower_bound"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_rows_are_constitutions_and_columns_responses() -> None:
+    # One response is likely under every constitution: every row picks it (row accuracy 1/2), every column finds its diagonal.
+    matrix = torch.tensor([[-1.0, -5.0], [-2.0, -3.0]])
+    metrics = contrast_metrics(matrix)
+    assert metrics["accuracy/row"] == 0.5
+    assert metrics["accuracy/col"] == 1.0
+    rows, columns = row_and_column_losses(matrix)
+    assert rows.item() > columns.item()
+    assert metrics["logps/diagonal"] == pytest.approx(-2.0)
+    assert metrics["logps/off_diagonal"] == pytest.approx(-3.5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 1), (4,), (2, 1, 1)])
+def test_a_matrix_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="C >= 2"):
+        sami_loss(torch.zeros(shape))
