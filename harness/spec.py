@@ -8,6 +8,7 @@ environment (`ENVIRONMENT`), then the file, then the defaults below. Whether wha
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from harness.tasks.base import BUNDLED, HUB, TaskSpec
 from sami_train.constitutions import Polarity, Split
@@ -254,7 +256,15 @@ class Spec(_Part):
     def dump(self) -> str:
         """The whole specification as YAML, every default written out: loaded again, it says the same."""
         data = self.model_dump(mode="json", by_alias=True)
-        return yaml.safe_dump(_without_nulls(data), sort_keys=False, allow_unicode=True, width=110)
+        return yaml.dump(_without_nulls(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper, with quotes around text that `read_yaml` would take for a number (the commit 12e4567, say)."""
+
+
+_NUMBER = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
 
 
 def _without_nulls(data: Any) -> Any:
@@ -400,7 +410,7 @@ class _Layers(LinedDocument):
             path = Path(value.removeprefix(prefix)).expanduser()
             in_file = self.where(location) not in self.origins.values()
             bases = [self.path.absolute().parent, Path()] if in_file else [Path()]
-            there = next((base / path for base in bases if (base / path).exists()), None)
+            there = next((base / path for base in bases if is_there(base / path)), None)
             if there is not None:
                 node: Any = self.data
                 for part in location[:-1]:
@@ -442,7 +452,11 @@ _HINTS = {
 
 
 def _first_problem(error: ValidationError, document: LinedDocument) -> str:
-    problem = error.errors(include_url=False)[0]
+    every = error.errors(include_url=False)
+    problem = every[0]
+    if problem["type"] == "missing":  # a mistyped key tells more than the absence of the right one
+        beside = (p for p in every if p["type"] == "extra_forbidden" and p["loc"][:-1] == problem["loc"][:-1])
+        problem = next(beside, problem)
     location: Location = problem["loc"]
     if problem["type"] == "missing" and location[-1] in _HINTS:
         shown = ".".join(map(str, location))
@@ -453,7 +467,16 @@ def _first_problem(error: ValidationError, document: LinedDocument) -> str:
             f"{document.where(location)}: '{shown}' has no place in a specification; "
             "set the environment variable OPENAI_API_KEY or ANTHROPIC_API_KEY"
         )
-    return first_problem(error, document, Spec)
+    alone = InitErrorDetails(type=problem["type"], loc=location, input=problem["input"], ctx=problem.get("ctx", {}))
+    return first_problem(ValidationError.from_exception_data("Spec", [alone]), document, Spec)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path exists; what cannot be a path (too long, a null byte) does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def one_line(text: str) -> str:

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
@@ -23,7 +23,7 @@ from harness.judges.llm import load_judge_template
 from harness.models._api import check_base_url, resolve_key
 from harness.models.anthropic import KEY_VARIABLE as ANTHROPIC_KEY
 from harness.models.openai import KEY_VARIABLE as OPENAI_KEY
-from harness.spec import ModelSpec, Spec, SpecError, model_backend, one_line
+from harness.spec import ModelSpec, Spec, SpecError, is_there, model_backend, one_line
 from harness.tasks import TaskData, hh_rlhf, list_tasks, load_task, tldr
 from harness.tasks.base import BUNDLED, HUB
 from sami_train.config import Recipe, load_recipe
@@ -39,6 +39,9 @@ KINDS = {"hh-rlhf": hh_rlhf.KIND, "tldr": tldr.KIND}
 """Kind by task. What another package's task is shows only when it is loaded, so less of it is checked here."""
 LIGHT_BYTES = 8 << 20
 """Files of queries up to this size are read here, so that a limit above their number is found."""
+
+LONGEST_NAME = 80
+"""Characters of a name, so that a file named after two models still fits on every disk."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _API: dict[str, tuple[str, str]] = {
@@ -91,6 +94,8 @@ class _Problems:
             yield
         except UserError as error:
             self.add(location, error)
+        except (OSError, ValueError) as error:  # a name that no disk takes: too long, or with a null byte
+            self.add(location, f"this cannot be read ({error}); check the path")
 
 
 # --- Names
@@ -109,6 +114,11 @@ def _check_names(spec: Spec, found: _Problems) -> None:
             if not _NAME.fullmatch(name):
                 found.add(
                     location, f"'{name}' becomes a file name; use letters, digits, '.', '_' and '-' only, no '.' first"
+                )
+            if len(name) > LONGEST_NAME:
+                found.add(
+                    location,
+                    f"this name has {len(name)} characters and becomes a file name; use {LONGEST_NAME} at most",
                 )
             if name.lower() in seen:
                 found.add(
@@ -154,7 +164,7 @@ def _check_tasks(spec: Spec, found: _Problems) -> dict[str, TaskData]:
 
 
 def _is_there(source: str) -> bool:
-    return source in (BUNDLED, HUB) or Path(source).expanduser().exists()
+    return source in (BUNDLED, HUB) or is_there(Path(source).expanduser())
 
 
 def _is_light(source: str) -> bool:
@@ -228,6 +238,8 @@ def _check_coverage(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems)
     kinds = {name: KINDS[task.task] for name, task in spec.tasks.items() if task.task in KINDS}
     if len(sets) < len(block.sets) or not kinds:
         return
+    few: list[tuple[int, str]] = []
+    repeating: list[tuple[int, str]] = []
     for task, kind in kinds.items():
         for split in block.splits:
             counts = {s.name: len(s.select(kind, split)) for s in sets.values()}
@@ -236,17 +248,20 @@ def _check_coverage(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems)
                 found.add(
                     ("principles", "splits"), f"no set has {said}; leave '{split}' out or add a set that has some"
                 )
-            for name, n in counts.items():
-                if 0 < n < block.size:
-                    found.add(
-                        ("principles", "size"),
-                        f"the set '{name}' has {n} {said}, fewer than {block.size}; lower 'size'",
-                    )
+            have = [(n, f"the set '{name}' has {n} {said}") for name, n in counts.items() if n]
+            few += [entry for entry in have if entry[0] < block.size]
+            repeating += [entry for entry in have if block.size <= entry[0] < block.size * block.per_query]
+    if few:
+        found.add(("principles", "size"), f"{min(few)[1]}, fewer than {block.size}; lower 'size'")
+    if repeating:
+        n, has = min(repeating)
+        need = f"fewer than {block.per_query} constitutions of {block.size} need without repeating a principle"
+        found.add(("principles", "per_query"), f"{has}, {need}; lower 'per_query' to {n // block.size}")
     if len(kinds) == len(spec.tasks):
         for index, principle_set in enumerate(sets.values()):
             if not any(principle_set.select(kind, split) for kind in kinds.values() for split in block.splits):
                 about = " and ".join(sorted({kind for p in principle_set.principles for kind in p.task}))
-                message = f"'{principle_set.name}' is for {about} and has no principles for these tasks and splits; leave it out"
+                message = f"'{principle_set.name}' is for {about}: nothing for these tasks and splits; leave it out"
                 found.add(("principles", "sets", index), message)
 
 
@@ -334,7 +349,11 @@ def _check_training(
         return
     location: Location = ("models", name, "train")
     with found.at((*location, "from")):
-        _check_from(spec, name)
+        start = _check_from(spec, name)
+        with suppress(UserError, OSError, ValueError):  # a path that is no model is a problem of that other model
+            if model.style == "chat" and start is not None and has_chat_template(parse_source(start)) is False:
+                message = f"it is trained from '{start}', which has no chat template; write 'style: completion'"
+                found.add(("models", name, "style"), message)
     for index, task in enumerate(model.train.tasks or ()):
         if task not in spec.tasks:
             found.add((*location, "tasks", index), f"there is no task '{task}' here; {nearest(task, spec.tasks)}")
@@ -355,15 +374,18 @@ def _check_training(
             split_queries([query for task in wanted for query in tasks[task].train], recipe)
 
 
-def _check_from(spec: Spec, name: str) -> None:
-    """Raise UserError unless the model can be trained from what it names."""
+def _check_from(spec: Spec, name: str) -> str | None:
+    """The path of the local model that training goes back to; None where another problem hides it.
+
+    Raises UserError unless the model can be trained from what it names.
+    """
     seen = [name]
     while (train := spec.models[seen[-1]].train) is not None:
         start = train.from_
         if start not in spec.models:
             if len(seen) == 1:
                 raise UserError(f"there is no model '{start}' here; {nearest(start, set(spec.models) - {name})}")
-            return  # a problem of that other model
+            return None  # a problem of that other model
         if start in seen:
             way = (
                 f"'{name}' cannot be trained from itself"
@@ -374,8 +396,12 @@ def _check_from(spec: Spec, name: str) -> None:
         seen.append(start)
     if len(seen) > 2 and list(spec.models).index(seen[1]) > list(spec.models).index(name):
         raise UserError(f"'{seen[1]}' is trained itself; put it above '{name}', for models are trained in their order")
-    if model_backend(spec.models[seen[-1]].path or "") in _API and len(seen) == 2:
-        raise UserError(f"'{seen[-1]}' is an API model, whose weights are not here; name a local model")
+    path = spec.models[seen[-1]].path or ""
+    if model_backend(path) in _API:
+        if len(seen) == 2:
+            raise UserError(f"'{seen[-1]}' is an API model, whose weights are not here; name a local model")
+        return None
+    return path
 
 
 def _check_recipe(spec: Spec, name: str, found: _Problems) -> Recipe | None:
@@ -427,7 +453,13 @@ def _check_judges(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) -
             )
         if judge.template is not None:
             with found.at(("judges", name, "template")):
-                load_judge_template(judge.template)
+                template = load_judge_template(judge.template)
+                for task, kind in ((name, KINDS.get(task.task)) for name, task in spec.tasks.items()):
+                    if kind not in (None, template.task):
+                        raise UserError(
+                            f"'{judge.template}' is for {template.task}, but the task '{task}' is {kind}; "
+                            "leave 'template' out, and each task gets the prompt of its kind"
+                        )
 
 
 def _check_verifiable(spec: Spec, name: str, sets: dict[str, PrincipleSet], found: _Problems) -> None:

@@ -41,6 +41,7 @@ class Recipe(BaseModel):
 
     max_new_tokens: int = Field(350, ge=1, description="longest response, in tokens")
     max_prompt_tokens: int = Field(1024, ge=16, description="longest prompt, in tokens; the query is shortened to fit")
+    sampling_example: bool = Field(False, description="sample with the template's worked example in front; train without it")
     temperature: float = Field(0.0, ge=0, description="of sampling; 0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus of sampling")
     sampling_batch_size: int | None = Field(None, ge=1, description="prompts generated together; null chooses by device")

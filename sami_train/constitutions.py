@@ -155,8 +155,11 @@ def sample_constitutions(
     """
     if polarity not in get_args(Polarity):
         raise UserError(f"polarity '{polarity}' is unknown; {nearest(polarity, get_args(Polarity))}")
-    if len(principles) < size:
-        raise UserError(f"a constitution of {size} principles needs at least {size}, but only {len(principles)} apply")
+    if len(principles) < per_query * size:
+        raise UserError(
+            f"a query needs {per_query} x {size} different principles, but only {len(principles)} apply; "
+            "draw fewer constitutions per query, smaller ones, or add principles"
+        )
     rng = random.Random(f"constitutions-{seed}")
     deck: list[Principle] = []
     drawn: dict[str, list[Constitution]] = {}
@@ -166,13 +169,12 @@ def sample_constitutions(
             taken = {e.principle.id for c in chosen for e in c.elements}
             picked: list[Principle] = []
             while len(picked) < size:
-                used = taken if len(principles) - len(taken) >= size - len(picked) else set()
-                blocked = used | {p.id for p in picked}
+                blocked = taken | {p.id for p in picked}
                 index = next((i for i, p in enumerate(deck) if p.id not in blocked), None)
                 if index is None:
                     deck.extend(rng.sample(list(principles), len(principles)))
-                    continue
-                picked.append(deck.pop(index))
+                else:
+                    picked.append(deck.pop(index))
             coins = [rng.random() < 0.5 for _ in picked]
             follows = coins if polarity == "random" else [polarity != "antithesis"] * len(picked)
             constitution = Constitution(tuple(Element(p, f) for p, f in zip(picked, follows, strict=True)))

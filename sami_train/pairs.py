@@ -20,11 +20,16 @@ APOLOGIES = ("i'm sorry", "i am sorry", "i apologize", "i cannot", "i can't", "i
 
 @dataclass(frozen=True)
 class Contrast:
-    """What is to be sampled for one query: its constitutions, in the order of the matrix, and the prompts made of them."""
+    """What is to be sampled for one query: its constitutions, in the order of the matrix, and the prompts made of them.
+
+    `sampling_prompts` begin with the template's worked examples where the recipe wants them; `prompts`, which the model is
+    trained on, never do.
+    """
 
     query: Query
     constitutions: tuple[Constitution, ...]
     prompts: tuple[Prompt, ...]
+    sampling_prompts: tuple[Prompt, ...]
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,11 @@ def plan_contrasts(
         )
         for query in mine:
             sides = tuple(side for c in drawn[query.id] for side in (c, c.opposite()))
-            prompts = tuple(templates[task].render(side.lines(), query.text, recipe.style) for side in sides)
-            contrasts[query.id] = Contrast(query, sides, prompts)
+            with_example, without = (
+                tuple(templates[task].render(side.lines(), query.text, recipe.style, example=example) for side in sides)
+                for example in (recipe.sampling_example, False)
+            )
+            contrasts[query.id] = Contrast(query, sides, without, with_example)
     return [contrasts[query.id] for query in queries]
 
 

@@ -150,7 +150,7 @@ class _Run:
 
     def _sample(self, contrasts: Sequence[Contrast], source: Source, file: Path, label: str) -> list[Example]:
         """One example per contrast, read from `file` where it is there already; batches follow the plan, not what is missing."""
-        from sami_train.generation import Generated, generate
+        from sami_train.generation import Generated, encode_prompt, generate
 
         recipe = self.recipe
         raw = {(row["query_id"], row["side"]): row for row in read_rows(file)}
@@ -165,7 +165,7 @@ class _Run:
                 batches: Iterator[dict[int, Generated]] = generate(
                     model,
                     tokenizer,
-                    [flat[i][0].prompts[flat[i][1]] for i in indices],
+                    [flat[i][0].sampling_prompts[flat[i][1]] for i in indices],
                     max_new_tokens=recipe.max_new_tokens,
                     max_prompt_tokens=recipe.max_prompt_tokens,
                     stop=self.data.templates[task].stop(recipe.style),
@@ -176,8 +176,12 @@ class _Run:
                     done={place for place, index in enumerate(indices) if index in done},
                 )
                 for batch in batches:
-                    rows = [_raw_row(*flat[indices[place]], generated) for place, generated in batch.items()]
-                    rows = [row for row in rows if (row["query_id"], row["side"]) not in raw]
+                    rows = []
+                    for place, generated in batch.items():
+                        contrast, side = flat[indices[place]]
+                        if (contrast.query.id, side) not in raw:
+                            trained_on = encode_prompt(tokenizer, contrast.prompts[side], recipe.max_prompt_tokens)
+                            rows.append(_raw_row(contrast, side, generated, trained_on.ids))
                     append_rows(file, rows)
                     raw.update({(row["query_id"], row["side"]): row for row in rows})
                     done.update(indices[place] for place in batch)
@@ -347,7 +351,7 @@ class _Run:
         self._loaded = (str(target), self._loaded[1])
 
 
-def _raw_row(contrast: Contrast, side: int, generated: Any) -> dict[str, Any]:
+def _raw_row(contrast: Contrast, side: int, generated: Any, prompt_ids: list[int]) -> dict[str, Any]:
     return {
         "query_id": contrast.query.id,
         "task": contrast.query.task,
@@ -355,7 +359,7 @@ def _raw_row(contrast: Contrast, side: int, generated: Any) -> dict[str, Any]:
         "constitution": contrast.constitutions[side].id,
         "prompt": generated.prompt.text,
         "prompt_truncated": generated.prompt.truncated,
-        "prompt_ids": generated.prompt.ids,
+        "prompt_ids": prompt_ids,
         "response_ids": generated.ids,
         "text": generated.text,
         "finish_reason": generated.finish_reason,

@@ -56,20 +56,20 @@ def read_yaml(path: Path, what: str = "file") -> LinedDocument:
 
 def parse_yaml(text: str, path: Path) -> LinedDocument:
     """Parse YAML text; `path` only names it in messages."""
-    loader = _Loader(text)
+    lines: dict[Location, int] = {(): 1}
+    data = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
-        lines: dict[Location, int] = {(): 1}
         if node is not None:
             _collect_lines(node, (), lines, path)
-        data = loader.construct_document(node) if node is not None else None
+            data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path}:{line}: this is not valid YAML ({error.problem}); mend that line") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: this is not valid YAML ({error})".replace("\n", " ")) from None
-    finally:
-        loader.dispose()
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: this is not valid YAML ({reason}); mend the file") from None
     return LinedDocument(path, data, lines)
 
 

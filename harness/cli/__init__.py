@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from harness.cli import compare, convert_models, doctor, ls, plan, principles, report, run, validate
@@ -20,11 +21,11 @@ VERBS = (run, plan, validate, ls, doctor, principles, report, compare, convert_m
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Returns the exit code; bad input is one line on stderr and never a traceback (`--debug` shows it)."""
+    """Entry point. Returns the exit code; bad input is one line on stderr, without traceback (but with `--debug`)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("HARNESS_DEBUG"))
     try:
-        _tolerate_narrow_encodings()
+        _prepare_streams()
         code = _execute(arguments)
         sys.stdout.flush()
         return code
@@ -61,6 +62,7 @@ def build_parser() -> HarnessParser:
     """The whole command line."""
     parser = HarnessParser(
         prog="harness",
+        usage="harness VERB [options]",
         description="Measure whether language models follow principles, and whether training helped.",
         epilog=f"""\
 examples:
@@ -72,11 +74,13 @@ examples:
 exit codes:
 {EXIT_CODES}
 
-'harness VERB --help' explains a verb. '--output-path' may be written '--output_path'; so may all options.""",
+'harness VERB --help' explains a verb. Options may be written with '_' for '-': --output_path.""",
     )
     parser.add_argument("--version", action=VersionAction, help="print the version and stop")
     parser.set_defaults(execute=lambda _: _no_verb(parser), parser=parser, log_level=None)
-    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=HarnessParser)
+    subparsers = parser.add_subparsers(
+        title="verbs", prog="harness", metavar="VERB", dest="verb", parser_class=HarnessParser
+    )
     for verb in VERBS:
         verb.add_parser(subparsers)
     return parser
@@ -96,8 +100,10 @@ def _say(sentence: str) -> None:
         pass
 
 
-def _tolerate_narrow_encodings() -> None:
-    """On a terminal that cannot show a character, show a question mark in its place."""
+def _prepare_streams() -> None:
+    """Where a stream is closed, write to nowhere; where it cannot show a character, show a question mark in its place."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -115,6 +121,6 @@ def _set_up_logging(level: str | None) -> None:
 
 
 def _reader_is_gone() -> int:
-    """The program that was reading our output has stopped (`harness ls presets | head -1`): end quietly, as others do."""
+    """Whatever was reading our output has stopped (`harness ls presets | head -1`): end quietly, as others do."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141

@@ -42,7 +42,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, **{**options, "max_help_position": 30})
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        lines = (line if line.startswith(" ") or not line else textwrap.fill(line, width) for line in text.splitlines())
+        lines = (
+            line if line.startswith(" ") or not line else textwrap.fill(line, width, break_on_hyphens=False)
+            for line in text.splitlines()
+        )
         return "\n".join(f"{indent}{line}" for line in lines)
 
     def _format_action(self, action: argparse.Action) -> str:
@@ -102,8 +105,12 @@ def add_verb(
         return parser
     parser.set_defaults(execute=execute, parser=parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), metavar="LEVEL",
-                        help="debug, info, warning (default) or error")  # fmt: skip
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        metavar="LEVEL",
+        help="debug, info, warning (default) or error",
+    )
     return parser
 
 
@@ -157,7 +164,7 @@ def _closest(name: str, known: Sequence[str], prog: str) -> str:
 
 
 def _called(action: argparse.Action) -> str:
-    return action.option_strings[-1].lstrip("-") if action.option_strings else str(action.metavar or action.dest).lower()
+    return max(action.option_strings, key=len).lstrip("-") if action.option_strings else action.dest
 
 
 def _sentence(text: str) -> str:

@@ -9,11 +9,16 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 PIPED_WIDTH = 120
 """Columns where the output goes to a file or another program and COLUMNS says nothing."""
+
+
+LONGEST_NAME = 40
+"""Cells up to this many columns are kept in one piece."""
 
 
 def print_json(value: Any) -> None:
@@ -25,25 +30,34 @@ def console(*, stderr: bool = False) -> Console:
     """A console that guesses no colours for words and numbers."""
     from rich.console import Console
 
+    class Screen(Console):
+        """rich's own handling of a closed pipe ends the process with 1; `harness.cli.main` knows better."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS", "").isdecimal() else PIPED_WIDTH
-    return Console(stderr=stderr, highlight=False, width=width)
+    return Screen(stderr=stderr, highlight=False, width=width)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str | RenderableType]], *, right: Iterable[str] = ()) -> Table:
-    """A table without a frame. Long cells are broken, never cut off; the columns named in `right` hold numbers.
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Iterable[str] = ()) -> Table:
+    """A table without a frame: names stay in one piece, the last column is wrapped, `right` names those with numbers.
 
     A cell that is a plain string is shown literally: square brackets in it are no markup.
     """
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     numbers = set(right)
-    for name in columns:
-        made.add_column(name, justify="right" if name in numbers else "left", overflow="fold", no_wrap=name in numbers)
-    for row in rows:
-        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    for index, name in enumerate(columns):
+        short = all(row[index].cell_len <= LONGEST_NAME for row in cells)
+        whole = short and index < len(columns) - 1
+        made.add_column(name, justify="right" if name in numbers else "left", overflow="fold", no_wrap=whole)
+    for row in cells:
+        made.add_row(*row)
     return made
 
 

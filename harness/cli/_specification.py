@@ -35,31 +35,54 @@ def add_spec_options(parser: argparse.ArgumentParser, *, default: str | None = D
         parser.add_argument("spec", metavar="SPEC", help="a preset (harness ls presets) or a .yaml file")
     else:
         parser.add_argument(
-            "spec", metavar="SPEC", nargs="?", default=default,
+            "spec",
+            metavar="SPEC",
+            nargs="?",
+            default=default,
             help=f"a preset (harness ls presets) or a .yaml file (default: {default})",
-        )  # fmt: skip
+        )
     what = parser.add_argument_group("what is measured")
     what.add_argument("-t", "--tasks", type=names, metavar="A,B", help="only these tasks of the specification")
     what.add_argument("-L", "--limit", type=count, metavar="N", help="evaluation queries per task")
-    what.add_argument("-M", "--model", action="append", default=[], metavar="NAME=PATH",
-                      help="take a model from elsewhere (one that would be trained is then not trained); repeatable")  # fmt: skip
-    what.add_argument("--principles", action="append", default=[], metavar="FOLDER",
-                      help="look for principle sets here too; repeatable")  # fmt: skip
+    what.add_argument(
+        "-M",
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="take a model from there, instead of training it where it would be trained; repeatable",
+    )
+    what.add_argument(
+        "--principles",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="look for principle sets here too; repeatable",
+    )
     what.add_argument("--max-new-tokens", type=count, metavar="N", help="longest response, in tokens")
     what.add_argument("--seed", type=whole_number, metavar="N", help="of every draw")
-    what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                      help="any field, dotted, the value as in YAML: --set measures.infonce=0; repeatable")  # fmt: skip
+    what.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any field, dotted, the value as in YAML: --set measures.infonce=0; repeatable",
+    )
     where = parser.add_argument_group("where and how it runs")
     where.add_argument("-o", "--output-path", metavar="FOLDER", help="the run's folder (default: the one in SPEC)")
     where.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, or cuda:NUMBER")
-    where.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), metavar="NAME",
-                       help="of the weights: auto, float32, bfloat16, float16")  # fmt: skip
+    where.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        metavar="NAME",
+        help="of the weights: auto, float32, bfloat16, float16",
+    )
     where.add_argument("--batch-size", type=count_or_auto, metavar="N", help="prompts generated together, or auto")
     where.add_argument("--threads", type=count_or_auto, metavar="N", help="CPU threads, or auto")
 
 
 def read_spec(options: argparse.Namespace) -> Spec:
-    """The specification that the options name, with their changes. Raises UserError (SpecError for its own mistakes)."""
+    """The specification that the options name, with their changes. Raises UserError for what is wrong in either."""
     from harness.spec import load_spec
 
     overrides = {**_settings(options.set), **_models(options.model)}
@@ -76,7 +99,7 @@ def _settings(settings: list[str]) -> dict[str, Any]:
 
     for setting in settings:
         if not setting.partition("=")[0].strip() or "=" not in setting:
-            raise UserError(f"--set {setting}: this is not KEY=VALUE; write, for example, --set sampling.temperature=0.7")
+            raise UserError(f"--set {setting}: this is not KEY=VALUE; write, for example, --set sampling.epochs=3")
     return parse_changes(settings)
 
 

@@ -31,14 +31,14 @@ examples:
 
 def execute(options: argparse.Namespace) -> int:
     """0 when every embedded model is there in the end; raises RunError when packages are missing."""
-    from harness.cli._installed import INSTALL_EMBEDDED, is_converted, is_installed
+    from harness.cli._installed import INSTALL_EMBEDDED, converted_folder, is_converted, is_installed
     from harness.cli._screen import console, duration
     from sami_train.models import EMBEDDED, local_folder, parse_source
 
     screen, missing = console(), []
     for name, model in EMBEDDED.items():
         if is_converted(model):
-            screen.print(f"{name}: already in {local_folder(parse_source(f'embedded/{name}'))}", markup=False, soft_wrap=True)
+            screen.print(f"{name}: already in {converted_folder(model)}", markup=False, soft_wrap=True)
         elif not is_installed(model):
             missing.append(name)
         else:

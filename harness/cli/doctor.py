@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import shutil
@@ -108,7 +109,8 @@ def _machine() -> Iterator[Finding]:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that is missing
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        yield Finding("machine", "torch", "missing", f"cannot be imported ({reason})", "pip install --force-reinstall torch")
+        detail = f"cannot be imported ({reason})"
+        yield Finding("machine", "torch", "missing", detail, "pip install --force-reinstall torch")
         yield Finding("machine", "CPU", "ok", f"{cores} cores")
     else:
         from harness.models.local import best_dtype
@@ -138,10 +140,9 @@ def _memory() -> str:
             parts = [gigabytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
         except (AttributeError, ValueError, OSError):
             return "not known on this system"
-    try:
-        parts.append(f"this container may use {gigabytes(int(Path('/sys/fs/cgroup/memory.max').read_text(encoding='ascii')))}")
-    except (OSError, ValueError):  # no such file, or "max"
-        pass
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        parts.append(f"this container may use {gigabytes(limit)}")
     return "; ".join(parts)
 
 
@@ -165,7 +166,8 @@ def _embedded_models() -> Iterator[Finding]:
         elif is_installed(model):
             yield Finding("embedded models", model.name, "ok", "installed; its first use converts it", CONVERT)
         else:
-            yield Finding("embedded models", model.name, "absent", "not installed; the quickstart needs it", INSTALL_EMBEDDED)
+            detail = "not installed; the quickstart needs it"
+            yield Finding("embedded models", model.name, "absent", detail, INSTALL_EMBEDDED)
 
 
 def _data() -> Iterator[Finding]:
@@ -210,7 +212,8 @@ def _cache() -> Iterator[Finding]:
     if writable:
         yield Finding("places", "cache", "ok", detail)
     else:
-        yield Finding("places", "cache", "missing", f"{detail} cannot be written", "set HARNESS_CACHE to a folder you can write")
+        fix = "set HARNESS_CACHE to a folder that you can write to"
+        yield Finding("places", "cache", "missing", f"{detail} cannot be written", fix)
     yield Finding("places", "disk of the cache", "ok", f"{gigabytes(shutil.disk_usage(nearest).free)} free")
     here = Path.cwd()
     yield Finding("places", "disk of this folder", "ok", f"{gigabytes(shutil.disk_usage(here).free)} free, {here}")
@@ -231,7 +234,7 @@ def _print(findings: list[Finding], ok: bool) -> None:
     from harness.cli._screen import console, table
 
     screen = console()
-    marks = {"ok": Text("ok", style="green"), "missing": Text("missing", style="bold red"), "absent": Text("–", style="dim")}
+    marks = {"ok": ("ok", "green"), "missing": ("missing", "bold red"), "absent": ("–", "dim")}
     rows: list[list[str | Text]] = []
     group = ""
     for finding in findings:
@@ -240,12 +243,13 @@ def _print(findings: list[Finding], ok: bool) -> None:
                 rows.append(["", "", ""])
             group = finding.group
             rows.append([Text(group, style="bold"), "", ""])
-        rows.append([f"  {finding.name}", marks[finding.status].copy(), finding.detail])
+        rows.append([f"  {finding.name}", Text(*marks[finding.status]), finding.detail])
     made = table(("", "", ""), rows)
     made.show_header = False
     screen.print(made)
     fixes = dict.fromkeys((finding.status, finding.fix) for finding in findings if finding.fix)
-    for status, title in (("missing", "Required; put it right with:"), ("absent", "Optional; add it with:"), ("ok", "Saves time:")):
+    titles = {"missing": "Required; put it right with:", "absent": "Optional; add it with:", "ok": "Saves time later:"}
+    for status, title in titles.items():
         commands = [fix for found, fix in fixes if found == status]
         if commands:
             screen.print(f"\n{title}")

@@ -199,7 +199,7 @@ def _recipes(_: argparse.Namespace) -> Rows:
         except UserError as error:
             rows.append({"name": name, "model": None, "iterations": None, "description": f"cannot be read: {error}"})
         else:
-            rows.append({"name": name, "model": recipe.model, "iterations": recipe.iterations, "description": recipe.description})
+            rows.append({"name": name, **recipe.model_dump(include={"model", "iterations", "description"})})
     return rows
 
 
@@ -234,11 +234,9 @@ def _show_presets(rows: Rows, screen: Console) -> None:
 
 def _show_models(found: dict[str, Rows], screen: Console) -> None:
     embedded = [{**row, "state": _state(row["installed"], row["converted"])} for row in found["embedded"]]
-    _show(
-        screen,
-        embedded,
-        {"embedded model": "path", "style": "style", "licence": "licence", "state": "state", "what": "description"},
-    )
+    _show(screen, embedded, {"embedded model": "path", "style": "style", "licence": "licence", "state": "state"})
+    for row in embedded:
+        screen.print(f"  {row['path'].removeprefix('embedded/')}: {row['description']}", markup=False, style="dim")
     screen.print()
     engines = [{**row, "state": row["version"] or "not installed"} for row in found["engines"]]
     _show(screen, engines, {"engine": "engine", "model path": "path", "package": "state", "what": "description"})
@@ -254,15 +252,15 @@ def _state(installed: bool, converted: bool) -> str:
 
 
 def _show_tasks(rows: Rows, screen: Console) -> None:
-    columns = {"task": "name", "kind": "kind", "train": "bundled_train", "evaluation": "bundled_evaluation", "from": "from"}
-    _show(screen, rows, columns, right=("train", "evaluation"))
+    shown = {"task": "name", "kind": "kind", "train": "bundled_train", "evaluation": "bundled_evaluation"}
+    _show(screen, rows, {**shown, "from": "from"}, right=("train", "evaluation"))
     screen.print("\ntrain, evaluation: the queries that come with the harness")
 
 
 def _show_principles(rows: Rows, screen: Console) -> None:
     shown = [{**row, "description": row.get("description", row.get("problem"))} for row in rows]
-    columns = {"set": "name", "learned": "learned", "held-out": "held_out", "checkable": "checkable", "what": "description"}
-    _show(screen, shown, columns, right=("learned", "held-out", "checkable"))
+    numbers = {"learned": "learned", "held-out": "held_out", "checkable": "checkable"}
+    _show(screen, shown, {"set": "name", **numbers, "what": "description"}, right=numbers)
     screen.print("\nsee one in a prompt: harness principles sample SET")
 
 
@@ -281,7 +279,8 @@ def _show_runs(rows: Rows, screen: Console) -> None:
 
 
 def _show_recipes(rows: Rows, screen: Console) -> None:
-    _show(screen, rows, {"recipe": "name", "iterations": "iterations", "what it does": "description"}, right=("iterations",))
+    columns = {"recipe": "name", "iterations": "iterations", "what it does": "description"}
+    _show(screen, rows, columns, right=("iterations",))
 
 
 @dataclass(frozen=True)

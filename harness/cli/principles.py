@@ -11,15 +11,23 @@ from sami_train.errors import UserError
 
 if TYPE_CHECKING:
     from harness.cli._arguments import Subparsers
-    from sami_train.constitutions import Constitution, PrincipleSet
+    from sami_train.constitutions import PrincipleSet
     from sami_train.data import Query
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the verb and its two."""
-    parser = add_verb(subparsers, "principles", None, usage="VERB ...", help="check principle sets (lint), or see them in prompts (sample)")
+    parser = add_verb(
+        subparsers,
+        "principles",
+        None,
+        usage="VERB [options]",
+        help="check principle sets (lint), or see them in prompts (sample)",
+    )
     parser.set_defaults(execute=lambda _: _no_verb(parser), parser=parser)
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="principles_verb", parser_class=HarnessParser)
+    verbs = parser.add_subparsers(
+        title="verbs", prog=parser.prog, metavar="VERB", dest="principles_verb", parser_class=HarnessParser
+    )
     lint = add_verb(
         verbs,
         "lint",
@@ -41,7 +49,7 @@ examples:
         execute_sample,
         usage="SET [options]",
         help="draw constitutions and print the prompts that a model reads",
-        description="Draw constitutions and print the prompts as a model reads them, each with a bundled example query.",
+        description="Draw constitutions and print the prompts as a model reads them, each with a bundled query.",
         epilog="""\
 examples:
   harness principles sample verifiable
@@ -50,12 +58,23 @@ examples:
     )
     sample.add_argument("set", metavar="SET", help="a principle set, by name or file")
     sample.add_argument("-n", type=count, default=3, metavar="N", help="how many to draw (default: 3)")
-    sample.add_argument("--task", choices=("dialogue", "summarization"), metavar="TASK",
-                        help="dialogue or summarization (default: the first that the set has principles for)")  # fmt: skip
-    sample.add_argument("--style", choices=("completion", "chat"), default="completion", metavar="STYLE",
-                        help="completion (default) or chat")  # fmt: skip
-    sample.add_argument("--split", choices=("learned", "held_out"), metavar="SPLIT", help="learned or held_out (default: both)")
-    sample.add_argument("--seed", type=whole_number, default=0, metavar="N", help="another seed draws others (default: 0)")
+    sample.add_argument(
+        "--task",
+        choices=("dialogue", "summarization"),
+        metavar="TASK",
+        help="dialogue or summarization (default: that of the set's first principle)",
+    )
+    sample.add_argument(
+        "--style",
+        choices=("completion", "chat"),
+        default="completion",
+        metavar="STYLE",
+        help="completion (default) or chat",
+    )
+    sample.add_argument(
+        "--split", choices=("learned", "held_out"), metavar="SPLIT", help="learned or held_out (default: any)"
+    )
+    sample.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the draw (default: 0)")
     add_json(sample)
 
 
@@ -66,7 +85,7 @@ def execute_lint(options: argparse.Namespace) -> int:
 
     named = options.sets or list(list_principle_sets())
     if not named:
-        raise UserError("there are no principle sets at hand; name a file, or set HARNESS_PRINCIPLES to a folder of them")
+        raise UserError("there are no principle sets at hand; name a file, or set HARNESS_PRINCIPLES to a folder")
     rows: list[dict[str, Any]] = []
     for name in named:
         try:
@@ -74,7 +93,8 @@ def execute_lint(options: argparse.Namespace) -> int:
         except UserError as error:
             rows.append({"set": name, "principles": 0, "readable": False, "problems": [str(error)]})
         else:
-            rows.append({"set": found.name, "principles": len(found.principles), "readable": True, "problems": _problems(found)})
+            n = len(found.principles)
+            rows.append({"set": found.name, "principles": n, "readable": True, "problems": _problems(found)})
     if options.json:
         print_json(rows)
     else:
@@ -97,11 +117,10 @@ def execute_sample(options: argparse.Namespace) -> int:
     principles = found.select(task, options.split)
     if not principles:
         which = f"{options.split.replace('_', '-')} " if options.split else ""
-        raise UserError(f"the principle set '{found.name}' has no {which}principles for {task}; change --task or --split")
+        raise UserError(f"the set '{found.name}' has no {which}principles for {task}; change --task or --split")
     queries = _example_queries(task, options.n)
-    drawn = sample_constitutions(
-        principles, [f"{number}" for number in range(options.n)], per_query=1, size=1, polarity="both", seed=options.seed
-    )
+    numbers = [str(number) for number in range(options.n)]
+    drawn = sample_constitutions(principles, numbers, per_query=1, size=1, polarity="both", seed=options.seed)
     template = load_template(task)
     samples = []
     for query, (constitution, opposite) in zip(queries, drawn.values(), strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 from typing import TYPE_CHECKING
 
 from harness.cli._arguments import add_json, add_verb
@@ -36,10 +35,13 @@ examples:
   harness run my-run.yaml --set sampling.temperature=0.7 --seed 3
   harness run my-run.yaml --json > results.json
 
-Environment variables stand in for options: HARNESS_SEED, HARNESS_OUTPUT, HARNESS_LIMIT, HARNESS_DEVICE, HARNESS_DTYPE, HARNESS_BATCH_SIZE, HARNESS_THREADS, HARNESS_LOG_LEVEL. HARNESS_CACHE is the cache folder, HARNESS_PRINCIPLES folders of principle sets.""",
+Environment variables stand in for options: \
+HARNESS_SEED, HARNESS_OUTPUT, HARNESS_LIMIT, HARNESS_DEVICE, HARNESS_DTYPE, \
+HARNESS_BATCH_SIZE, HARNESS_THREADS, HARNESS_LOG_LEVEL. HARNESS_CACHE is the cache folder, \
+HARNESS_PRINCIPLES folders of principle sets.""",
     )
     add_spec_options(parser)
-    parser.add_argument("--no-cache", action="store_true", help="share nothing with other runs through the cache folder")
+    parser.add_argument("--no-cache", action="store_true", help="share nothing with other runs in the cache folder")
     parser.add_argument("-n", "--dry-run", action="store_true", help="only show the plan, as 'harness plan' does")
     parser.add_argument("-q", "--quiet", action="store_true", help="show neither progress nor tables")
     add_json(parser)
@@ -91,5 +93,5 @@ def _shortfall(outcome: RunOutcome) -> str:
     quality = outcome.results["quality"]
     return (
         f"finished, but {quality['unscored_rate']:.1%} of the verdicts are unscored (statistics.max_unscored allows "
-        f"{quality['max_unscored']:.1%}); see {os.fspath(outcome.folder / 'report.md')}, or run again to retry failed requests"
+        f"{quality['max_unscored']:.1%}); see {outcome.folder / 'report.md'}, or run again to retry failed requests"
     )

@@ -25,6 +25,9 @@ COLUMNS_AT_A_TIME = 3
 CARE_BELOW = 0.8
 """Position consistency under which the report asks for care; a judge that throws a fair coin has one half."""
 
+FEW = 30
+"""Queries under which the report says that there are few."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -58,6 +61,7 @@ def sections(results: Results) -> list[Section]:
         _training(results),
         _lengths(results),
         _judges(results),
+        _models(results),
         _footnotes(results),
     ]
     return [part for part in parts if part.sentences or part.tables]
@@ -164,9 +168,11 @@ def _and(words: Sequence[str]) -> str:
 
 
 def _pooled(rows: Iterable[Row]) -> list[Row]:
-    """Of rows that differ in their task, the ones that pool all tasks; where there are none, all."""
-    rows = list(rows)
-    return [row for row in rows if row.get("task") == "all"] or rows
+    """For every split (and principle) the row that pools all tasks; where there is none, the rows of the tasks."""
+    found = []
+    for group in _grouped(rows, "split", "principle").values():
+        found += [row for row in group if row.get("task") == "all"] or group
+    return found
 
 
 def _grouped(rows: Iterable[Row], *fields: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -201,11 +207,12 @@ def _shows(results: Results) -> Section:
         within = f" on the set {principle_set}" if several_sets else ""
         said = [_outcome(row, a if place == 0 else "it", b) for place, row in enumerate(_pooled(rows))]
         gap = [_gap_said(row) for row in _pooled(gaps.get(key, ()))]
-        sentences.append(f"Judged by {judge}{within}: {'; '.join(said + gap)}.")
+        sentences.append(f"Judged by {_reliability(results, judge)}{within}: {'; '.join(said + gap)}.")
+        sentences += _tasks_apart(rows)
     sentences += _disagreements(comparisons)
     sentences += _steerability_said(results)
     sentences += _training_said(results)
-    sentences += _care(results)
+    sentences += _few_said(comparisons)
     return Section("What this run shows", tuple(sentences))
 
 
@@ -229,10 +236,10 @@ def _gap_said(row: Row) -> str:
     word = reading(low, high, 0, LEARNED_HIGHER, HELD_OUT_HIGHER)
     task = "" if row.get("task") == "all" else f" on {row.get('task')}"
     if word == NONE:
-        return f"the gap between the two{task} cannot be computed"
+        return f"the gap{task} between the two cannot be computed"
     meaning = {
-        LEARNED_HIGHER: "is above zero: learned principles fare better",
-        HELD_OUT_HIGHER: "is below zero: held-out principles fare better",
+        LEARNED_HIGHER: "is above zero",
+        HELD_OUT_HIGHER: "is below zero",
         UNCLEAR: "is not distinguishable from zero",
     }[word]
     return f"the gap{task}, learned minus held-out, {meaning} ({points(row['gap'], low, high)} points, n = {row['n']})"
@@ -254,22 +261,49 @@ def _disagreements(comparisons: dict[tuple[Any, ...], list[Row]]) -> list[str]:
     return found
 
 
+def _tasks_apart(rows: list[Row]) -> list[str]:
+    """Where the pooled figure hides a task that reads otherwise."""
+    pooled = {row["split"]: reading(*_ci(row), 0.5) for row in rows if row.get("task") == "all"}
+    other = [
+        f"{row['task']}, {split_words(row['split'])}: {word} ({rate(row['win_rate'], *_ci(row))}, n = {row['n']})"
+        for row in rows
+        if row.get("task") != "all"
+        and row["split"] in pooled
+        and (word := reading(*_ci(row), 0.5)) not in (pooled[row["split"]], NONE)
+    ]
+    return [f"Within that, single tasks read otherwise: {'; '.join(other)}."] if other else []
+
+
+def _few_said(comparisons: dict[tuple[Any, ...], list[Row]]) -> list[str]:
+    counts = [row["n"] for rows in comparisons.values() for row in _pooled(rows) if row.get("n")]
+    if not counts or min(counts) >= FEW:
+        return []
+    return [f"With few queries (n = {min(counts)} at the least) only large differences can be told from chance."]
+
+
 def _steerability_said(results: Results) -> list[str]:
+    """A sentence for each judge, models beside each other."""
     rows = [row for row in _rows(results, "steerability") if row.get("principle") is None]
     meaning = {
-        ABOVE: "follows its constitution",
-        BELOW: "does the opposite of its constitution",
-        UNCLEAR: "shows no distinguishable effect of its constitution",
+        ABOVE: "follows it",
+        BELOW: "does the opposite",
+        UNCLEAR: "shows no distinguishable effect",
         NONE: "has no score",
     }
     found = []
-    for (model, _, judge), group in _grouped(rows, "model", "principle_set", "judge").items():
+    for (_, judge), group in _grouped(rows, "principle_set", "judge").items():
+        pooled = [row for models in _grouped(group, "model").values() for row in _pooled(models)]
         said = [
-            f"{_on(row)} it {meaning[reading(*_ci(row), 0.5)]} "
-            f"({rate(row.get('steerability'), *_ci(row))}, n = {row['n']})"
-            for row in _pooled(group)
+            f"{_on(of_place[0])} "
+            + ", ".join(
+                f"{row['model']} {meaning[reading(*_ci(row), 0.5)]} "
+                f"({rate(row.get('steerability'), *_ci(row))}, n = {row.get('n')})"
+                for row in of_place
+            )
+            for of_place in _grouped(pooled, "split", "task").values()
         ]
-        found.append(f"Steerability of {model} (judge {judge}): {'; '.join(said)}.")
+        words = _reliability(results, judge)
+        found.append(f"Does the constitution steer the model? Judged by {words}: {'; '.join(said)}.")
     return found
 
 
@@ -285,8 +319,8 @@ def _training_said(results: Results) -> list[str]:
         overlap = {True: "; the intervals are apart", False: "; the intervals overlap", None: ""}[apart]
         found.append(
             f"Training of {model}: on {_count(evaluation.get('n', 0), 'query')} not trained on, the contrastive loss "
-            f"{word} from {number(before['loss'], before.get('loss_ci'))} to {number(after['loss'], after.get('loss_ci'))} "
-            f"nats{overlap}."
+            f"{word} from {number(before['loss'], before.get('loss_ci'))} "
+            f"to {number(after['loss'], after.get('loss_ci'))} nats{overlap}."
         )
     return found
 
@@ -297,33 +331,39 @@ def _apart(one: Sequence[float] | None, two: Sequence[float] | None) -> bool | N
     return one[1] < two[0] or two[1] < one[0]
 
 
-def _care(results: Results) -> list[str]:
-    return [
-        f"Read the figures of the judge {name} with care: shown a pair in both orders, it kept its verdict in "
-        f"{percent(card['position_consistency'], 0)} of {_count(card['n_pairs'], 'pair')}."
-        for name, card in (results.get("judges") or {}).items()
-        if card.get("position_consistency") is not None and card["position_consistency"] < CARE_BELOW
-    ]
+def _reliability(results: Results, judge: str) -> str:
+    """The judge's name, with a warning where it contradicts itself."""
+    card = (results.get("judges") or {}).get(judge) or {}
+    kept = card.get("position_consistency")
+    if kept is None or kept >= CARE_BELOW:
+        return judge
+    of = f"{percent(kept, 0)} of {_count(card['n_pairs'], 'pair')}"
+    return f"{judge} (with care: it kept its verdict in both orders for only {of})"
+
+
+def _notes(rows: Iterable[Row], *fields: str, most: int = 6) -> list[str]:
+    """The notes on rows, each with what the row is about."""
+    noted = [row for row in rows if row.get("note")]
+    found = [f"{', '.join(split_words(str(row[f])) for f in fields)}: {row['note']}" for row in noted[:most]]
+    return found + ([f"And {len(noted) - most} more rows with such a note."] if len(noted) > most else [])
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
 
 
-def _judge_words(results: Results, name: str, consistency: float | None = None) -> str:
+def _judge_words(results: Results, name: str) -> str:
+    """The judge's name and how far to trust it."""
     card = (results.get("judges") or {}).get(name) or {}
     if card.get("kind") == "verifiable":
         return f"{name} (a program)"
-    model = f"model {card['model']}; " if card.get("model") and card["model"] != name else ""
-    if consistency is None:
-        return f"{name} ({model}consistency unknown)" if card else name
-    return f"{name} ({model}same verdict in both orders: {percent(consistency, 0)} of pairs)"
+    kept = card.get("position_consistency")
+    return f"{name} (same verdict in both orders: {'unknown' if kept is None else percent(kept, 0)})"
 
 
 def _win_rates(results: Results) -> Section:
-    columns = ("task", "split", "win rate", "n / expected", "W / T / L", "unscored", "reading")
+    columns = ("task", "split", "win rate", "n/expected", "W/T/L", "unscored", "reading")
     tables = []
     groups = _grouped(_rows(results, "comparisons"), "a", "b", "principle_set", "judge")
-    cards = results.get("judges") or {}
     for (_, _, principle_set, judge), group in groups.items():
         rows = [
             (
@@ -337,22 +377,18 @@ def _win_rates(results: Results) -> Section:
             )
             for row in group
         ]
-        consistency = (cards.get(judge) or {}).get("position_consistency")
-        heading = (
-            f"{_versus(group[0])} · principles: {principle_set} · judge: {_judge_words(results, judge, consistency)}"
-        )
+        words = _judge_words(results, judge)
+        heading = f"{_versus(group[0])} · principles: {principle_set} · judge: {words}"
         tables.append(Table(columns, rows, heading, frozenset(columns[2:6])))
     return Section("Win rates", (), tuple(tables))
 
 
 def _gaps(results: Results) -> Section:
-    columns = ("comparison", "judge", "task", "gap, points", "n", "p", "reading")
+    columns = ("judge", "task", "gap, points", "n", "p", "reading")
     tables = []
-    groups = _grouped(_rows(results, "gaps"), "principle_set")
-    for (principle_set,), group in groups.items():
+    for (_, _, principle_set), group in _grouped(_rows(results, "gaps"), "a", "b", "principle_set").items():
         rows = [
             (
-                _versus(row),
                 row["judge"],
                 row["task"],
                 points(row.get("gap"), *_ci(row)),
@@ -362,13 +398,13 @@ def _gaps(results: Results) -> Section:
             )
             for row in group
         ]
-        tables.append(
-            Table(columns, rows, f"principles: {principle_set}" if len(groups) > 1 else "", frozenset(columns[3:6]))
-        )
+        heading = f"{_versus(group[0])} · principles: {principle_set}"
+        tables.append(Table(columns, rows, heading, frozenset(columns[2:5])))
     remark = (
         "Win rate on learned minus win rate on held-out principles, paired by query; p by sign flips, not adjusted."
     )
-    return Section("Generalisation gap", (), tuple(tables), (remark,))
+    notes = _notes(_rows(results, "gaps"), "a", "b", "judge", "task")
+    return Section("Generalisation gap", (), tuple(tables), (remark, *notes))
 
 
 def _steerability(results: Results) -> Section:
@@ -387,14 +423,14 @@ def _steerability(results: Results) -> Section:
             )
             for row in group
         ]
-        card = (results.get("judges") or {}).get(judge) or {}
-        words = _judge_words(results, judge, card.get("position_consistency"))
+        words = _judge_words(results, judge)
         tables.append(Table(columns, cells, f"principles: {principle_set} · judge: {words}", frozenset(columns[3:5])))
     remark = (
         "How often a response under a constitution follows it more than the same model's response under the opposite "
         "does; ½ means that the constitution changes nothing."
     )
-    return Section("Steerability", (), tuple(tables), (remark,))
+    notes = _notes(rows, "model", "judge", "task", "split")
+    return Section("Steerability", (), tuple(tables), (remark, *notes))
 
 
 def _by_principle(results: Results) -> Section:
@@ -410,10 +446,10 @@ def _by_principle(results: Results) -> Section:
     by_judge = ("principle_set", "judge")
     principled = [row for row in _rows(results, "steerability") if row.get("principle") is not None]
     for group in _grouped(principled, *by_judge, "model").values():
-        for row in _pooled_each(group):
+        for row in _pooled(group):
             put("Steerability", row, row["model"], row, row.get("steerability"))
     for group in _grouped(_rows(results, "comparisons"), *by_judge, "a", "b").values():
-        for row in _pooled_each(group):
+        for row in _pooled(group):
             for figures in row.get("by_principle") or ():
                 put("Win rate", row, _versus(row), figures, figures.get("win_rate"))
 
@@ -432,11 +468,6 @@ def _by_principle(results: Results) -> Section:
             tables.append(Table(("principle", "split", *chosen), rows, heading, frozenset(chosen)))
     remark = "Few queries each: a single principle's interval is wide, and about one in twenty misses by chance."
     return Section("By principle", (), tuple(tables), (remark,))
-
-
-def _pooled_each(rows: list[Row]) -> list[Row]:
-    """For every split (and principle) the row that pools all tasks, or else the only one there is."""
-    return [row for group in _grouped(rows, "split", "principle").values() for row in _pooled(group)]
 
 
 def _information(results: Results) -> Section:
@@ -460,7 +491,7 @@ def _information(results: Results) -> Section:
         "A lower bound on the mutual information of response and constitution, at most log C, from sums of "
         "log-probabilities over tokens; 0 means none was found. responses: the same with responses as the contrast. "
         "saturated: queries at the limit log C.",
-        *dict.fromkeys(row["note"] for row in rows if row.get("note")),
+        *_notes(rows, "model", "task", "split"),
     ]
     tables = (Table(columns, cells, numbers=frozenset(columns[3:8])),) if cells else ()
     return Section("Mutual information (InfoNCE)", (), tables, tuple(remarks))
@@ -482,10 +513,11 @@ def _training(results: Results) -> Section:
                 f"{number(row.get('loss_first'))} → {number(row.get('loss_last'))}",
                 percent(row.get("accuracy_last")),
                 number(row.get("mi_lower_bound_last")),
+                NONE if row.get("seconds") is None else f"{row['seconds']:.0f}",
             )
             for row in summary.get("iterations") or ()
         ]
-        columns = ("iteration", "queries", "pairs", "filtered out", "steps", "loss", "accuracy", "MI bound")
+        columns = ("iteration", "queries", "pairs", "filtered out", "steps", "loss", "accuracy", "MI bound", "s")
         numbers = frozenset(columns) - {"filtered out"}
         if iterations:
             tables.append(Table(columns, iterations, heading, numbers))
@@ -503,7 +535,8 @@ def _training(results: Results) -> Section:
             tables.append(Table(("measure", "before", "after"), measures, unseen, frozenset(("before", "after"))))
     remark = (
         "Contrastive loss and accuracy tell a response's own constitution from its opposite (means over tokens, so not "
-        "on the scale of the InfoNCE above); loss and accuracy per iteration are those of single steps (first → last)."
+        "on the scale of the InfoNCE above); loss and accuracy per iteration are those of single steps (first → last). "
+        "s: seconds."
     )
     return Section("Training", (), tuple(tables), (remark,))
 
@@ -524,7 +557,7 @@ def _lengths(results: Results) -> Section:
 
 
 def _judges(results: Results) -> Section:
-    columns = ("judge", "kind", "model", "same verdict in both orders", "prefers the first", "ties", "unscored")
+    columns = ("judge", "kind", "model", "both orders agree", "prefers the first", "ties", "unscored")
     cells = [
         (
             name,
@@ -554,21 +587,31 @@ def _judges(results: Results) -> Section:
     return Section("Judges", sentences, tables, (remark,) if cells else ())
 
 
+def _models(results: Results) -> Section:
+    columns = ("model", "path", "style", "trained from")
+    cells = [
+        (name, *(str(model.get(key) or NONE) for key in ("path", "style", "trained_from")))
+        for name, model in (results.get("models") or {}).items()
+    ]
+    return Section("Models", (), (Table(columns, cells),) if cells else ())
+
+
 def _footnotes(results: Results) -> Section:
     rows = _rows(results, "comparisons") + _rows(results, "steerability")
     if not rows:
         return Section("How to read this")
     methods = sorted({row["ci_method"] for row in rows if row.get("ci_method")})
     gap_methods = sorted({row["ci_method"] for row in _rows(results, "gaps") if row.get("ci_method")})
-    level = percent(results.get("level", 0.95), 0)
+    intervals = f"Intervals are {percent(results.get('level', 0.95), 0)}: {'; '.join(methods) or 'none in this run'}."
+    if any("Clopper" in method for method in methods):
+        intervals += " Clopper-Pearson's is for fewer than 10 queries, and wide on purpose."
+    if gap_methods:
+        intervals += f" Gaps: {'; '.join(gap_methods)}."
     notes = [
         "Unit: the query. The verdicts on a query (both answer orders, its constitutions, repeats) are averaged before "
-        "anything else; n counts queries. W / T / L: queries whose mean is above, at or below one half.",
+        "anything else; n counts queries. W/T/L: queries whose mean is above, at or below one half.",
         "Ties count as half a win. A pair of which one order is unscored is left out, never counted as a tie.",
-        f"Intervals are {level}"
-        + (f": {'; '.join(methods)}" if methods else "")
-        + ". Below 10 queries the interval is "
-        "Clopper-Pearson's, wide on purpose." + (f" Gaps: {'; '.join(gap_methods)}." if gap_methods else ""),
+        intervals,
         f"{ABOVE}, {BELOW}: the whole interval lies there. {UNCLEAR}: it contains one half (for gaps, zero), which is "
         "not a proof of equality. Readings are not adjusted for the number of rows.",
     ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table as RichTable
@@ -12,11 +14,16 @@ from rich.text import Text
 
 from harness.report.content import BAD, GOOD, UNCLEAR, Section, Table, comparison_sections, sections
 
+_GAP = 2
+_NARROWEST = 6
+_BLANK = re.compile(r" (?![^\[]*\])")
+_ASCII = str.maketrans({"½": "1/2", "–": "-", "—": "-", "−": "-", "→": ">", "·": "|"})
+
 
 def print_results(results: dict[str, Any], console: Console) -> None:
     """Print the report of a run."""
     about = [results.get("name") or "run", results.get("description") or ""]
-    console.print(_text(" — ".join(part for part in about if part), "bold"))
+    console.print(_text(" — ".join(part for part in about if part), console, "bold"))
     for section in sections(results):
         _print_section(section, console)
 
@@ -29,14 +36,14 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
 
 def _print_section(section: Section, console: Console) -> None:
     console.print()
-    console.print(_text(section.title, "bold cyan"))
+    console.print(_text(section.title, console, "bold cyan"))
     for sentence in section.sentences:
         _print_item(sentence, console)
     for table in section.tables:
         if table.heading:
             console.print()
-            console.print(_text(f" {table.heading}", "italic"))
-        console.print(_rich_table(table))
+            console.print(_text(table.heading, console, "italic"))
+        console.print(_rich_table(table, console))
     for remark in section.remarks:
         _print_item(remark, console, style="dim")
 
@@ -45,24 +52,42 @@ def _print_item(sentence: str, console: Console, style: str = "") -> None:
     item = RichTable.grid(padding=(0, 1))
     item.add_column(width=1)
     item.add_column(overflow="fold")
-    item.add_row(_text("·", "dim"), _text(sentence, style))
+    item.add_row(_text("·", console, "dim"), _text(sentence, console, style))
     console.print(Padding(item, (0, 0, 0, 1)))
 
 
-def _rich_table(table: Table) -> RichTable:
-    found = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold", show_edge=False)
-    for column in table.columns:
-        right = column in table.numbers
-        found.add_column(_text(column), justify="right" if right else "left", overflow="fold")
+def _rich_table(table: Table, console: Console) -> RichTable:
+    found = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", show_edge=False)
+    for name, width in zip(table.columns, _widths(table, console.width), strict=True):
+        right = name in table.numbers
+        found.add_column(_text(name, console), justify="right" if right else "left", overflow="fold", width=width)
     for row in table.rows:
-        found.add_row(*(_text(cell, _style(cell)) for cell in row))
+        found.add_row(*(_text(cell, console, _style(cell)) for cell in row))
     return found
+
+
+def _widths(table: Table, available: int) -> list[int]:
+    """What the widest entry of each column needs. Where the sum is too wide the column with most room to break gives
+    way, at blanks and never within an interval; where that does not do, the widest.
+    """
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    whole = [max(cell_len(part) for cell in column for part in _BLANK.split(cell)) for column in columns]
+    available -= _GAP * (len(widths) - 1)
+    while sum(widths) > available and max(widths) > _NARROWEST:
+        room = [width - least for width, least in zip(widths, whole, strict=True)]
+        chosen = room.index(max(room)) if max(room) > 0 else widths.index(max(widths))
+        widths[chosen] -= 1
+    return widths
 
 
 def _style(cell: str) -> str:
     return "green" if cell in GOOD else "red" if cell in BAD else "dim" if cell == UNCLEAR else ""
 
 
-def _text(text: str, style: str = "") -> Text:
-    """`text` as it is: no markup, no control characters."""
-    return Text("".join(c if c.isprintable() else " " for c in text), style=style)
+def _text(text: str, console: Console, style: str = "") -> Text:
+    """`text` as it is: no markup, no control characters; in a console without Unicode, what comes closest."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    if not console.encoding.startswith("utf"):
+        text = text.translate(_ASCII).encode(console.encoding, "replace").decode(console.encoding)
+    return Text(text, style=style)
