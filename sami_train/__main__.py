@@ -19,7 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0 done, 1 the run failed, 2 bad usage or an invalid recipe."""
     parser = argparse.ArgumentParser(prog="sami-train", description="Train a model with SAMI from a recipe.")
     parser.add_argument("recipe", help=f"a recipe file, or one of: {', '.join(list_recipes())}")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe"
+    )
     parser.add_argument("-o", "--output", type=Path, help="folder of the run (default: runs/sami/RECIPE)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
@@ -68,9 +70,13 @@ def _inputs(recipe: Recipe, beside: Path) -> tuple[Source, TrainingData]:
     principles = {kind: [p for s in sets for p in s.select(kind, "learned")] for kind in kinds}
     for kind in kinds:
         if len(principles[kind]) < recipe.principles_per_constitution:
-            raise UserError(f"the recipe '{recipe.name}' has too few learned principles for {kind}; name another principle set")
+            raise UserError(
+                f"the recipe '{recipe.name}' has too few learned principles for {kind}; name another principle set"
+            )
     assert recipe.model is not None
-    data = TrainingData(without_duplicates(queries, recipe.name), principles, {kind: load_template(kind) for kind in kinds})
+    data = TrainingData(
+        without_duplicates(queries, recipe.name), principles, {kind: load_template(kind) for kind in kinds}
+    )
     return parse_source(recipe.model), data
 
 

@@ -29,7 +29,9 @@ def save_checkpoint(folder: Path, parameters: Mapping[str, Any], optimizer: Any,
         work.rename(folder)
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
-        raise UserError(f"{folder}: the checkpoint cannot be written ({error.strerror}); free some space and run again") from error
+        raise UserError(
+            f"{folder}: the checkpoint cannot be written ({error.strerror}); free some space and run again"
+        ) from error
 
 
 def load_checkpoint(folder: Path, parameters: Mapping[str, Any], optimizer: Any) -> int:
@@ -53,4 +55,6 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, Any], optimizer: Any)
                     optimizer.state[parameter][key] = optimizer.state[parameter][key].to(parameter.device)
             return int(state.metadata()["step"])
     except (SafetensorError, KeyError, RuntimeError, OSError):
-        raise UserError(f"{folder}: this checkpoint is damaged or of another model; delete the folder and run again") from None
+        raise UserError(
+            f"{folder}: this checkpoint is damaged or of another model; delete the folder and run again"
+        ) from None

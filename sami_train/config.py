@@ -25,27 +25,43 @@ class Recipe(BaseModel):
     name: str = Field(description="what the recipe is called")
     description: str = Field("", description="one sentence for people")
 
-    model: str | None = Field(None, description="embedded/NAME, a folder or a hub id; the base that every iteration starts from")
+    model: str | None = Field(
+        None, description="embedded/NAME, a folder or a hub id; the base that every iteration starts from"
+    )
     style: Literal["completion", "chat"] = Field("completion", description="form of the prompts")
-    queries: tuple[str, ...] = Field((), description="JSON-lines files with a field 'query' or 'post' (and 'part': train)")
-    principles: tuple[str, ...] = Field((), description="principle sets, by name or file; only learned principles are used")
+    queries: tuple[str, ...] = Field(
+        (), description="JSON-lines files with a field 'query' or 'post' (and 'part': train)"
+    )
+    principles: tuple[str, ...] = Field(
+        (), description="principle sets, by name or file; only learned principles are used"
+    )
 
     iterations: int = Field(2, ge=1, description="times that responses are sampled and the base is trained anew")
     batch_size: int = Field(16, ge=1, description="queries in a gradient step")
     batches_at_start: int = Field(2, ge=1, description="gradient steps in the first iteration")
     batch_increment: int = Field(2, ge=0, description="gradient steps that each further iteration adds")
-    constitutions_per_query: int = Field(2, ge=2, multiple_of=2, description="C; half of them drawn, half their opposites")
+    constitutions_per_query: int = Field(
+        2, ge=2, multiple_of=2, description="C; half of them drawn, half their opposites"
+    )
     principles_per_constitution: int = Field(1, ge=1, description="principles in a constitution")
-    oversample: float = Field(1.25, ge=1, description="queries sampled for each one needed, to make up for filtered ones")
+    oversample: float = Field(
+        1.25, ge=1, description="queries sampled for each one needed, to make up for filtered ones"
+    )
     eval_queries: int = Field(0, ge=0, description="unseen queries on which the contrast is measured before and after")
 
     max_new_tokens: int = Field(350, ge=1, description="longest response, in tokens")
     max_prompt_tokens: int = Field(1024, ge=16, description="longest prompt, in tokens; the query is shortened to fit")
-    sampling_example: bool = Field(False, description="sample with the template's worked example in front; train without it")
+    sampling_example: bool = Field(
+        False, description="sample with the template's worked example in front; train without it"
+    )
     temperature: float = Field(0.0, ge=0, description="of sampling; 0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus of sampling")
-    sampling_batch_size: int | None = Field(None, ge=1, description="prompts generated together; null chooses by device")
-    filters: tuple[FilterRule, ...] = Field(("empty", "identical", "template_debris"), description="why a pair is left out")
+    sampling_batch_size: int | None = Field(
+        None, ge=1, description="prompts generated together; null chooses by device"
+    )
+    filters: tuple[FilterRule, ...] = Field(
+        ("empty", "identical", "template_debris"), description="why a pair is left out"
+    )
 
     learning_rate: float = Field(gt=0, description="peak learning rate")
     lr_scheduler_type: Literal["constant", "linear"] = Field("constant", description="after the warm-up")

@@ -225,13 +225,17 @@ def parse_principle_set(document: LinedDocument) -> PrincipleSet:
     """Validate a YAML document as a principle set. Raises UserError with file, line and field."""
     data = document.data
     if not isinstance(data, dict):
-        raise UserError(f"{document.path}:1: a principle set is a mapping with 'name' and 'principles'; this is not one")
+        raise UserError(
+            f"{document.path}:1: a principle set is a mapping with 'name' and 'principles'; this is not one"
+        )
     default_source = data.get("source", "")
     rows = data.get("principles")
     if isinstance(rows, list):
         rows = [{"source": default_source, **row} if isinstance(row, dict) else row for row in rows]
     try:
-        return PrincipleSet.model_validate({**data, **({"principles": rows} if rows is not None else {}), "file": document.path})
+        return PrincipleSet.model_validate(
+            {**data, **({"principles": rows} if rows is not None else {}), "file": document.path}
+        )
     except ValidationError as error:
         raise UserError(first_problem(error, document, PrincipleSet)) from None
 
@@ -265,7 +269,10 @@ def lint(principle_set: PrincipleSet) -> list[str]:
 NEAR_DUPLICATE = 0.8
 """Jaccard similarity of word sets from which two definitions count as near-duplicates."""
 
-_COMMON = frozenset("the a an and or of to in on by for with is are be it its that this as should not response summary summaries".split())
+_COMMON = frozenset(
+    ("the", "a", "an", "and", "or", "of", "to", "in", "on", "by", "for", "with", "is", "are", "be", "it", "its")
+    + ("that", "this", "as", "should", "not", "response", "summary", "summaries")
+)
 
 
 def similarity(one: str, other: str) -> float:

@@ -57,7 +57,9 @@ def read_queries(path: Path, *, part: str | None = None, prefix: str = "") -> li
             continue
         field = next((f for f in TEXT_FIELDS if f in row), None)
         if field is None or not isinstance(row[field], str) or not row[field].strip():
-            raise UserError(f"{path}:{number}: a data row needs a non-empty text 'query' (dialogue) or 'post' (summarization)")
+            raise UserError(
+                f"{path}:{number}: a data row needs a non-empty text 'query' (dialogue) or 'post' (summarization)"
+            )
         text = row[field].strip()
         queries.append(Query(str(row.get("id") or content_id(text, prefix)), text, TEXT_FIELDS[field]))
     return without_duplicates(queries, str(path))

@@ -58,7 +58,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError:
-            raise UserError(f"{path}:{number}: this row is damaged; delete that line and run again, the rest is kept") from None
+            raise UserError(
+                f"{path}:{number}: this row is damaged; delete that line and run again, the rest is kept"
+            ) from None
     return rows
 
 
@@ -68,4 +70,6 @@ def _whole_length(path: Path) -> int:
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot be written ({error.strerror}); free some space and run again, finished work is kept")
+    return UserError(
+        f"{path}: cannot be written ({error.strerror}); free some space and run again, finished work is kept"
+    )

@@ -112,7 +112,7 @@ def generate(
     encoded = [encode_prompt(tokenizer, prompt, max_prompt_tokens) for prompt in prompts]
     size = batch_size or DEFAULT_BATCH.get(model.device.type, 16)
     for number, batch in enumerate(plan_batches([len(e.ids) for e in encoded], size)):
-        if done.issuperset(batch):
+        if all(index in done for index in batch):
             continue
         responses = generate_batch(
             model,

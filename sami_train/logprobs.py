@@ -65,7 +65,11 @@ def response_logprobs(
 
 
 def response_logprobs_naive(
-    model: Any, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], *, reduction: Reduction = "mean"
+    model: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: Sequence[Sequence[int]],
+    *,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """The same matrix, one sequence at a time with logits everywhere: the definition, and the oracle of the fast path."""
     import torch
@@ -75,7 +79,9 @@ def response_logprobs_naive(
     cells = []
     for prompt in prompt_ids:
         for response in response_ids:
-            logits = model(input_ids=torch.tensor([[*prompt, *response]], device=device), use_cache=False).logits[0].float()
+            logits = (
+                model(input_ids=torch.tensor([[*prompt, *response]], device=device), use_cache=False).logits[0].float()
+            )
             logprobs = logits[len(prompt) - 1 : -1].log_softmax(-1)
             chosen = logprobs.gather(1, torch.tensor(response, device=device)[:, None])
             cells.append(chosen.mean() if reduction == "mean" else chosen.sum())
@@ -104,7 +110,9 @@ def pack(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[in
     bodies = [list(response[:-1]) for response in response_ids]
     longest = max(len(prompt) for prompt in prompt_ids)
     width = longest + sum(len(body) for body in bodies)
-    packed = Packed([], [], [], [], [t for r in response_ids for t in r], [j for j, r in enumerate(response_ids) for _ in r])
+    packed = Packed(
+        [], [], [], [], [t for r in response_ids for t in r], [j for j, r in enumerate(response_ids) for _ in r]
+    )
     for prompt in prompt_ids:
         ids, positions, blocks, predicting = list(prompt), list(range(len(prompt))), [0] * len(prompt), []
         for j, body in enumerate(bodies):

@@ -97,7 +97,9 @@ def parse_source(path: str) -> Source:
     if folder.is_dir():
         return Source("folder", str(folder))
     if text.startswith((".", "/", "~")) or not _HUB_ID.match(text):
-        raise UserError(f"the model folder '{text}' does not exist; name a folder, a hub id (org/name) or embedded/NAME")
+        raise UserError(
+            f"the model folder '{text}' does not exist; name a folder, a hub id (org/name) or embedded/NAME"
+        )
     name, _, revision = text.partition("@")
     return Source("hub", name, revision or None)
 
@@ -118,7 +120,9 @@ def check_source(source: Source) -> None:
         except FileNotFoundError:
             raise UserError(f"{folder}: this is no model folder, it has no config.json") from None
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder}/config.json cannot be read ({_reason(error)}); restore the model folder") from None
+            raise UserError(
+                f"{folder}/config.json cannot be read ({_reason(error)}); restore the model folder"
+            ) from None
         if not isinstance(config, dict):
             raise UserError(f"{folder}/config.json is not a JSON object; restore the model folder")
         for file in _weight_files(folder):
@@ -146,7 +150,10 @@ def source_fingerprint(source: Source) -> str:
         return _digest(["embedded", source.name, CONVERSION, EMBEDDED[source.name].sha256])
     if source.kind == "folder":
         folder = Path(source.name)
-        files = [*_weight_files(folder), *(folder / name for name in ("config.json", "tokenizer.json", "generation_config.json"))]
+        files = [
+            *_weight_files(folder),
+            *(folder / name for name in ("config.json", "tokenizer.json", "generation_config.json")),
+        ]
         return _digest([_content_sample(file) for file in files if file.is_file()])
     snapshot = _hub_snapshot(source)
     return _digest(["hub", source.name, snapshot.name if snapshot else source.revision or "main"])
@@ -195,11 +202,23 @@ def _pretrained(kind: Any, source: Source, **options: Any) -> Any:
     try:
         return kind.from_pretrained(local_folder(source), revision=source.revision or "main", **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        hint = "name a local folder, or check the id and the network" if source.kind == "hub" else "restore the model folder"
+        hint = (
+            "name a local folder, or check the id and the network"
+            if source.kind == "hub"
+            else "restore the model folder"
+        )
         raise UserError(f"the model '{source}' cannot be loaded ({_reason(error)}); {hint}") from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] in {"safetensors_rust", "safetensors", "huggingface_hub", "tokenizers", "httpx"}:
-            raise UserError(f"the model '{source}' cannot be loaded ({_reason(error)}); restore or name another one") from error
+        if type(error).__module__.split(".")[0] in {
+            "safetensors_rust",
+            "safetensors",
+            "huggingface_hub",
+            "tokenizers",
+            "httpx",
+        }:
+            raise UserError(
+                f"the model '{source}' cannot be loaded ({_reason(error)}); restore or name another one"
+            ) from error
         raise
 
 
@@ -228,7 +247,9 @@ def _converted(model: Embedded) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{model.name}-", dir=target.parent))
     except OSError as error:
-        raise UserError(f"{target.parent}: the cache folder cannot be written ({error.strerror}); set HARNESS_CACHE") from None
+        raise UserError(
+            f"{target.parent}: the cache folder cannot be written ({error.strerror}); set HARNESS_CACHE"
+        ) from None
     try:
         _convert(_gguf_file(model, work), work / "out")
         try:
@@ -237,7 +258,9 @@ def _converted(model: Embedded) -> Path:
             if not (target / "config.json").is_file():
                 raise
     except OSError as error:
-        raise UserError(f"{target}: the converted model cannot be written ({error.strerror}); free space, or set HARNESS_CACHE") from error
+        raise UserError(
+            f"{target}: the converted model cannot be written ({error.strerror}); free space, or set HARNESS_CACHE"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
@@ -291,11 +314,15 @@ def _safetensors_header(file: Path) -> bytes:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file}: this is not a whole safetensors file; copy or train the model again") from None
     if size != 8 + length + end:
-        raise UserError(f"{file}: this weights file is cut off ({size} of {8 + length + end} bytes); copy or train the model again")
+        raise UserError(
+            f"{file}: this weights file is cut off ({size} of {8 + length + end} bytes); copy or train the model again"
+        )
     return header
 
 
-def _content_sample(file: Path, *, whole_below: int = 64 << 20, pieces: int = 64, piece: int = 64 << 10) -> list[object]:
+def _content_sample(
+    file: Path, *, whole_below: int = 64 << 20, pieces: int = 64, piece: int = 64 << 10
+) -> list[object]:
     """Name, size and a digest: of the whole file when small, else of 64 pieces of 64 KiB spread evenly over it."""
     size = file.stat().st_size
     digest = hashlib.sha256()

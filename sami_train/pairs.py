@@ -111,7 +111,11 @@ def plan_contrasts(
 
 
 def filter_rule(
-    rules: Sequence[FilterRule], task: str, responses: Sequence[str], ids: Sequence[Sequence[int]], finish: Sequence[str]
+    rules: Sequence[FilterRule],
+    task: str,
+    responses: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    finish: Sequence[str],
 ) -> FilterRule | None:
     """The first rule that takes an example out, or None. The first response is the one under the drawn constitution."""
     broken: dict[FilterRule, bool] = {

@@ -111,16 +111,23 @@ def load_template(name_or_path: str | Path) -> Template:
     text = str(name_or_path)
     path = Path(text) if text.endswith((".yaml", ".yml")) else FOLDER / f"{text}.yaml"
     if not path.is_file() and path.parent == FOLDER:
-        raise UserError(f"there is no prompt template named '{text}'; {nearest(text, [f.stem for f in FOLDER.glob('*.yaml')])}")
+        raise UserError(
+            f"there is no prompt template named '{text}'; {nearest(text, [f.stem for f in FOLDER.glob('*.yaml')])}"
+        )
     document = read_yaml(path, what="prompt template")
     try:
         template = Template.model_validate(document.data)
     except ValidationError as error:
         raise UserError(first_problem(error, document, Template)) from None
-    forms = {"completion.text": template.completion.text, "chat.messages": "\n".join(m.content for m in template.chat.messages)}
+    forms = {
+        "completion.text": template.completion.text,
+        "chat.messages": "\n".join(m.content for m in template.chat.messages),
+    }
     for field, form in forms.items():
         for placeholder in ("{principles}", "{query}"):
             if form.count(placeholder) != 1:
                 where = document.where(tuple(field.split(".")))
-                raise UserError(f"{where}: '{field}' needs the placeholder {placeholder} exactly once; it has {form.count(placeholder)}")
+                raise UserError(
+                    f"{where}: '{field}' needs the placeholder {placeholder} exactly once; it has {form.count(placeholder)}"
+                )
     return template

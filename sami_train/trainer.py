@@ -69,7 +69,9 @@ def train(
     run = _Run(recipe, source, data, folder, device, trust_remote_code, progress)
     for iteration in range(1, recipe.iterations + 1):
         run.iteration(iteration, first if iteration % 2 else second, unseen)
-    iterations = [read_json_file(folder / f"iteration-{n}" / "summary.json") or {} for n in range(1, recipe.iterations + 1)]
+    iterations = [
+        read_json_file(folder / f"iteration-{n}" / "summary.json") or {} for n in range(1, recipe.iterations + 1)
+    ]
     summary = {
         "recipe": recipe.name,
         "from": str(source),
@@ -108,18 +110,25 @@ class _Run:
         if (place / "summary.json").is_file():
             return
         place.mkdir(parents=True, exist_ok=True)
-        sampled_from = self.source if number == 1 else Source("folder", str(self.folder / f"iteration-{number - 1}" / "model"))
+        sampled_from = (
+            self.source if number == 1 else Source("folder", str(self.folder / f"iteration-{number - 1}" / "model"))
+        )
         recipe = self.recipe
         queries = list(half[: recipe.queries_needed(number)])
         contrasts = self._contrasts(queries, seed=recipe.seed * 1000 + number)
         label = f"iteration {number}"
         examples = self._sample(contrasts, sampled_from, place / "pairs.jsonl", f"{label} responses")
         kept = [e for e in examples if e.filtered is None][: recipe.batch_size * recipe.batches(number)]
-        filtered = {rule: sum(e.filtered == rule for e in examples) for rule in recipe.filters}
+        filtered: dict[str, int] = {rule: sum(e.filtered == rule for e in examples) for rule in recipe.filters}
         if not kept:
-            raise UserError(f"{place}/pairs.jsonl: every pair was filtered out ({filtered}); relax 'filters' or raise max_new_tokens")
+            raise UserError(
+                f"{place}/pairs.jsonl: every pair was filtered out ({filtered}); relax 'filters' or raise max_new_tokens"
+            )
         unseen_examples = self._sample(
-            self._contrasts(unseen, seed=recipe.seed * 1000), self.source, self.folder / "unseen.jsonl", "unseen responses"
+            self._contrasts(unseen, seed=recipe.seed * 1000),
+            self.source,
+            self.folder / "unseen.jsonl",
+            "unseen responses",
         )
         unseen_examples = [e for e in unseen_examples if e.filtered is None]
         before = self._measure(unseen_examples, self.folder / "unseen-before.json", self.source)
@@ -239,13 +248,21 @@ class _Run:
             figures, tokens = self._gradients(model, batches[step], label, step, len(batches))
             norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm))
             if not math.isfinite(norm):
-                raise UserError(f"{place}: the gradient of step {step + 1} is not finite; lower learning_rate and run again")
+                raise UserError(
+                    f"{place}: the gradient of step {step + 1} is not finite; lower learning_rate and run again"
+                )
             rate = recipe.learning_rate_at(step, len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            row: dict[str, float] = {"iteration": number, "step": step + 1, "learning_rate": rate, **figures, "grad_norm": norm}
+            row: dict[str, float] = {
+                "iteration": number,
+                "step": step + 1,
+                "learning_rate": rate,
+                **figures,
+                "grad_norm": norm,
+            }
             row.update({f"filtered/{rule}": count for rule, count in filtered.items()})
             row["tokens_per_second"] = tokens / (time.monotonic() - began)
             append_rows(metrics_file, [row])
@@ -346,7 +363,9 @@ class _Run:
             work.rename(target)
         except OSError as error:
             shutil.rmtree(work, ignore_errors=True)
-            raise UserError(f"{target}: the model cannot be written ({error.strerror}); free some space and run again") from error
+            raise UserError(
+                f"{target}: the model cannot be written ({error.strerror}); free some space and run again"
+            ) from error
         shutil.rmtree(target.parent / "checkpoint", ignore_errors=True)
         self._loaded = (str(target), self._loaded[1])
 

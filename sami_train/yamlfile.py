@@ -127,6 +127,7 @@ def _real(location: Location, document: LinedDocument) -> Location:
 
 def _field_names(model: type[BaseModel], location: Location) -> list[str]:
     """The names of the fields that are allowed at a place inside `model`, as far as its annotations tell."""
+
     def models_in(annotation: object) -> list[type[BaseModel]]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             return [annotation]

@@ -10,6 +10,8 @@ from harness.report.content import Section, Table, sections
 _INTERVAL = r"\[[+-]?[\d.]+, [+-]?[\d.]+\](?![(\[:])"
 _SPECIAL = re.compile(rf"(?!{_INTERVAL})\[|[\\`*_{{}}<>&|#~$]")
 """What could mean something; not the bracket of an interval, and no closing one, which means nothing on its own."""
+_LIST_START = re.compile(r"^(\d*)([-+=.)])(?=\s|$|\2)")
+"""A list's item, a rule or an underline, where a line begins with it; not the sign of a number."""
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
@@ -34,7 +36,8 @@ def render_markdown(results: dict[str, Any]) -> str:
 
 def escape(text: str) -> str:
     """`text` as one line that Markdown and HTML show as it is."""
-    return _SPECIAL.sub(lambda m: _ENTITIES.get(m.group(), f"\\{m.group()}"), " ".join(text.split()))
+    line = _SPECIAL.sub(lambda m: _ENTITIES.get(m.group(), f"\\{m.group()}"), " ".join(text.split()))
+    return _LIST_START.sub(r"\1\\\2", line)
 
 
 def _section(section: Section) -> list[str]:

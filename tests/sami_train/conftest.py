@@ -26,7 +26,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": 9}),
     "mixtral": ("Mixtral", {"sliding_window": None, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2": ("Qwen2", {}),
-    "gemma3": ("Gemma3", {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}),
+    "gemma3": (
+        "Gemma3",
+        {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+    ),
     "gemma3-softcap": (
         "Gemma3",
         {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention"] * 3, "final_logit_softcapping": 5.0},

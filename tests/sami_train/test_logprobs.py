@@ -75,7 +75,10 @@ def test_packed_rows_hold_the_prompt_once() -> None:
     assert packed.targets == [7, 8, 9, 10, 11, 12]
 
 
-@pytest.mark.parametrize(("prompts", "responses", "word"), [([[1]], [[2], []], "response 1"), ([[]], [[2]], "prompt 0"), ([[1]], [], "response")])
+@pytest.mark.parametrize(
+    ("prompts", "responses", "word"),
+    [([[1]], [[2], []], "response 1"), ([[]], [[2]], "prompt 0"), ([[1]], [], "response")],
+)
 def test_empty_input_is_named(prompts: Any, responses: Any, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         pack(prompts, responses)

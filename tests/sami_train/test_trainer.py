@@ -61,11 +61,16 @@ def test_artefacts_are_kept(undisturbed: Path) -> None:
     wanted = {"loss", "loss/row", "loss/col", "mi_lower_bound", "accuracy/row", "accuracy/col", "logps/diagonal",
               "logps/off_diagonal", "grad_norm", "completions/mean_length", "filtered/identical", "tokens_per_second"}  # fmt: skip
     assert all(wanted <= row.keys() for row in metrics)
-    assert not (undisturbed / "iteration-2" / "checkpoint").exists(), "the checkpoint of a finished iteration is of no use"
+    assert not (undisturbed / "iteration-2" / "checkpoint").exists(), (
+        "the checkpoint of a finished iteration is of no use"
+    )
 
 
 def test_iterations_use_disjoint_halves(undisturbed: Path) -> None:
-    ids = [{json.loads(line)["query_id"] for line in (undisturbed / f"iteration-{n}" / "pairs.jsonl").open()} for n in (1, 2)]
+    ids = [
+        {json.loads(line)["query_id"] for line in (undisturbed / f"iteration-{n}" / "pairs.jsonl").open()}
+        for n in (1, 2)
+    ]
     unseen = {json.loads(line)["query_id"] for line in (undisturbed / "unseen.jsonl").open()}
     assert ids[0]
     assert ids[1]
@@ -117,8 +122,12 @@ train(test_trainer.recipe(save_steps=1), parse_source({model!r}), test_trainer.d
 """
 
 
-@pytest.mark.parametrize("after", ["iteration 1 responses 5", "iteration 1 steps 1", "iteration 2 responses 10", "iteration 2 steps 2"])
-def test_a_killed_run_ends_with_the_same_weights(undisturbed: Path, tiny_model: Path, tmp_path: Path, after: str) -> None:
+@pytest.mark.parametrize(
+    "after", ["iteration 1 responses 5", "iteration 1 steps 1", "iteration 2 responses 10", "iteration 2 steps 2"]
+)
+def test_a_killed_run_ends_with_the_same_weights(
+    undisturbed: Path, tiny_model: Path, tmp_path: Path, after: str
+) -> None:
     code = textwrap.dedent(SCRIPT).format(tests=str(Path(__file__).parent), model=str(tiny_model), folder=str(tmp_path))
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
@@ -137,7 +146,10 @@ def test_a_killed_run_ends_with_the_same_weights(undisturbed: Path, tiny_model: 
     plain = {"tokens_per_second"}
     for iteration in (1, 2):
         rows = [
-            [{k: v for k, v in json.loads(line).items() if k not in plain} for line in (f / f"iteration-{iteration}" / "metrics.jsonl").open()]
+            [
+                {k: v for k, v in json.loads(line).items() if k not in plain}
+                for line in (f / f"iteration-{iteration}" / "metrics.jsonl").open()
+            ]
             for f in (undisturbed, tmp_path)
         ]
         assert rows[0] == rows[1]
@@ -150,8 +162,15 @@ def test_a_finished_run_is_not_run_again(undisturbed: Path, tiny_model: Path) ->
 
 
 def test_too_few_queries_is_said_before_anything_runs(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"iteration 2 of the recipe 'tiny' needs 30 queries .* has 1[01]; give more queries"):
-        train(recipe(batch_size=10, batches_at_start=1, batch_increment=2), parse_source(str(tiny_model)), data(), tmp_path)
+    with pytest.raises(
+        UserError, match=r"iteration 2 of the recipe 'tiny' needs 30 queries .* has 1[01]; give more queries"
+    ):
+        train(
+            recipe(batch_size=10, batches_at_start=1, batch_increment=2),
+            parse_source(str(tiny_model)),
+            data(),
+            tmp_path,
+        )
     assert list(tmp_path.iterdir()) == []
 
 

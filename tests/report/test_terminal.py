@@ -1,0 +1,178 @@
+"""What the terminal shows."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.report import print_results
+from harness.report.content import p_value, points, rate, reading
+
+
+def shown(results: dict[str, Any], width: int = 100) -> str:
+    console = Console(record=True, width=width, file=io.StringIO())
+    print_results(results, console)
+    return console.export_text()
+
+
+def flat(results: dict[str, Any]) -> str:
+    """The report as one line, so that wrapping does not matter."""
+    return " ".join(shown(results).split())
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_no_line_is_wider_than_the_console(results: dict[str, Any], width: int) -> None:
+    assert max(len(line) for line in shown(results, width).splitlines()) <= width
+
+
+def test_at_100_columns_a_row_is_a_line(results: dict[str, Any]) -> None:
+    lines = shown(results).splitlines()
+    row = next(row for row in results["comparisons"] if row["judge"] == "verifiable" and row["task"] == "summarization")
+    figure = rate(row["win_rate"], row["ci_low"], row["ci_high"])
+    (line,) = (line for line in lines if line.startswith("summarization") and f" {figure} " in line and "/" in line)
+    assert line.split()[:2] == ["summarization", "learned"]
+    assert f"{row['n']}/{row['n_expected']}" in line
+    assert f"{row['wins']}/{row['ties']}/{row['losses']}" in line
+
+
+def test_the_paragraph_tells_gains_and_their_absence(results: dict[str, Any]) -> None:
+    text = flat(results)
+    assert "on learned principles sami beats base (71.1% [64.6, 76.8], n = 64, interval above one half)" in text
+    assert "on held-out principles it is not distinguishable from base (56.6%" in text
+    assert "the gap, learned minus held-out, is above zero (+14.5 [+4.3, +24.6] points, n = 64)" in text
+    assert (
+        "the contrastive loss fell from 0.710 [0.650, 0.770] to 0.580 [0.520, 0.640] nats; the intervals are apart"
+        in text
+    )
+
+
+def test_a_loss_is_told_as_clearly_as_a_win(results: dict[str, Any]) -> None:
+    for row in results["comparisons"]:
+        row |= {"win_rate": 0.3, "ci_low": 0.2, "ci_high": 0.4}
+    results["training"]["sami"]["evaluation"]["after"] = {"loss": 0.9, "loss_ci": [0.7, 1.1]}
+    text = flat(results)
+    assert "on learned principles sami loses to base (30.0% [20.0, 40.0], n = 64, interval below one half)" in text
+    assert "below ½" in text
+    assert "the contrastive loss rose from 0.710" in text
+    assert "the intervals overlap" in text
+
+
+def test_an_unreliable_judge_is_marked_wherever_its_figures_are(results: dict[str, Any]) -> None:
+    results["judges"]["smollm2"] |= {"position_consistency": 0.55, "n_pairs": 40}
+    text = flat(results)
+    assert "Judged by smollm2 (with care: its two orders agree in only 55% of 40 pairs)" in text
+    assert "judge: smollm2 (same verdict in both orders: 55%)" in text
+    assert "55.0% of 40" in text
+
+
+def test_judges_that_contradict_each_other_are_named(results: dict[str, Any]) -> None:
+    for row in results["comparisons"]:
+        if row["judge"] == "smollm2":
+            row |= {"win_rate": 0.3, "ci_low": 0.2, "ci_high": 0.4}
+    assert (
+        "The judges contradict each other on learned principles: sami beats base by verifiable, and loses by smollm2."
+        in flat(results)
+    )
+
+
+def test_an_incomplete_run_says_so_first(results: dict[str, Any]) -> None:
+    results["quality"] = {"unscored_rate": 0.1, "max_unscored": 0.02, "passed": False}
+    text = flat(results)
+    assert "What this run shows · This run is incomplete: 10.0% of the expected verdicts are unscored" in text
+    assert "(limit 2.0%): FAILED" in text
+
+
+def test_every_part_is_there(results: dict[str, Any]) -> None:
+    text = flat(results)
+    for part in (
+        "Win rates", "Generalisation gap", "Steerability", "Steerability by principle", "Win rate by principle",
+        "Mutual information", "Training", "Mean lengths", "Judges", "How to read this",
+    ):  # fmt: skip
+        assert part in text
+    for word in (
+        "Unit: the query",
+        "Ties count as half a win",
+        "Wilson, effective n",
+        "same 6, empty 2",
+        "ends-with-question",
+    ):
+        assert word in text
+
+
+def test_principles_that_are_learned_come_first(results: dict[str, Any]) -> None:
+    text = shown(results)
+    table = text[text.index("Win rate by principle") :]
+    assert table.index("short ") < table.index("mentions-a-number")
+
+
+def test_figures_that_are_missing_are_shown_as_such(results: dict[str, Any]) -> None:
+    null = {
+        "n": 0,
+        "win_rate": None,
+        "ci_low": None,
+        "ci_high": None,
+        "by_principle": [],
+        "note": "No query has a score.",
+    }
+    for row in results["comparisons"]:
+        row |= null
+    for row in results["gaps"]:
+        row |= {"gap": None, "ci_low": None, "ci_high": None, "n": 0, "p_value": None, "note": "No query has both."}
+    for row in results["infonce"]:
+        row |= {"infonce": None, "ci_low": None, "ci_high": None, "log_c": None, "note": "It needs 2 queries."}
+    text = flat(results)
+    assert "on learned principles sami has no score against base (0 of 64 queries scored)" in text
+    assert "the gap between the two cannot be computed" in text
+    assert "It needs 2 queries." in text
+    assert "nan" not in text.lower().split()
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {},
+        {"name": "x", "comparisons": [], "gaps": [], "steerability": [], "infonce": [], "judges": {}, "training": {}},
+        {"name": "x", "training": {"sami": {}}},
+        {"name": "x", "training": {"sami": {"iterations": [{}], "evaluation": None}}},
+        {
+            "name": "x",
+            "training": {"sami": {"recipe": "r", "evaluation": {"n": 1, "before": {}, "after": {"loss": 1}}}},
+        },
+    ],
+)
+def test_missing_keys_are_tolerated(results: dict[str, Any]) -> None:
+    assert shown(results).strip()
+
+
+def test_a_split_with_one_task_is_not_lost_beside_one_with_two(results: dict[str, Any]) -> None:
+    results["comparisons"] = [
+        row for row in results["comparisons"] if row["split"] == "learned" or row["task"] == "dialogue"
+    ]
+    results["gaps"] = []
+    assert "on held-out principles (dialogue) it is not distinguishable from base" in flat(results)
+
+
+def test_markup_and_control_characters_in_names_are_only_text(results: dict[str, Any]) -> None:
+    results["name"] = "[red]run[/red]\x1b[31m"
+    text = shown(results)
+    assert "[red]run[/red]" in text
+    assert "\x1b" not in text
+
+
+def test_long_names_fold(results: dict[str, Any]) -> None:
+    for row in results["comparisons"] + results["steerability"]:
+        row["task"] = "a-very-long-task-name-" * 5
+    assert max(len(line) for line in shown(results).splitlines()) <= 100
+
+
+def test_figures() -> None:
+    assert rate(0.583, 0.521, 0.643) == "58.3% [52.1, 64.3]"
+    assert rate(None, None, None) == "–"
+    assert points(-0.05, -0.1, 0.0123) == "-5.0 [-10.0, +1.2]"
+    assert (p_value(0.0001), p_value(0.5), p_value(None)) == ("<0.001", "0.500", "–")
+    assert [reading(low, high, 0.5) for low, high in ((0.51, 0.6), (0.4, 0.49), (0.5, 0.6), (None, None))] == [
+        "above ½", "below ½", "not distinguishable", "–",
+    ]  # fmt: skip

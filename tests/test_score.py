@@ -1,0 +1,378 @@
+"""The results of a run against a naive loop over the same rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+from itertools import product
+from typing import Any
+
+import pytest
+
+from harness.rows import Likelihood, Verdict
+from harness.score import ExpectedPair, ScoreInputs, score
+from harness.stats import gap, infonce, paired_difference, sign_flip_p, win_rate
+
+BOTH = ("ab", "ba")
+VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
+
+
+def pair(
+    query: str = "q0", constitution: str = "short+", *, orders: tuple[str, ...] = BOTH, **fields: Any
+) -> ExpectedPair:
+    place = {
+        "judge": "judge", "kind": "win_rate", "a": "sami", "b": "base", "task": "dialogue",
+        "principle_set": "verifiable", "split": "learned", "epoch": 0, **fields,
+    }  # fmt: skip
+    return ExpectedPair(query_id=query, constitution_id=constitution, orders=orders, **place)
+
+
+def verdict(expected: ExpectedPair, order: str, outcome: str, details: dict[str, Any] | None = None) -> Verdict:
+    fields = {name: value for name, value in expected._asdict().items() if name != "orders"}
+    return Verdict.model_validate(
+        {
+            **fields, "id": f"{expected}{order}", "fingerprint": "f", "order": order, "outcome": outcome,
+            "reason": "no_verdict" if outcome == "unscored" else None, "raw": "", "details": details or {},
+            "usage": {}, "latency_s": 0,
+        }
+    )  # fmt: skip
+
+
+def inputs(judged: dict[ExpectedPair, str], **fields: Any) -> ScoreInputs:
+    """`judged`: outcomes of a pair's orders, one word each, for example "a tie"; "-" for a row that is missing."""
+    rows = [
+        verdict(expected, order, outcome)
+        for expected, outcomes in judged.items()
+        for order, outcome in zip(expected.orders, outcomes.split(), strict=True)
+        if outcome != "-"
+    ]
+    given = {
+        "name": "run", "description": "", "spec_fingerprint": "f", "level": 0.95, "max_unscored": 0.02,
+        "models": {"base": {}, "sami": {}}, "judges": {"judge": {"kind": "llm", "model": "base"}}, "verdicts": rows,
+        "lengths": {}, "likelihoods": [], "training": {}, "expected": list(judged),
+    }  # fmt: skip
+    return ScoreInputs(**{**given, **fields})
+
+
+def only(rows: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    found = [row for row in rows if all(row[name] == value for name, value in fields.items())]
+    assert len(found) == 1
+    return found[0]
+
+
+def strictly(value: Any) -> None:
+    json.dumps(value, allow_nan=False)
+
+
+# --- Against the naive loop -------------------------------------------------------------------------------------------
+
+
+def random_run() -> ScoreInputs:
+    rng = random.Random(7)
+    judged = {}
+    for task, split, q, constitution, epoch in product(
+        ("dialogue", "posts"), ("learned", "held_out"), range(20), ("short+.list-", "list+"), (0, 1)
+    ):
+        outcomes = " ".join(rng.choices(["a", "b", "tie", "unscored", "-"], [4, 3, 2, 1, 0.5], k=2))
+        judged[pair(f"q{q}", constitution, task=task, split=split, epoch=epoch)] = outcomes
+    lengths = {
+        (model, p.task, p.query_id, p.constitution_id, p.epoch): rng.randrange(5, 90)
+        for p in judged
+        for model in ("sami", "base")
+    }
+    return inputs(judged, lengths=lengths)
+
+
+def naive_scores(run: ScoreInputs, task: str, split: str, principle: str | None = None) -> dict[str, float]:
+    rows = {(v.task, v.split, v.query_id, v.constitution_id, v.epoch, v.order): v for v in run.verdicts}
+    by_query: dict[str, list[float]] = {}
+    for p in run.expected:
+        if task not in ("all", p.task) or p.split != split:
+            continue
+        if principle and principle not in [part[:-1] for part in p.constitution_id.split(".")]:
+            continue
+        two = [rows.get((p.task, p.split, p.query_id, p.constitution_id, p.epoch, order)) for order in BOTH]
+        if all(row is not None and row.outcome != "unscored" for row in two):
+            value = sum(VALUE[row.outcome] for row in two if row) / 2
+            by_query.setdefault(f"{p.task}\0{p.query_id}", []).append(value)
+    return {query: sum(values) / len(values) for query, values in by_query.items()}
+
+
+@pytest.mark.parametrize("task", ["dialogue", "posts", "all"])
+@pytest.mark.parametrize("split", ["learned", "held_out"])
+def test_a_win_rate_is_that_of_the_naive_loop(task: str, split: str) -> None:
+    run = random_run()
+    row = only(score(run)["comparisons"], task=task, split=split)
+    scores = list(naive_scores(run, task, split).values())
+    expected = win_rate(scores)
+    assert row["win_rate"] == pytest.approx(sum(scores) / len(scores), abs=1e-12)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert row["n_eff"] == pytest.approx(expected.n_eff, rel=1e-9)
+    assert (row["n"], row["n_expected"]) == (len(scores), 40 if task == "all" else 20)
+    assert row["unscored"] == row["n_expected"] - row["n"]
+    assert row["wins"] == sum(s > 0.5 for s in scores)
+    assert row["ties"] == sum(s == 0.5 for s in scores)
+    assert row["losses"] == sum(s < 0.5 for s in scores)
+    assert row["win_rate_ties_lost"] == pytest.approx(row["wins"] / row["n"], abs=1e-12)
+
+
+def test_a_principle_counts_the_constitutions_that_have_it() -> None:
+    run = random_run()
+    row = only(score(run)["comparisons"], task="all", split="learned")
+    assert [p["principle"] for p in row["by_principle"]] == ["list", "short"]
+    for found in row["by_principle"]:
+        scores = list(naive_scores(run, "all", "learned", found["principle"]).values())
+        expected = win_rate(scores)
+        assert found["n"] == len(scores)
+        assert found["win_rate"] == pytest.approx(expected.estimate, abs=1e-12)
+        assert (found["ci_low"], found["ci_high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("task", ["dialogue", "all"])
+def test_a_gap_is_paired_by_query(task: str) -> None:
+    run = random_run()
+    row = only(score(run)["gaps"], task=task)
+    learned, held_out = naive_scores(run, task, "learned"), naive_scores(run, task, "held_out")
+    expected = gap(learned, held_out)
+    shared = sorted(learned.keys() & held_out.keys())
+    assert row["gap"] == pytest.approx(sum(learned[q] - held_out[q] for q in shared) / len(shared), abs=1e-12)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert row["n"] == len(shared)
+    assert row["p_value"] == sign_flip_p([learned[q] for q in shared], [held_out[q] for q in shared])
+    assert row["ci_method"] == paired_difference([learned[q] for q in shared], [held_out[q] for q in shared]).method
+
+
+def test_mean_lengths_weigh_queries_equally_and_leave_the_unscored_out() -> None:
+    run = random_run()
+    row = only(score(run)["comparisons"], task="posts", split="learned")
+    rows = {(v.task, v.split, v.query_id, v.constitution_id, v.epoch, v.order): v.outcome for v in run.verdicts}
+    words: dict[str, list[int]] = {}
+    for p in run.expected:
+        place = (p.task, p.split, p.query_id, p.constitution_id, p.epoch)
+        both = {rows.get((*place, order), "unscored") for order in BOTH}
+        if (p.task, p.split) == ("posts", "learned") and "unscored" not in both:
+            words.setdefault(p.query_id, []).append(run.lengths["sami", p.task, p.query_id, p.constitution_id, p.epoch])
+    means = [sum(w) / len(w) for w in words.values()]
+    assert row["mean_length_a"] == pytest.approx(sum(means) / len(means), abs=1e-12)
+
+
+def test_the_order_of_the_rows_does_not_matter() -> None:
+    run = random_run()
+    rows, expected = list(run.verdicts), list(run.expected)
+    random.Random(1).shuffle(rows)
+    random.Random(2).shuffle(expected)
+    again = dataclasses.replace(run, verdicts=rows, expected=expected)
+    assert json.dumps(score(run)) == json.dumps(score(again))
+
+
+# --- Orders and scores ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"), [("a a", 1.0), ("a b", 0.5), ("a tie", 0.75), ("b b", 0.0), ("tie tie", 0.5)]
+)
+def test_both_orders_make_one_score(outcomes: str, expected: float) -> None:
+    row = score(inputs({pair(): outcomes}))["comparisons"][0]
+    assert (row["n"], row["win_rate"]) == (1, expected)
+
+
+@pytest.mark.parametrize("outcomes", ["a unscored", "unscored a", "a -", "- -"])
+def test_a_pair_with_one_order_alone_has_no_score(outcomes: str) -> None:
+    result = score(inputs({pair(): outcomes, pair("q1"): "b b"}))
+    row = result["comparisons"][0]
+    assert (row["n"], row["n_expected"], row["unscored"], row["win_rate"]) == (1, 2, 1, 0.0)
+    assert row["verdicts"]["expected"] == 4
+    assert row["verdicts"]["unscored"] == sum(o in ("unscored", "-") for o in outcomes.split())
+
+
+def test_a_single_order_is_enough_where_no_more_is_expected() -> None:
+    row = score(inputs({pair(orders=("ab",)): "a"}))["comparisons"][0]
+    assert (row["n"], row["win_rate"], row["position_consistency"]) == (1, 1.0, None)
+
+
+def test_a_query_with_one_scored_constitution_counts() -> None:
+    row = score(inputs({pair(): "a a", pair(constitution="list+"): "a unscored"}))["comparisons"][0]
+    assert (row["n"], row["n_expected"], row["win_rate"]) == (1, 1, 1.0)
+    short = only(row["by_principle"], principle="short")
+    unscored = only(row["by_principle"], principle="list")
+    assert (short["n"], short["win_rate"]) == (1, 1.0)
+    assert (unscored["n"], unscored["win_rate"]) == (0, None)
+    assert unscored["note"]
+
+
+def test_verdicts_that_the_plan_does_not_ask_for_are_left_out() -> None:
+    run = inputs({pair(): "a a"})
+    stray = verdict(pair("gone"), "ab", "b")
+    result = score(dataclasses.replace(run, verdicts=[*run.verdicts, stray]))
+    assert result["comparisons"][0]["verdicts"] == {"expected": 2, "a": 2, "b": 0, "tie": 0, "unscored": 0}
+
+
+def test_the_verifiable_judge_scores_principles_one_by_one() -> None:
+    expected = pair(constitution="short+.list-", orders=("ab",))
+    details = {
+        "principles": {"short": {"follows": True, "a": 0.2, "b": 0.9}, "list": {"follows": False, "a": 1, "b": 0}}
+    }
+    row = score(inputs({expected: "-"}, verdicts=[verdict(expected, "ab", "a", details)]))["comparisons"][0]
+    assert row["win_rate"] == 1.0
+    assert only(row["by_principle"], principle="short")["win_rate"] == 0.0
+    assert only(row["by_principle"], principle="list")["win_rate"] == 1.0
+
+
+def test_scores_of_a_principle_that_differ_by_rounding_tie() -> None:
+    expected = pair(orders=("ab",))
+    details = {"principles": {"short": {"follows": True, "a": 0.1 + 0.2, "b": 0.3}}}
+    row = score(inputs({expected: "-"}, verdicts=[verdict(expected, "ab", "tie", details)]))["comparisons"][0]
+    assert only(row["by_principle"], principle="short")["ties"] == 1
+
+
+# --- Edges ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_run_has_empty_results() -> None:
+    result = score(inputs({}))
+    strictly(result)
+    assert (result["comparisons"], result["gaps"], result["steerability"], result["infonce"]) == ([], [], [], [])
+    assert result["quality"] == {"unscored_rate": 0.0, "max_unscored": 0.02, "passed": True}
+    assert result["judges"]["judge"]["n_pairs"] == 0
+
+
+def test_nothing_scored_gives_null_figures_with_a_note() -> None:
+    judged = {pair(f"q{i}", split=split): "- -" for i in range(3) for split in ("learned", "held_out")}
+    judged[pair(kind="steerability", a="base", b="base")] = "unscored a"
+    result = score(inputs(judged))
+    strictly(result)
+    row = result["comparisons"][0]
+    assert (row["n"], row["n_expected"], row["win_rate"], row["ci_low"], row["n_eff"]) == (0, 3, None, None, None)
+    assert row["win_rate_ties_dropped"] is None
+    for noted in (row, result["gaps"][0], result["steerability"][0]):
+        assert noted["note"]
+    assert result["gaps"][0]["gap"] is None
+    assert result["steerability"][0]["steerability"] is None
+    assert not result["quality"]["passed"]
+
+
+def test_all_ties_are_one_half_with_a_finite_interval() -> None:
+    result = score(inputs({pair(f"q{i}"): "tie tie" for i in range(12)}))
+    row = result["comparisons"][0]
+    assert (row["win_rate"], row["ties"], row["win_rate_ties_dropped"], row["win_rate_ties_lost"]) == (0.5, 12, None, 0)
+    assert 0 < row["ci_low"] < 0.5 < row["ci_high"] < 1
+
+
+def test_one_query_has_an_interval() -> None:
+    row = score(inputs({pair(): "a a"}))["comparisons"][0]
+    assert 0 < row["ci_low"] < 1 == row["win_rate"] == row["ci_high"]
+    assert row["ci_method"].startswith("Clopper-Pearson")
+
+
+def test_one_task_has_no_row_for_all_tasks() -> None:
+    result = score(inputs({pair(split=split): "a a" for split in ("learned", "held_out")}))
+    assert {row["task"] for row in result["comparisons"] + result["gaps"]} == {"dialogue"}
+
+
+def test_queries_of_two_tasks_with_the_same_id_stay_apart() -> None:
+    result = score(inputs({pair(task="dialogue"): "a a", pair(task="posts"): "b b"}))
+    row = only(result["comparisons"], task="all")
+    assert (row["n"], row["wins"], row["losses"]) == (2, 1, 1)
+
+
+def test_rows_stand_in_the_order_of_models_tasks_and_splits() -> None:
+    judged = {
+        pair(a=a, task=task, split=split): "a a"
+        for a, task, split in product(("zeta", "sami"), ("posts", "dialogue"), ("held_out", "learned"))
+    }
+    result = score(inputs(judged, models={"zeta": {}, "sami": {}, "base": {}}))
+    places = [(row["a"], row["task"], row["split"]) for row in result["comparisons"]]
+    assert places == list(product(("zeta", "sami"), ("dialogue", "posts", "all"), ("learned", "held_out")))
+
+
+# --- The other parts --------------------------------------------------------------------------------------------------
+
+
+def test_steerability_has_a_row_for_all_principles_and_one_for_each() -> None:
+    steered = {"kind": "steerability", "a": "base", "b": "base", "orders": ("ab",)}
+    outcomes = ["a", "a", "b", "tie"] * 4
+    judged = {pair(f"q{i}", "short+" if i % 2 else "list+", **steered): o for i, o in enumerate(outcomes)}
+    rows = score(inputs(judged))["steerability"]
+    assert [row["principle"] for row in rows] == [None, "list", "short"]
+    expected = win_rate([VALUE[o] for o in outcomes])
+    assert (rows[0]["steerability"], rows[0]["n"]) == (pytest.approx(expected.estimate, abs=1e-12), 16)
+    assert (rows[0]["ci_low"], rows[0]["ci_high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert rows[1]["steerability"] == pytest.approx(0.5)
+    assert rows[2]["steerability"] == pytest.approx(0.75)
+
+
+def likelihood(query: str, table: list[list[float]], **fields: Any) -> Likelihood:
+    given = {
+        "id": query, "fingerprint": "f", "model": "base", "task": "dialogue", "query_id": query,
+        "principle_set": "verifiable", "split": "learned", "constitution_ids": ["x+", "x-"],
+        "logprob_sums": table, "n_tokens": [3, 4],
+    }  # fmt: skip
+    return Likelihood.model_validate({**given, **fields})
+
+
+def test_infonce_is_that_of_the_tables() -> None:
+    rng = random.Random(3)
+    tables = [[[-rng.uniform(5, 9) for _ in range(2)] for _ in range(2)] for _ in range(6)]
+    rows = [likelihood(f"q{i}", table) for i, table in enumerate(tables)]
+    row = score(inputs({}, likelihoods=rows))["infonce"][0]
+    naive = [sum(t[j][j] - math.log((math.exp(t[0][j]) + math.exp(t[1][j])) / 2) for j in range(2)) / 2 for t in tables]
+    assert row["infonce"] == pytest.approx(sum(naive) / 6, abs=1e-12)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((infonce(tables).low, infonce(tables).high), abs=1e-12)
+    assert (row["n"], row["log_c"]) == (6, pytest.approx(math.log(2)))
+
+
+def test_infonce_of_one_query_is_null_with_the_reason() -> None:
+    result = score(inputs({}, likelihoods=[likelihood("q", [[-1, -2], [-2, -1]])]))
+    strictly(result)
+    row = result["infonce"][0]
+    assert (row["n"], row["infonce"], row["log_c"]) == (1, None, None)
+    assert "at least 2 queries" in row["note"]
+
+
+def test_infonce_pools_the_tasks() -> None:
+    rows = [likelihood(f"q{i}", [[-1, -2], [-2, -1 - i]], task=t) for i, t in product(range(3), ("dialogue", "posts"))]
+    assert [(r["task"], r["n"]) for r in score(inputs({}, likelihoods=rows))["infonce"]] == [
+        ("dialogue", 3), ("posts", 3), ("all", 6),
+    ]  # fmt: skip
+
+
+def test_a_judge_has_a_card() -> None:
+    result = score(inputs({pair(): "a a", pair("q1"): "a b", pair("q2"): "a unscored", pair("q3"): "tie tie"}))
+    card = result["judges"]["judge"]
+    assert (card["kind"], card["model"], card["n_pairs"]) == ("llm", "base", 3)
+    assert card["position_consistency"] == pytest.approx(2 / 3)
+    assert card["unscored_rate"] == pytest.approx(1 / 8)
+    assert card["ties"] == pytest.approx(2 / 7)
+
+
+def test_a_judge_that_saw_one_order_has_no_lean() -> None:
+    card = score(inputs({pair(orders=("ab",)): "a"}))["judges"]["judge"]
+    assert (card["share_first"], card["position_consistency"]) == (None, None)
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(0.25, True), (0.2, False)])
+def test_the_run_fails_above_the_limit_of_unscored_verdicts(limit: float, passed: bool) -> None:
+    quality = score(inputs({pair(): "a -", pair("q1"): "a b"}, max_unscored=limit))["quality"]
+    assert quality == {"unscored_rate": 0.25, "max_unscored": limit, "passed": passed}
+
+
+def test_numbers_that_json_lacks_become_null_in_the_training_summary() -> None:
+    result = score(inputs({}, training={"sami": {"iterations": [{"loss_last": math.nan}], "n": 3}}))
+    strictly(result)
+    assert result["training"] == {"sami": {"iterations": [{"loss_last": None}], "n": 3}}
+
+
+def test_the_fields_are_those_of_the_schema() -> None:
+    result = score(random_run())
+    strictly(result)
+    assert list(result) == [
+        "schema_version", "name", "description", "harness_version", "spec_fingerprint", "level", "tie_rule", "models",
+        "comparisons", "gaps", "steerability", "infonce", "judges", "training", "quality",
+    ]  # fmt: skip
+    assert set(result["comparisons"][0]) == {
+        "task", "principle_set", "split", "a", "b", "judge", "n", "n_expected", "wins", "ties", "losses", "unscored",
+        "win_rate", "ci_low", "ci_high", "ci_level", "ci_method", "mean_length_a", "mean_length_b", "n_eff",
+        "win_rate_ties_dropped", "win_rate_ties_lost", "position_consistency", "verdicts", "by_principle",
+    }  # fmt: skip
