@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, made: bool, message:
 
 
 def printed(result: dict[str, Any]) -> str:
-    console = Console(record=True, width=100, quiet=False, file=Path("/dev/null").open("w"))
+    console = Console(record=True, width=100, file=io.StringIO())
     print_comparison(result, console)
     return console.export_text()
 

@@ -63,7 +63,7 @@ def test_a_loss_is_told_as_clearly_as_a_win(results: dict[str, Any]) -> None:
 def test_an_unreliable_judge_is_marked_wherever_its_figures_are(results: dict[str, Any]) -> None:
     results["judges"]["smollm2"] |= {"position_consistency": 0.55, "n_pairs": 40}
     text = flat(results)
-    assert "Judged by smollm2 (with care: its two orders agree in only 55% of 40 pairs)" in text
+    assert "Judged by smollm2 (with care: it kept its verdict in both orders for only 55% of 40 pairs)" in text
     assert "judge: smollm2 (same verdict in both orders: 55%)" in text
     assert "55.0% of 40" in text
 
@@ -76,6 +76,21 @@ def test_judges_that_contradict_each_other_are_named(results: dict[str, Any]) ->
         "The judges contradict each other on learned principles: sami beats base by verifiable, and loses by smollm2."
         in flat(results)
     )
+
+
+def test_a_task_that_reads_otherwise_than_the_pooled_figure_is_named(results: dict[str, Any]) -> None:
+    for row in results["comparisons"]:
+        if (row["judge"], row["task"], row["split"]) == ("verifiable", "summarization", "learned"):
+            row |= {"win_rate": 0.3, "ci_low": 0.2, "ci_high": 0.4}
+    text = flat(results)
+    assert "single tasks read otherwise: summarization, learned: below ½ (30.0% [20.0, 40.0], n = 16)" in text
+
+
+def test_few_queries_are_told(results: dict[str, Any]) -> None:
+    assert "With few queries" not in flat(results)
+    for row in results["comparisons"]:
+        row["n"] = 5
+    assert "With few queries (n = 5 at the least)" in flat(results)
 
 
 def test_an_incomplete_run_says_so_first(results: dict[str, Any]) -> None:
