@@ -1,4 +1,3 @@
-# ruff: noqa: T201
 """A SAMI micro-step (forward, loss, backward for one query), packed against plain, in one process.
 
     python benchmarks/step.py [--models gemma-3-270m smollm2-135m-instruct] [--constitutions 2 4] [--repeats 5]
@@ -53,7 +52,9 @@ class PeakMemory:
             self._peak = max(self._peak, resident_bytes())
 
 
-def measure(function: Callable[..., Any], model: Any, prompts: list[list[int]], responses: list[list[int]]) -> tuple[float, int, float]:
+def measure(
+    function: Callable[..., Any], model: Any, prompts: list[list[int]], responses: list[list[int]]
+) -> tuple[float, int, float]:
     """Seconds, peak bytes and loss of one forward and backward pass."""
     model.zero_grad(set_to_none=True)
     with PeakMemory() as memory:
@@ -75,7 +76,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     table = Table(title=f"prompt {options.prompt}, response {options.response} tokens, fp32, {options.threads} threads")
-    for column in ("model", "C", "plain s", "packed s", "time ratio", "plain GiB", "packed GiB", "memory ratio", "loss difference"):
+    for column in (
+        "model",
+        "C",
+        "plain s",
+        "packed s",
+        "time ratio",
+        "plain GiB",
+        "packed GiB",
+        "memory ratio",
+        "loss difference",
+    ):
         table.add_column(column, justify="right")
     rng = random.Random(0)
     for name in options.models:
@@ -86,7 +97,10 @@ def main() -> None:
             responses = [[rng.randrange(10, vocabulary) for _ in range(options.response)] for _ in range(size)]
             measure(response_logprobs, model, prompts, responses)
             runs = [
-                (measure(response_logprobs_naive, model, prompts, responses), measure(response_logprobs, model, prompts, responses))
+                (
+                    measure(response_logprobs_naive, model, prompts, responses),
+                    measure(response_logprobs, model, prompts, responses),
+                )
                 for _ in range(options.repeats)
             ]
             plain, packed = ([statistics.median(run[side][k] for run in runs) for k in range(3)] for side in (0, 1))

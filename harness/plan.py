@@ -107,7 +107,9 @@ class Stage:
     def done(self, folder: Path) -> int:
         """How many of `expected()` are done in a run's folder."""
         if self.kind == "train":
-            return int((folder / self.path / "summary.json").is_file() and _trained_for(folder / self.path) == self.fingerprint)
+            return int(
+                (folder / self.path / "summary.json").is_file() and _trained_for(folder / self.path) == self.fingerprint
+            )
         return len(self.finished_rows(folder))
 
 
@@ -189,10 +191,15 @@ class Plan:
             found = fingerprint(
                 {
                     "version": MODEL_CODE_VERSION,
-                    "recipe": self.recipe(name).model_dump(mode="json", exclude={"name", "description", "model", "queries", "principles"}),
+                    "recipe": self.recipe(name).model_dump(
+                        mode="json", exclude={"name", "description", "model", "queries", "principles"}
+                    ),
                     "from": self._model_fingerprint(model.train.from_),
                     "queries": [[q.id, q.text, q.task] for q in self.training_queries(name)],
-                    "principles": {k: [[p.id, p.definition, p.antithesis] for p in ps] for k, ps in self.training_principles(name).items()},
+                    "principles": {
+                        k: [[p.id, p.definition, p.antithesis] for p in ps]
+                        for k, ps in self.training_principles(name).items()
+                    },
                     "templates": {kind: template.hash for kind, template in self.training_templates(name).items()},
                 }
             )
@@ -214,7 +221,13 @@ class Plan:
         for name, model in self.spec.models.items():
             if model.train is not None:
                 stages.append(
-                    Stage("train", f"train {name}", Path("training") / name, name, fingerprint=self.model_fingerprints[name])
+                    Stage(
+                        "train",
+                        f"train {name}",
+                        Path("training") / name,
+                        name,
+                        fingerprint=self.model_fingerprints[name],
+                    )
                 )
             stages += [self._generation_stage(name, task) for task in self.tasks if self._used(name)]
             if self.spec.measures.infonce and is_local(model):
@@ -244,7 +257,7 @@ class Plan:
     def constitutions(self) -> dict[tuple[str, str, str], dict[str, list[Constitution]]]:
         """(task, principle set, split) -> query id -> the constitutions that win rates are measured under."""
         settings = self.spec.principles
-        found = {}
+        found: dict[tuple[str, str, str], dict[str, list[Constitution]]] = {}
         for task, data in self.tasks.items():
             for set_name, principle_set in self.sets.items():
                 for split in settings.splits:
@@ -279,9 +292,9 @@ class Plan:
         )
 
     @cached_property
-    def _generations(self) -> dict[tuple[str, str], dict[tuple[str, str, str, int], GenerationUnit]]:
-        """(model, task) -> (query id, constitution id, split, epoch) -> unit."""
-        found: dict[tuple[str, str], dict[tuple[str, str, str, int], GenerationUnit]] = {}
+    def _generations(self) -> dict[tuple[str, str], dict[tuple[str, str, str, str, int], GenerationUnit]]:
+        """(model, task) -> (principle set, query id, constitution id, split, epoch) -> unit."""
+        found: dict[tuple[str, str], dict[tuple[str, str, str, str, int], GenerationUnit]] = {}
         for model, model_spec in self.spec.models.items():
             for task, data in self.tasks.items():
                 units = found.setdefault((model, task), {})
@@ -296,9 +309,9 @@ class Plan:
                                 constitution.lines(), query.text, model_spec.style, example=self.spec.sampling.example
                             )
                             for epoch in range(self.spec.sampling.epochs):
-                                key = (query.id, constitution.id, split, epoch)
+                                key = (set_name, query.id, constitution.id, split, epoch)
                                 units[key] = GenerationUnit(
-                                    fingerprint(["generation", model, task, set_name, *key])[:24],
+                                    fingerprint(["generation", model, task, *key])[:24],
                                     fingerprint([*decides, prompt.hash, epoch]),
                                     task,
                                     query,
@@ -312,7 +325,14 @@ class Plan:
 
     def _generation_stage(self, model: str, task: str) -> Stage:
         units = tuple(self._generations[model, task].values())
-        return Stage("generate", f"{model} on {task}", Path("generations") / model / f"{task}.jsonl", model, task=task, units=units)
+        return Stage(
+            "generate",
+            f"{model} on {task}",
+            Path("generations") / model / f"{task}.jsonl",
+            model,
+            task=task,
+            units=units,
+        )
 
     def _likelihood_stage(self, model: str, task: str) -> Stage:
         units: list[LikelihoodUnit] = []
@@ -321,7 +341,9 @@ class Plan:
                 continue
             for query in self.tasks[task].evaluation[: self.spec.measures.infonce]:
                 sides = self._with_opposites(by_query[query.id][:1])
-                responses = tuple(self._generations[model, task][query.id, side.id, split, 0] for side in sides)
+                responses = tuple(
+                    self._generations[model, task][set_name, query.id, side.id, split, 0] for side in sides
+                )
                 units.append(
                     LikelihoodUnit(
                         fingerprint(["likelihood", model, task, set_name, split, query.id])[:24],
@@ -332,7 +354,14 @@ class Plan:
                         responses,
                     )
                 )
-        return Stage("likelihood", f"{model} likelihoods, {task}", Path("likelihoods") / model / f"{task}.jsonl", model, task=task, units=tuple(units))
+        return Stage(
+            "likelihood",
+            f"{model} likelihoods, {task}",
+            Path("likelihoods") / model / f"{task}.jsonl",
+            model,
+            task=task,
+            units=tuple(units),
+        )
 
     def judge(self, name: str, task: str) -> LLMJudge:
         """An LLM judge's prompt for a task."""
@@ -346,10 +375,23 @@ class Plan:
         """All of a judge that decides a verdict."""
         spec: JudgeSpec = self.spec.judges[name]
         if spec.kind == "verifiable":
-            return ["verifiable", *([e.follows, e.principle.check.model_dump() if e.principle.check else None] for e in constitution.elements)]
+            return [
+                "verifiable",
+                *(
+                    [e.follows, e.principle.check.model_dump() if e.principle.check else None]
+                    for e in constitution.elements
+                ),
+            ]
         assert spec.model is not None
         judge = self.judge(name, task)
-        return ["llm", self.model_fingerprints[spec.model], judge.template.hash, judge.form, judge.style, constitution.lines()]
+        return [
+            "llm",
+            self.model_fingerprints[spec.model],
+            judge.template.hash,
+            judge.form,
+            judge.style,
+            constitution.lines(),
+        ]
 
     def _verdicts(self, judge: str, a: str, b: str, measure: str) -> Iterator[VerdictUnit]:
         spec = self.spec.judges[judge]
@@ -362,13 +404,36 @@ class Plan:
                         continue  # the same contrast, seen from its other side
                     seen.add(constitution.id)
                     for epoch in range(self.spec.sampling.epochs):
-                        one = self._generations[a, task][query.id, constitution.id, split, epoch]
+                        one = self._generations[a, task][set_name, query.id, constitution.id, split, epoch]
                         other_side = constitution.opposite() if measure == "steerability" else constitution
-                        two = self._generations[b, task][query.id, other_side.id, split, epoch]
+                        two = self._generations[b, task][set_name, query.id, other_side.id, split, epoch]
                         for order in orders:
                             yield VerdictUnit(
-                                fingerprint(["verdict", judge, measure, a, b, task, set_name, split, query.id, constitution.id, epoch, order])[:24],
-                                fingerprint([ROW_VERSION, self._judge_key(judge, task, constitution), one.fingerprint, two.fingerprint, order]),
+                                fingerprint(
+                                    [
+                                        "verdict",
+                                        judge,
+                                        measure,
+                                        a,
+                                        b,
+                                        task,
+                                        set_name,
+                                        split,
+                                        query.id,
+                                        constitution.id,
+                                        epoch,
+                                        order,
+                                    ]
+                                )[:24],
+                                fingerprint(
+                                    [
+                                        ROW_VERSION,
+                                        self._judge_key(judge, task, constitution),
+                                        one.fingerprint,
+                                        two.fingerprint,
+                                        order,
+                                    ]
+                                ),
                                 constitution,
                                 one,
                                 two,
@@ -385,7 +450,16 @@ class Plan:
         path = Path("verdicts") / judge / f"steerability-{model}.jsonl"
         units = tuple(self._verdicts(judge, model, model, "steerability"))
         judging = self.spec.judges[judge].model
-        return Stage("judge", f"{judge}: {model} steerability", path, judging, judge=judge, pair=(model, model), measure="steerability", units=units)
+        return Stage(
+            "judge",
+            f"{judge}: {model} steerability",
+            path,
+            judging,
+            judge=judge,
+            pair=(model, model),
+            measure="steerability",
+            units=units,
+        )
 
     def expected_pairs(self) -> list[ExpectedPair]:
         """What every figure rests on when nothing is missing, for `harness.score`."""
@@ -400,7 +474,7 @@ class Plan:
                     unit.a.query.id, unit.constitution.id, unit.a.epoch,
                 )  # fmt: skip
                 pairs.setdefault(key, []).append(unit.order)
-        return [ExpectedPair(*key, orders=tuple(orders)) for key, orders in pairs.items()]
+        return [ExpectedPair(*key, tuple(orders)) for key, orders in pairs.items()]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -430,7 +504,7 @@ def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] 
 
     place = folder or plan.folder
     rates = rates or {}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for stage in plan.stages:
         done, expected = stage.done(place), stage.expected()
         rate = rates.get(rate_key(plan, stage))
@@ -448,8 +522,8 @@ def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] 
          "mde": minimum_detectable_effect(0.5, len(by_query), plan.spec.statistics.level)}
         for (task, set_name, split), by_query in plan.constitutions.items()
     ]  # fmt: skip
-    known = [row["estimate_s"] for row in rows]
-    total = None if None in known else sum(known)
+    known = [float(row["estimate_s"]) for row in rows if row["estimate_s"] is not None]
+    total = sum(known) if len(known) == len(rows) else None
     return {
         "name": plan.spec.name,
         "output": str(place),

@@ -32,7 +32,14 @@ class Display:
 
     def __enter__(self) -> Display:
         if self.live:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
 
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -48,7 +55,9 @@ class Display:
             self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._progress is not None:
             self._progress.stop()
 
@@ -81,7 +90,9 @@ class Display:
         shown = f"{what} {done}/{total} {figure}".strip()
         if self._progress is not None:
             self._progress.update(self._tasks[name], info=shown)
-        elif f"{what} {done}" != self._last_part and (done == total or time.monotonic() - self._last_line >= LINE_EVERY_S):
+        elif f"{what} {done}" != self._last_part and (
+            done == total or time.monotonic() - self._last_line >= LINE_EVERY_S
+        ):
             self._last_part = f"{what} {done}"
             self._line(f"{name}: {shown}")
 

@@ -124,7 +124,9 @@ class _Runner:
             before = stage.done(self.folder)
         self.display.stage(stage.name, before, stage.expected())
         if before < stage.expected():
-            {"train": self._train, "generate": self._generate, "likelihood": self._likelihood, "judge": self._judge}[stage.kind](stage)
+            {"train": self._train, "generate": self._generate, "likelihood": self._likelihood, "judge": self._judge}[
+                stage.kind
+            ](stage)
             after = stage.done(self.folder)
             self._write_manifest(stage, started, after)
             if after > before:
@@ -228,12 +230,19 @@ class _Runner:
         }
         there = [u for u in missing if u.a.id in texts and u.b.id in texts]
         lost = [u for u in missing if u not in there] if len(there) < len(missing) else []
-        rows = [self._verdict(stage, unit, Judgement("unscored", "no_response", details={"error": "no response"}), 0.0) for unit in lost]
+        rows = [
+            self._verdict(stage, unit, Judgement("unscored", "no_response", details={"error": "no response"}), 0.0)
+            for unit in lost
+        ]
         if self.spec.judges[stage.judge].kind == "verifiable":
             judged: Iterable[list[Row]] = ([self._checked(stage, unit, texts)] for unit in there)
         else:
             judged = self._asked(stage, there, texts)
-        self._write(stage, (batch for part in ([rows] if rows else [], judged) for batch in part), stage.expected() - len(missing))
+        self._write(
+            stage,
+            (batch for part in ([rows] if rows else [], judged) for batch in part),
+            stage.expected() - len(missing),
+        )
 
     def _checked(self, stage: Stage, unit: VerdictUnit, texts: dict[str, Generation]) -> Row:
         outcome, details = compare(
@@ -273,7 +282,9 @@ class _Runner:
                 chunk = ids[start : start + CHOICE_ROWS]
                 began = time.monotonic()
                 local = cast("TransformersBackend", backend)
-                found = local.choice_probabilities([prompts[i] for i in chunk], CHOICES[self.spec.models[stage.model].style])
+                found = local.choice_probabilities(
+                    [prompts[i] for i in chunk], CHOICES[self.spec.models[stage.model].style]
+                )
                 latency = (time.monotonic() - began) / len(chunk)
                 rows: list[Row] = []
                 for i, (first, second) in zip(chunk, found, strict=True):
@@ -295,7 +306,12 @@ class _Runner:
             yield rows
 
     def _verdict(
-        self, stage: Stage, unit: VerdictUnit, judgement: Judgement, latency_s: float, usage: dict[str, Any] | None = None
+        self,
+        stage: Stage,
+        unit: VerdictUnit,
+        judgement: Judgement,
+        latency_s: float,
+        usage: dict[str, Any] | None = None,
     ) -> Verdict:
         return Verdict(
             id=unit.id, fingerprint=unit.fingerprint, judge=stage.judge, kind=stage.measure, a=stage.pair[0], b=stage.pair[1],
@@ -341,7 +357,13 @@ class _Runner:
         rows: list[Row] = []
         for row in taken:
             unit = missing[row.fingerprint]
-            names = {"id": unit.id, "model": stage.model, "task": stage.task, "principle_set": unit.principle_set, "split": unit.split}
+            names = {
+                "id": unit.id,
+                "model": stage.model,
+                "task": stage.task,
+                "principle_set": unit.principle_set,
+                "split": unit.split,
+            }
             rows.append(row.model_copy(update=names))
         with RowFile(self.folder / stage.path, stage.row_type) as file:
             file.append(rows)
@@ -423,7 +445,10 @@ class _Runner:
             "git": git,
             "dirty": dirty,
             "models": self.plan.model_fingerprints,
-            "tasks": {name: {"source": data.source, "hash": data.hash, "dropped": data.dropped} for name, data in self.plan.tasks.items()},
+            "tasks": {
+                name: {"source": data.source, "hash": data.hash, "dropped": data.dropped}
+                for name, data in self.plan.tasks.items()
+            },
             "principle_sets": {name: {"version": s.version, "hash": s.hash} for name, s in self.plan.sets.items()},
         }
 
@@ -431,10 +456,16 @@ class _Runner:
         from harness.score import ScoreInputs, score
 
         verdicts = [row for s in self.plan.stages if s.kind == "judge" for row in s.all_rows(self.folder).values()]
-        likelihoods = [row for s in self.plan.stages if s.kind == "likelihood" for row in s.finished_rows(self.folder).values()]
-        generations = [row for s in self.plan.stages if s.kind == "generate" for row in s.finished_rows(self.folder).values()]
+        likelihoods = [
+            row for s in self.plan.stages if s.kind == "likelihood" for row in s.finished_rows(self.folder).values()
+        ]
+        generations = [
+            row for s in self.plan.stages if s.kind == "generate" for row in s.finished_rows(self.folder).values()
+        ]
         training = {
-            s.model: read_json(self.folder / s.path / "summary.json") for s in self.plan.stages if s.kind == "train" and s.model
+            s.model: read_json(self.folder / s.path / "summary.json")
+            for s in self.plan.stages
+            if s.kind == "train" and s.model
         }
         return score(
             ScoreInputs(
@@ -444,7 +475,11 @@ class _Runner:
                 level=self.spec.statistics.level,
                 max_unscored=self.spec.statistics.max_unscored,
                 models={
-                    name: {"path": model.path, "style": model.style, "trained_from": model.train.from_ if model.train else None}
+                    name: {
+                        "path": model.path,
+                        "style": model.style,
+                        "trained_from": model.train.from_ if model.train else None,
+                    }
                     for name, model in self.spec.models.items()
                 },
                 judges={name: {"kind": judge.kind, "model": judge.model} for name, judge in self.spec.judges.items()},
@@ -524,7 +559,9 @@ def _link_tree(source: Path, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         work.rename(target)
     except (OSError, shutil.Error) as error:
-        raise UserError(f"{target}: the trained model cannot be put there ({error}); free some space and run again") from error
+        raise UserError(
+            f"{target}: the trained model cannot be put there ({error}); free some space and run again"
+        ) from error
 
 
 def _now() -> datetime.datetime:

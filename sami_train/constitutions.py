@@ -270,8 +270,8 @@ NEAR_DUPLICATE = 0.8
 """Jaccard similarity of word sets from which two definitions count as near-duplicates."""
 
 _COMMON = frozenset(
-    ("the", "a", "an", "and", "or", "of", "to", "in", "on", "by", "for", "with", "is", "are", "be", "it", "its")
-    + ("that", "this", "as", "should", "not", "response", "summary", "summaries")
+    {"the", "a", "an", "and", "or", "of", "to", "in", "on", "by", "for", "with", "is", "are", "be", "it", "its"}
+    | {"that", "this", "as", "should", "not", "response", "summary", "summaries"}
 )
 
 

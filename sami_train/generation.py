@@ -14,7 +14,7 @@ from typing import Any
 from sami_train.errors import UserError
 from sami_train.prompts import Prompt
 
-DEFAULT_BATCH = {"cpu": 16, "cuda": 128}
+DEFAULT_BATCH = {"cpu": 64, "cuda": 128}
 """Prompts generated together when the batch size is ``auto``, per device kind."""
 
 

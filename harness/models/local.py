@@ -91,11 +91,17 @@ class TransformersBackend:
         for batch in plan_batches([len(ids) for ids in encoded], CHOICE_BATCH):
             width = max(len(encoded[i]) for i in batch)
             pad = self.tokenizer.pad_token_id
-            ids = torch.tensor([[pad] * (width - len(encoded[i])) + encoded[i] for i in batch], device=self.model.device)
-            mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in batch], device=ids.device)
+            ids = torch.tensor(
+                [[pad] * (width - len(encoded[i])) + encoded[i] for i in batch], device=self.model.device
+            )
+            mask = torch.tensor(
+                [[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in batch], device=ids.device
+            )
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             with torch.inference_mode():
-                logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1).logits[:, -1]
+                logits = self.model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
+                ).logits[:, -1]
             probabilities = logits.float().softmax(-1)
             for row, index in enumerate(batch):
                 masses = [float(probabilities[row, form].sum()) for form in forms]
@@ -116,7 +122,9 @@ class TransformersBackend:
         lead = " " if style == "completion" else ""
         return list(self.tokenizer(lead + text, add_special_tokens=False).input_ids)
 
-    def logprob_sums(self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+    def logprob_sums(
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
         """log p(response j | prompt i) in nats, summed over tokens."""
         import torch
 

@@ -16,7 +16,7 @@ CONSTANT = 1e-12
 """Values that span no more than this are the same value; what is left of them is rounding."""
 
 
-class UnusableScores(ValueError):  # noqa: N818 - named for what the reader should look at
+class UnusableScores(ValueError):
     """The numbers cannot give this statistic. The message is one sentence: what for, what is wrong, what to do."""
 
 
