@@ -474,7 +474,7 @@ class Plan:
                     unit.a.query.id, unit.constitution.id, unit.a.epoch,
                 )  # fmt: skip
                 pairs.setdefault(key, []).append(unit.order)
-        return [ExpectedPair(*key, tuple(orders)) for key, orders in pairs.items()]
+        return [ExpectedPair._make((*key, tuple(orders))) for key, orders in pairs.items()]
 
     @cached_property
     def fingerprint(self) -> str:

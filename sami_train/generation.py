@@ -68,7 +68,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_tokens: int) -> Encoded:
     if best is None:
         raise UserError(
             f"a prompt has {len(ids)} tokens without its query, more than the {max_tokens} allowed; "
-            "raise sampling.max_prompt_tokens or use fewer principles"
+            "raise max_prompt_tokens or use fewer principles"
         )
     return Encoded(best[0], best[1], True)
 
