@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +70,31 @@ def row_ids(folder: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     line, env = command(write_spec(folder, tiny_model), folder / "cache", "--quiet")
     subprocess.run(line, env=env, check=True, stdout=subprocess.DEVNULL)
-    yield folder / "run"
+    return folder / "run"
 
 
 def test_results_carry_what_is_promised(undisturbed: Path) -> None:
     results = json.loads((undisturbed / "results.json").read_text())
     assert results["schema_version"] == 1
-    promised = set(
-        ["task", "principle_set", "split", "a", "b", "judge", "n", "n_expected", "wins", "ties", "losses", "unscored", "win_rate", "ci_low", "ci_high", "ci_level", "ci_method", "mean_length_a", "mean_length_b"]
-    )
+    promised = {
+        "task",
+        "principle_set",
+        "split",
+        "a",
+        "b",
+        "judge",
+        "n",
+        "n_expected",
+        "wins",
+        "ties",
+        "losses",
+        "unscored",
+    }
+    promised |= {"win_rate", "ci_low", "ci_high", "ci_level", "ci_method", "mean_length_a", "mean_length_b"}
     assert len(results["comparisons"]) == 2 * 2 * 3 * 2  # judges x pairs x (two tasks and all) x splits
     for row in results["comparisons"]:
         assert promised <= row.keys()
