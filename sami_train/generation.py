@@ -52,10 +52,11 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_tokens: int) -> Encoded:
         text = shaped.text
         return with_bos(tokenizer, list(tokenizer(text, add_special_tokens=False).input_ids)), text
 
-    ids, text = encode(prompt.body)
+    body = without_control_tokens(tokenizer, prompt.body)
+    ids, text = encode(body)
     if len(ids) <= max_tokens:
         return Encoded(ids, text, False)
-    words = prompt.body.split(" ")
+    words = body.split(" ")
     low, high = 0, len(words) - 1
     best: tuple[list[int], str] | None = None
     while low <= high:
@@ -71,6 +72,16 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_tokens: int) -> Encoded:
             "raise max_prompt_tokens or use fewer principles"
         )
     return Encoded(best[0], best[1], True)
+
+
+def without_control_tokens(tokenizer: Any, text: str) -> str:
+    """The text with every control token that is spelled out in it broken up: a query must not end a turn or a document."""
+    if "<" not in text and "[" not in text:
+        return text
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special and len(token.content) > 2 and token.content in text:
+            text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
+    return text
 
 
 def with_bos(tokenizer: Any, ids: list[int], *, always: bool = True) -> list[int]:
