@@ -153,10 +153,15 @@ def generate_batch(
     import torch
     from transformers import StoppingCriteriaList
 
-    width = max(len(e.ids) for e in batch)
     pad = tokenizer.pad_token_id
-    input_ids = torch.tensor([[pad] * (width - len(e.ids)) + e.ids for e in batch], device=model.device)
-    mask = torch.tensor([[0] * (width - len(e.ids)) + [1] * len(e.ids) for e in batch], device=model.device)
+    shared = _shared_prefix(model, [e.ids for e in batch], max_new_tokens)
+    rests = [e.ids[len(shared) :] for e in batch]
+    longest = max(len(rest) for rest in rests)
+    width = len(shared) + longest
+    input_ids = torch.tensor([shared + [pad] * (longest - len(r)) + r for r in rests], device=model.device)
+    mask = torch.tensor(
+        [[1] * len(shared) + [0] * (longest - len(r)) + [1] * len(r) for r in rests], device=model.device
+    )
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
         torch.manual_seed(seed)
@@ -169,6 +174,7 @@ def generate_batch(
             max_new_tokens=max_new_tokens,
             pad_token_id=pad,
             stopping_criteria=StoppingCriteriaList([watch] if stop else []),
+            **_prefix_cache(model, shared, len(batch)),
             **sampling,
         )
     ends = _end_ids(model, tokenizer)
@@ -176,6 +182,34 @@ def generate_batch(
         finish(tokenizer, encoded, row[width:].tolist(), ends=ends, stop=stop, max_new_tokens=max_new_tokens)
         for encoded, row in zip(batch, output, strict=True)
     ]
+
+
+SHARED_AT_LEAST = 24
+"""Tokens that all prompts of a batch must begin with, so that running them once pays."""
+
+
+def _shared_prefix(model: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:
+    """What all prompts begin with (worked examples, say), empty where sharing does not pay or would meet a sliding window."""
+    shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+    length = next((i for i in range(shortest - 1) if len({ids[i] for ids in prompts}) > 1), shortest - 1)
+    window = getattr(model.config, "sliding_window", None)
+    fits = window is None or longest + max_new_tokens <= window
+    return list(prompts[0][:length]) if length >= SHARED_AT_LEAST and len(prompts) > 1 and fits else []
+
+
+def _prefix_cache(model: Any, shared: list[int], rows: int) -> dict[str, Any]:
+    """The keys and values of the shared tokens, computed once and repeated for every row, as an argument of `generate`."""
+    if not shared:
+        return {}
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    model(
+        input_ids=torch.tensor([shared], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+    )
+    cache.batch_repeat_interleave(rows)
+    return {"past_key_values": cache}
 
 
 def finish(

@@ -111,3 +111,31 @@ def test_only_the_body_is_shortened(opened: tuple[Any, Any]) -> None:
 def test_a_prompt_that_cannot_fit_is_one_sentence(opened: tuple[Any, Any]) -> None:
     with pytest.raises(UserError, match="more than the 20 allowed"):
         encode_prompt(opened[1], prompts()[0], 20)
+
+
+def test_a_shared_beginning_is_run_once_and_changes_nothing(
+    opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worked examples in front of every prompt: with the shared cache and without it the same tokens come out."""
+    from sami_train import generation
+
+    model, tokenizer = opened
+    template = load_template("dialogue")
+    many = [
+        template.render(["Be kind."], f"{'so ' * (n % 5)}what is {n}?", "completion", example=True) for n in range(7)
+    ]
+
+    def made() -> dict[int, list[int]]:
+        batches = generate(model, tokenizer, many, max_new_tokens=10, max_prompt_tokens=2000, batch_size=4)
+        return {i: g.ids for batch in batches for i, g in batch.items()}
+
+    seen: list[int] = []
+    real = generation._prefix_cache
+    monkeypatch.setattr(
+        generation, "_prefix_cache", lambda m, shared, rows: (seen.append(len(shared)), real(m, shared, rows))[1]
+    )
+    shared = made()
+    assert min(seen) > 200, "the examples are shared"
+    monkeypatch.setattr(generation, "SHARED_AT_LEAST", 10**9)
+    assert made() == shared
+    assert len({tuple(ids) for ids in shared.values()}) > 1
