@@ -7,7 +7,7 @@ already, in the run's folder or in the cache, is told from what is still to do b
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from harness.tasks import TaskData, load_task
 from sami_train.config import Recipe, load_recipe
 from sami_train.constitutions import Constitution, Principle, PrincipleSet, load_principle_set, sample_constitutions
 from sami_train.data import Query
+from sami_train.errors import UserError
 from sami_train.models import Source, check_source, parse_source, source_fingerprint
 from sami_train.prompts import Prompt, Template, load_template
 from sami_train.trainer import final_model
@@ -30,6 +31,10 @@ ROW_VERSION = 1
 """Enters every fingerprint; a change of what rows mean makes them all anew."""
 MODEL_CODE_VERSION = 1
 """Enters the fingerprint of a trained model; a change of the training code that changes weights raises it."""
+JUDGING_VERSION = 1
+"""Enters the fingerprint of a verdict; a change of how a judge is asked, shown text or read, or of a check, raises it."""
+JUDGE_SAMPLING = Sampling(max_new_tokens=300, max_prompt_tokens=8192)
+"""How a judge that writes does so: a few sentences of reasoning and the verdict."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Stage:
         return kinds[self.kind]
 
     def expected(self) -> int:
-        return len(self.units) or 1
+        return 1 if self.kind == "train" else len(self.units)
 
     def all_rows(self, folder: Path) -> dict[str, Any]:
         """The rows of this stage's units that are there, failures included, by id; rows of an older plan are passed over."""
@@ -108,7 +113,7 @@ class Stage:
         """How many of `expected()` are done in a run's folder."""
         if self.kind == "train":
             return int(
-                (folder / self.path / "summary.json").is_file() and _trained_for(folder / self.path) == self.fingerprint
+                (folder / self.path / "summary.json").is_file() and trained_for(folder / self.path) == self.fingerprint
             )
         return len(self.finished_rows(folder))
 
@@ -120,7 +125,8 @@ def failed(row: Any) -> bool:
     return isinstance(row, Verdict) and row.outcome == "unscored" and "error" in row.details
 
 
-def _trained_for(folder: Path) -> str:
+def trained_for(folder: Path) -> str:
+    """The fingerprint of what is trained, or being trained, in a folder."""
     try:
         return (folder / "fingerprint").read_text(encoding="utf-8").strip()
     except OSError:
@@ -140,9 +146,9 @@ class Plan:
         self.templates: dict[str, Template] = {
             name: load_template(task.template or self.tasks[name].kind) for name, task in spec.tasks.items()
         }
-        self.model_fingerprints: dict[str, str] = {}
-        for name in spec.models:
-            self._model_fingerprint(name)
+        self._judges: dict[tuple[str, str], LLMJudge] = {}
+        self._weights: dict[str, str] = {}
+        self.model_fingerprints: dict[str, str] = {name: self._model_fingerprint(name) for name in spec.models}
 
     # Models
 
@@ -167,10 +173,22 @@ class Plan:
         return load_recipe(model.train.recipe, {"seed": self.spec.seed, **model.train.set, "style": model.style})
 
     def training_queries(self, name: str) -> list[Query]:
-        """The queries that a trained model learns from: the training parts of its tasks, one after another."""
-        train = self.spec.models[name].train
-        assert train is not None
-        return [query for task in (train.tasks or list(self.tasks)) for query in self.tasks[task].train]
+        """The queries that a trained model learns from: the training parts of its tasks, one after another.
+
+        Each text once, and none that any task of the run evaluates.
+        """
+        evaluated = {_folded(query) for data in self.tasks.values() for query in data.evaluation}
+        found: dict[str, Query] = {}
+        for task in self._training_tasks(name):
+            for query in self.tasks[task].train:
+                if _folded(query) in evaluated:
+                    continue
+                if _folded(found.setdefault(query.id, query)) != _folded(query):
+                    raise UserError(
+                        f"models.{name}.train: two training queries with different texts have the id '{query.id}' "
+                        f"(one is of task '{task}'); change one of the ids, or set 'tasks' to one of the tasks"
+                    )
+        return list(found.values())
 
     def training_principles(self, name: str) -> dict[str, list[Principle]]:
         """The learned principles by kind of task; held-out ones never get here."""
@@ -179,22 +197,41 @@ class Plan:
 
     def training_templates(self, name: str) -> dict[str, Template]:
         """The prompt templates by kind of task, those that the evaluation uses."""
+        found: dict[str, Template] = {}
+        for task in self._training_tasks(name):
+            kind, template = self.tasks[task].kind, self.templates[task]
+            if found.setdefault(kind, template).hash != template.hash:
+                raise UserError(
+                    f"models.{name}.train: the {kind} tasks that it learns from have different templates; give them the "
+                    "same 'template', or set 'tasks' to one of them"
+                )
+        return found
+
+    def _training_tasks(self, name: str) -> list[str]:
         train = self.spec.models[name].train
         assert train is not None
-        return {self.tasks[task].kind: self.templates[task] for task in (train.tasks or list(self.tasks))}
+        return list(train.tasks or self.tasks)
 
     def _model_fingerprint(self, name: str) -> str:
-        if name in self.model_fingerprints:
-            return self.model_fingerprints[name]
+        """The hash of all of a model that decides what it says."""
+        model = self.spec.models[name]
+        weights = self._weights_fingerprint(name)
+        return fingerprint([weights, model.dtype or self.spec.engine.dtype]) if is_local(model) else weights
+
+    def _weights_fingerprint(self, name: str) -> str:
+        """The hash of the weights, or of all that they come from where they are still to be trained (in float32)."""
+        if name in self._weights:
+            return self._weights[name]
         model = self.spec.models[name]
         if model.train is not None:
             found = fingerprint(
                 {
                     "version": MODEL_CODE_VERSION,
                     "recipe": self.recipe(name).model_dump(
-                        mode="json", exclude={"name", "description", "model", "queries", "principles"}
+                        mode="json",
+                        exclude={"name", "description", "model", "queries", "principles", "save_steps"},
                     ),
-                    "from": self._model_fingerprint(model.train.from_),
+                    "from": self._weights_fingerprint(model.train.from_),
                     "queries": [[q.id, q.text, q.task] for q in self.training_queries(name)],
                     "principles": {
                         k: [[p.id, p.definition, p.antithesis] for p in ps]
@@ -206,10 +243,10 @@ class Plan:
         elif is_local(model):
             source = self.source(name)
             check_source(source)
-            found = fingerprint([source_fingerprint(source), model.dtype or self.spec.engine.dtype])
+            found = source_fingerprint(source)
         else:
             found = fingerprint([model.path, model.base_url or ""])
-        self.model_fingerprints[name] = found
+        self._weights[name] = found
         return found
 
     # Stages
@@ -226,7 +263,7 @@ class Plan:
                         f"train {name}",
                         Path("training") / name,
                         name,
-                        fingerprint=self.model_fingerprints[name],
+                        fingerprint=self._weights[name],
                     )
                 )
             stages += [self._generation_stage(name, task) for task in self.tasks if self._used(name)]
@@ -365,11 +402,15 @@ class Plan:
 
     def judge(self, name: str, task: str) -> LLMJudge:
         """An LLM judge's prompt for a task."""
+        if (known := self._judges.get((name, task))) is not None:
+            return known
         spec = self.spec.judges[name]
         assert spec.model is not None
         model = self.spec.models[spec.model]
         template = load_judge_template(spec.template or self.tasks[task].kind)
-        return LLMJudge(template, model.style, "choice" if is_local(model) else "text")
+        judge = LLMJudge(template, model.style, "choice" if is_local(model) else "text")
+        self._judges[name, task] = judge
+        return judge
 
     def _judge_key(self, name: str, task: str, constitution: Constitution) -> object:
         """All of a judge that decides a verdict."""
@@ -377,6 +418,7 @@ class Plan:
         if spec.kind == "verifiable":
             return [
                 "verifiable",
+                JUDGING_VERSION,
                 *(
                     [e.follows, e.principle.check.model_dump() if e.principle.check else None]
                     for e in constitution.elements
@@ -386,12 +428,18 @@ class Plan:
         judge = self.judge(name, task)
         return [
             "llm",
+            JUDGING_VERSION,
             self.model_fingerprints[spec.model],
             judge.template.hash,
             judge.form,
             judge.style,
             constitution.lines(),
+            self.judge_sampling().__dict__ if judge.form == "text" else None,
         ]
+
+    def judge_sampling(self) -> Sampling:
+        """How a judge that writes does so."""
+        return replace(JUDGE_SAMPLING, seed=self.spec.seed)
 
     def _verdicts(self, judge: str, a: str, b: str, measure: str) -> Iterator[VerdictUnit]:
         spec = self.spec.judges[judge]
@@ -482,6 +530,10 @@ class Plan:
         rows = [[s.name, s.fingerprint, *(u.fingerprint for u in s.units)] for s in self.stages]
         statistics = self.spec.statistics.model_dump(mode="json")
         return fingerprint([self.spec.name, self.spec.description, statistics, rows])
+
+
+def _folded(query: Query) -> str:
+    return " ".join(query.text.split())
 
 
 def is_local(model: ModelSpec) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -61,11 +62,11 @@ class Display:
         if self._progress is not None:
             self._progress.stop()
 
-    def plan(self, stages: list[str]) -> None:
-        """Announce the stages, in order."""
-        for name in stages:
+    def plan(self, stages: Mapping[str, int]) -> None:
+        """Announce the stages, in order, with what each one comes to."""
+        for name, total in stages.items():
             if self._progress is not None:
-                self._tasks[name] = self._progress.add_task(name, total=None, start=False, info="")
+                self._tasks[name] = self._progress.add_task(name, total=total, start=False, info="")
         self._line(f"{len(stages)} stages")
 
     def stage(self, name: str, done: int, total: int) -> None:

@@ -12,14 +12,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness.judges.llm import CHOICES, Comparison, Judgement
 from harness.judges.verifiable import compare
-from harness.plan import GenerationUnit, LikelihoodUnit, Plan, Stage, VerdictUnit, build_plan, rate_key
+from harness.plan import GenerationUnit, LikelihoodUnit, Plan, Stage, VerdictUnit, build_plan, rate_key, trained_for
 from harness.progress import Display
 from harness.rows import Generation, Likelihood, Manifest, Row, Verdict
 from harness.spec import Spec, load_spec
@@ -35,6 +34,7 @@ from harness.store import (
     write_json,
     write_manifest,
 )
+from harness.store.files import make_folder, writing
 from harness.validation import check
 from sami_train.errors import UserError
 
@@ -105,7 +105,7 @@ class _Runner:
         from harness.report.markdown import render_markdown
 
         write_atomic(self.folder / "spec.yaml", self.spec.dump())
-        self.display.plan([stage.name for stage in self.plan.stages])
+        self.display.plan({stage.name: stage.expected() for stage in self.plan.stages})
         for stage in self.plan.stages:
             self._run_stage(stage)
         self._close_model()
@@ -118,26 +118,63 @@ class _Runner:
     def _run_stage(self, stage: Stage) -> None:
         started = _now()
         began = time.monotonic()
-        before = stage.done(self.folder)
+        before = at_start = stage.done(self.folder)
         if before < stage.expected() and stage.kind != "train":
             self._take_from_cache(stage)
             before = stage.done(self.folder)
         self.display.stage(stage.name, before, stage.expected())
-        if before < stage.expected():
+        if at_start == stage.expected() and self._manifest_file(stage).is_file():
+            pass
+        elif before == stage.expected():
+            self._write_manifest(stage, started, before)
+        else:
             {"train": self._train, "generate": self._generate, "likelihood": self._likelihood, "judge": self._judge}[
                 stage.kind
             ](stage)
             after = stage.done(self.folder)
             self._write_manifest(stage, started, after)
-            if after > before:
+            if after > before and self.cache:
                 remember_rate(rate_key(self.plan, stage), (time.monotonic() - began) / (after - before))
-            if stage.kind == "generate" and after < stage.expected():
-                self.display.note(f"{stage.name}: {stage.expected() - after} responses failed; run again to retry them")
+            if after < stage.expected():
+                what = "verdicts" if stage.kind == "judge" else "responses"
+                self.display.note(f"{stage.name}: {stage.expected() - after} {what} failed; run again to retry them")
         self.display.finish(stage.name)
 
     # Stages
 
     def _train(self, stage: Stage) -> None:
+        target = self.folder / stage.path
+        shared = self._shared_training(stage)
+        if shared is None:
+            if trained_for(target) != stage.fingerprint:  # what lies there was trained otherwise
+                with writing(target):
+                    (target / "fingerprint").unlink(missing_ok=True)
+                    if target.exists():
+                        shutil.rmtree(target)
+                write_atomic(target / "fingerprint", stage.fingerprint + "\n")
+            self._train_in(stage, target)
+            return
+        if not (shared / "summary.json").is_file():
+            with RunLock(shared):
+                self._train_in(stage, shared)
+        _link_tree(shared, target)
+        write_atomic(target / "fingerprint", stage.fingerprint + "\n")
+
+    def _shared_training(self, stage: Stage) -> Path | None:
+        """The cache's folder of a trained model; None without a cache that can be used."""
+        if not self.cache:
+            return None
+        place = cache_folder() / "training" / stage.fingerprint
+        if (place / "summary.json").is_file():
+            return place
+        try:
+            make_folder(place)
+        except OSError as error:
+            self.display.note(f"{place}: not writable ({error.strerror}); the model is trained in the run's folder")
+            return None
+        return place if os.access(place, os.W_OK) else None
+
+    def _train_in(self, stage: Stage, place: Path) -> None:
         from sami_train.trainer import TrainingData, train
 
         assert stage.model is not None
@@ -148,9 +185,7 @@ class _Runner:
         data = TrainingData(
             self.plan.training_queries(name), self.plan.training_principles(name), self.plan.training_templates(name)
         )
-        target = self.folder / stage.path
-        place = cache_folder() / "training" / stage.fingerprint if self.cache else target
-        with self._training_lock(place):
+        with writing(place):
             train(
                 self.plan.recipe(name),
                 self.plan.source(model.train.from_),
@@ -160,17 +195,6 @@ class _Runner:
                 trust_remote_code=self.spec.models[model.train.from_].trust_remote_code,
                 progress=lambda what, done, total, figure: self.display.part(stage.name, what, done, total, figure),
             )
-        if place != target:
-            _link_tree(place, target)
-        write_atomic(target / "fingerprint", stage.fingerprint + "\n")
-
-    def _training_lock(self, place: Path) -> AbstractContextManager[object]:
-        from contextlib import nullcontext
-
-        if not self.cache:
-            return nullcontext()
-        place.mkdir(parents=True, exist_ok=True)
-        return RunLock(place)
 
     def _generate(self, stage: Stage) -> None:
         from harness.models.base import Completion, Request
@@ -184,12 +208,17 @@ class _Runner:
         def row(made: Completion) -> Generation:
             unit = units[made.id]
             return Generation(
-                id=unit.id, fingerprint=unit.fingerprint, model=cast(str, stage.model), task=stage.task,
-                query_id=unit.query.id, constitution_id=unit.constitution.id, principle_set=unit.principle_set,
-                split=unit.split, epoch=unit.epoch, prompt_hash=unit.prompt.hash, prompt=made.prompt, text=made.text,
-                finish_reason=made.finish_reason, n_prompt_tokens=made.n_prompt_tokens, n_tokens=made.n_tokens,
-                truncated=made.truncated, error=made.error,
-            )  # fmt: skip
+                **_names(stage, unit),
+                fingerprint=unit.fingerprint,
+                prompt_hash=unit.prompt.hash,
+                prompt=made.prompt,
+                text=made.text,
+                finish_reason=made.finish_reason,
+                n_prompt_tokens=made.n_prompt_tokens,
+                n_tokens=made.n_tokens,
+                truncated=made.truncated,
+                error=made.error,
+            )
 
         batches = backend.generate(requests, self.plan.sampling(stage.model, stage.task), done=done)
         self._write(stage, ([row(c) for c in batch if c.id not in done] for batch in batches), len(done))
@@ -211,9 +240,7 @@ class _Runner:
                     responses = [ids or backend.response_ids("\n", style) for ids in responses]
                 yield [
                     Likelihood(
-                        id=unit.id, fingerprint=unit.fingerprint, model=cast(str, stage.model), task=stage.task,
-                        query_id=unit.query_id, principle_set=unit.principle_set, split=unit.split,
-                        constitution_ids=[response.constitution.id for response in unit.responses],
+                        **_names(stage, unit), fingerprint=unit.fingerprint,
                         logprob_sums=backend.logprob_sums(prompts, responses), n_tokens=[len(ids) for ids in responses],
                     )
                 ]  # fmt: skip
@@ -228,16 +255,21 @@ class _Runner:
             for task in self.plan.tasks
             for row in self._generations(model, task).values()
         }
-        there = [u for u in missing if u.a.id in texts and u.b.id in texts]
-        lost = [u for u in missing if u not in there] if len(there) < len(missing) else []
+        can_be_judged = {u.id for u in stage.units if isinstance(u, VerdictUnit) and {u.a.id, u.b.id} <= texts.keys()}
         rows = [
             self._verdict(stage, unit, Judgement("unscored", "no_response", details={"error": "no response"}), 0.0)
-            for unit in lost
+            for unit in missing
+            if unit.id not in can_be_judged
         ]
+        wanted = [unit for unit in missing if unit.id in can_be_judged]
         if self.spec.judges[stage.judge].kind == "verifiable":
-            judged: Iterable[list[Row]] = ([self._checked(stage, unit, texts)] for unit in there)
+            judged: Iterable[list[Row]] = (
+                [self._checked(stage, unit, texts) for unit in wanted[start : start + CHECKED_ROWS]]
+                for start in range(0, len(wanted), CHECKED_ROWS)
+            )
         else:
-            judged = self._asked(stage, there, texts)
+            every = [cast(VerdictUnit, unit) for unit in stage.units if unit.id in can_be_judged]
+            judged = self._asked(stage, every, {unit.id for unit in wanted}, texts)
         self._write(
             stage,
             (batch for part in ([rows] if rows else [], judged) for batch in part),
@@ -250,8 +282,11 @@ class _Runner:
         )
         return self._verdict(stage, unit, Judgement(outcome, details=details), 0.0)
 
-    def _asked(self, stage: Stage, units: Sequence[VerdictUnit], texts: dict[str, Generation]) -> Iterator[list[Row]]:
-        from harness.models.base import Request, Sampling
+    def _asked(
+        self, stage: Stage, units: Sequence[VerdictUnit], missing: set[str], texts: dict[str, Generation]
+    ) -> Iterator[list[Row]]:
+        """Verdicts on the `missing` ones of `units`, in batches made of all of them: what is there already changes nothing."""
+        from harness.models.base import Request
 
         assert stage.model is not None
         judges = {task: self.plan.judge(stage.judge, task) for task in self.plan.tasks}
@@ -269,10 +304,10 @@ class _Runner:
             judgement = judges[unit.a.task].without_asking(comparison)
             if judgement is None:
                 comparisons[unit.id] = (unit, comparison)
-            else:
+            elif unit.id in missing:
                 settled.append(self._verdict(stage, unit, judgement, 0.0))
         yield settled
-        if not comparisons:
+        if not missing & comparisons.keys():
             return
         backend = self._model(stage.model)
         prompts = {i: judges[unit.a.task].prompt(comparison) for i, (unit, comparison) in comparisons.items()}
@@ -280,6 +315,8 @@ class _Runner:
             ids = list(comparisons)
             for start in range(0, len(ids), CHOICE_ROWS):
                 chunk = ids[start : start + CHOICE_ROWS]
+                if missing.isdisjoint(chunk):
+                    continue
                 began = time.monotonic()
                 local = cast("TransformersBackend", backend)
                 found = local.choice_probabilities(
@@ -288,15 +325,19 @@ class _Runner:
                 latency = (time.monotonic() - began) / len(chunk)
                 rows: list[Row] = []
                 for i, (first, second) in zip(chunk, found, strict=True):
+                    if i not in missing:
+                        continue
                     unit, comparison = comparisons[i]
                     judgement = judges[unit.a.task].read_choice(comparison, first, second)
+                    if first == second == 0:
+                        judgement = Judgement("unscored", "prompt_too_long")
                     rows.append(self._verdict(stage, unit, judgement, latency))
                 yield rows
             return
-        sampling = Sampling(max_new_tokens=JUDGE_TOKENS, max_prompt_tokens=8192, seed=self.spec.seed)
-        for batch in backend.generate([Request(i, prompt) for i, prompt in prompts.items()], sampling):
+        requests = [Request(i, prompt) for i, prompt in prompts.items()]
+        for batch in backend.generate(requests, self.plan.judge_sampling(), done=prompts.keys() - missing):
             rows = []
-            for made in batch:
+            for made in (one for one in batch if one.id in missing):
                 unit, comparison = comparisons[made.id]
                 judgement = judges[unit.a.task].read_text(
                     comparison, made.text, truncated=made.finish_reason == "length", error=made.error
@@ -328,18 +369,14 @@ class _Runner:
         return [unit for unit in stage.units if unit.id not in finished]
 
     def _write(self, stage: Stage, batches: Iterable[Sequence[Row]], done: int) -> None:
-        """Append rows as they come, and give the good ones to the cache at the end of the stage."""
-        new: list[Row] = []
+        """Append rows as they come, and give the stage's good ones to the cache at its end."""
         with RowFile(self.folder / stage.path, stage.row_type) as file:
             for batch in batches:
                 file.append(batch)
-                new += batch
                 done += len(batch)
                 self.display.advance(stage.name, done)
         if self.cache and stage.kind != "judge":
-            from harness.plan import failed
-
-            self._shared(stage).give([row for row in new if not failed(row)])
+            self._shared(stage).give(stage.finished_rows(self.folder).values())
 
     def _shared(self, stage: Stage) -> SharedRows[Row]:
         assert stage.model is not None
@@ -350,21 +387,13 @@ class _Runner:
         """Copy rows that another run made, under the ids and names of this one."""
         if not self.cache or stage.kind == "judge":
             return
-        missing = {unit.fingerprint: unit for unit in self._missing(stage)}
-        taken = self._shared(stage).take(set(missing))
-        if not taken:
-            return
-        rows: list[Row] = []
-        for row in taken:
-            unit = missing[row.fingerprint]
-            names = {
-                "id": unit.id,
-                "model": stage.model,
-                "task": stage.task,
-                "principle_set": unit.principle_set,
-                "split": unit.split,
-            }
-            rows.append(row.model_copy(update=names))
+        missing = self._missing(stage)
+        taken = {row.fingerprint: row for row in self._shared(stage).take({unit.fingerprint for unit in missing})}
+        rows = [
+            taken[unit.fingerprint].model_copy(update=_names(stage, unit))
+            for unit in missing
+            if unit.fingerprint in taken
+        ]
         with RowFile(self.folder / stage.path, stage.row_type) as file:
             file.append(rows)
 
@@ -379,9 +408,9 @@ class _Runner:
             self._close_model()
             from harness.models import open_model
 
-            self._engine_settings()
+            engine = self.spec.engine.model_copy(update={"device": self._engine_settings()["device"]})
             self.display.note_loading(name)
-            backend = open_model(name, self.spec.models[name], self.plan.source, self.spec.engine)
+            backend = open_model(name, self.spec.models[name], self.plan.source, engine)
             self._open = (name, backend)
         return self._open[1]
 
@@ -391,25 +420,28 @@ class _Runner:
             self._open = None
 
     def _engine_settings(self) -> dict[str, Any]:
-        """Device and CPU threads, chosen once per run folder: a resumed run computes as the first start did."""
+        """Device and CPU threads. What is ``auto`` is chosen once per run folder: a resumed run computes as it began."""
         if self._engine:
             return self._engine
         import torch
 
         from sami_train.models import default_device
 
-        file = self.folder / "engine.json"
-        if file.is_file():
-            self._engine = read_json(file)
-        else:
-            wanted = self.spec.engine
-            self._engine = {
-                "device": default_device() if wanted.device == "auto" else wanted.device,
-                "threads": wanted.threads if isinstance(wanted.threads, int) else best_threads(),
-            }
-            write_json(file, self._engine)
-        torch.set_num_threads(self._engine["threads"])
-        return self._engine
+        file, wanted = self.folder / "engine.json", self.spec.engine
+        known = _read_engine(file)
+        device = known.get("device", default_device()) if wanted.device == "auto" else wanted.device
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            place = (
+                f"{file}: the run was begun on '{device}'" if wanted.device == "auto" else f"engine.device: '{device}'"
+            )
+            raise UserError(f"{place}, but torch finds no GPU here; set engine.device to cpu (--device cpu)")
+        threads = known.get("threads") if wanted.threads == "auto" else wanted.threads
+        engine = {"device": device, "threads": threads or best_threads()}
+        if engine != known:
+            write_json(file, engine)
+        torch.set_num_threads(engine["threads"])
+        self._engine = engine
+        return engine
 
     # Records
 
@@ -417,7 +449,7 @@ class _Runner:
         git, dirty = git_state(Path(__file__).resolve().parent)
         bad = stage.expected() - done
         write_manifest(
-            self.folder / "manifests" / f"{stage.path.with_suffix('').as_posix().replace('/', '--')}.json",
+            self._manifest_file(stage),
             Manifest(
                 stage=stage.name,
                 fingerprint=stage.fingerprint or self.plan.fingerprint,
@@ -426,8 +458,8 @@ class _Runner:
                 git=git,
                 dirty=dirty,
                 seeds={"seed": self.spec.seed},
-                device=self._engine.get("device"),
-                engine=getattr(self._open[1], "dtype", None) if self._open else None,
+                device=self._engine.get("device") if stage.model else None,
+                engine=getattr(self._open[1], "dtype", None) if self._open and self._open[0] == stage.model else None,
                 started=started,
                 finished=_now(),
                 expected=stage.expected(),
@@ -435,6 +467,9 @@ class _Runner:
                 failed=bad,
             ),
         )
+
+    def _manifest_file(self, stage: Stage) -> Path:
+        return self.folder / "manifests" / f"{stage.path.with_suffix('').as_posix().replace('/', '--')}.json"
 
     def _run_manifest(self, results: dict[str, Any]) -> dict[str, Any]:
         git, dirty = git_state(Path(__file__).resolve().parent)
@@ -494,10 +529,27 @@ class _Runner:
         )
 
 
-JUDGE_TOKENS = 300
-"""Longest answer of a judge that writes, in tokens: a few sentences of reasoning and the verdict."""
+CHECKED_ROWS = 256
+"""Verdicts of a verifiable judge that are written together."""
 CHOICE_ROWS = 16
 """Verdicts written together by a judge whose probabilities are read."""
+
+
+def _names(stage: Stage, unit: Any) -> dict[str, Any]:
+    """What places a row in this run. Another run's row of the same content may have other names."""
+    names = {"id": unit.id, "model": stage.model, "task": stage.task}
+    names |= {"principle_set": unit.principle_set, "split": unit.split}
+    if isinstance(unit, LikelihoodUnit):
+        constitutions = [response.constitution.id for response in unit.responses]
+        return {**names, "query_id": unit.query_id, "constitution_ids": constitutions}
+    return {**names, "query_id": unit.query.id, "constitution_id": unit.constitution.id, "epoch": unit.epoch}
+
+
+def _read_engine(file: Path) -> dict[str, Any]:
+    """The settings that an earlier start chose, as far as they can be read."""
+    found = read_json(file) if file.is_file() else {}
+    kinds = {"device": str, "threads": int}
+    return {k: found[k] for k, kind in kinds.items() if isinstance(found, dict) and isinstance(found.get(k), kind)}
 
 
 def best_threads() -> int:

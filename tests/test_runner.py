@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +71,68 @@ def row_ids(folder: Path) -> dict[str, list[str]]:
     return {str(f.relative_to(folder)): [json.loads(line)["id"] for line in f.open()] for f in files}
 
 
+SERVER = """
+import json, os, resource, signal, sys
+import torch, harness.cli, harness.runner, harness.models.local, sami_train.trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+torch.set_num_threads(1)
+for line in sys.stdin:
+    job = json.loads(line)
+    if (child := os.fork()) == 0:
+        os.environ["HARNESS_CACHE"] = job["cache"]
+        os.dup2(os.open(job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os._exit(harness.cli.main(["run", job["spec"], "--quiet"]))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Starter:
+    """Starts `harness run` in a process of its own, again and again, without importing torch again and again."""
+
+    def __init__(self) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVER], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, spec: Path, cache: Path) -> int:
+        """The process's id. Its standard error goes to the file `stderr` beside the specification."""
+        job = {"spec": str(spec), "cache": str(cache), "stderr": str(spec.with_name("stderr"))}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def wait(self) -> int:
+        """The exit code of what was started last; minus the signal's number where one ended it."""
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def run(self, spec: Path, cache: Path) -> None:
+        """Run to the end."""
+        self.start(spec, cache)
+        code = self.wait()
+        assert code == 0, spec.with_name("stderr").read_text()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def starter() -> Iterator[Starter]:
+    found = Starter()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(starter: Starter, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    line, env = command(write_spec(folder, tiny_model), folder / "cache", "--quiet")
-    subprocess.run(line, env=env, check=True, stdout=subprocess.DEVNULL)
+    starter.run(write_spec(folder, tiny_model), folder / "cache")
     return folder / "run"
 
 
@@ -135,38 +194,39 @@ def rows_written(folder: Path) -> int:
             time.sleep(0.01)
 
 
-def test_kill_at_ten_moments_then_resume(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
+def signal_after(pid: int, rows: int, folder: Path, number: signal.Signals) -> None:
+    """Send a signal as soon as so many rows are written, unless the process ends before."""
+    while Path(f"/proc/{pid}/exe").exists() and rows_written(folder) < rows:
+        time.sleep(0.002)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def test_kill_at_ten_moments_then_resume(starter: Starter, undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
     """SIGKILL after ever more rows, ten times over; the run that is left to end has the undisturbed run's figures."""
-    line, env = command(write_spec(tmp_path, tiny_model), tmp_path / "cache", "--quiet")
+    spec, cache = write_spec(tmp_path, tiny_model), tmp_path / "cache"
     total = rows_written(undisturbed)
-    moments = sorted(random.Random(7).sample(range(1, int(total * 0.9)), 10))
-    killed = 0
-    for moment in moments:
-        process = subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            if rows_written(tmp_path) >= moment:
-                process.send_signal(signal.SIGKILL)
-            time.sleep(0.01)
-        killed += process.wait() == -signal.SIGKILL
-    assert killed >= 8
-    subprocess.run(line, env=env, check=True, stdout=subprocess.DEVNULL)
+    ends = []
+    for moment in sorted(random.Random(7).sample(range(1, int(total * 0.9)), 10)):
+        signal_after(starter.start(spec, cache), moment, tmp_path, signal.SIGKILL)
+        ends.append(starter.wait())
+        assert not (tmp_path / "run" / "results.json").exists()
+    assert ends == [-signal.SIGKILL] * 10
+    starter.run(spec, cache)
     assert figures(tmp_path / "run") == figures(undisturbed)
-    assert {k: sorted(v) for k, v in row_ids(tmp_path / "run").items()} == {
-        k: sorted(v) for k, v in row_ids(undisturbed).items()
-    }
+    found, expected = row_ids(tmp_path / "run"), row_ids(undisturbed)
+    assert {name: sorted(ids) for name, ids in found.items()} == {name: sorted(ids) for name, ids in expected.items()}
+    assert all(len(set(ids)) == len(ids) for ids in found.values())
 
 
-def test_interrupt_is_one_sentence_and_goes_on(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
-    line, env = command(write_spec(tmp_path, tiny_model), tmp_path / "cache", "--quiet")
-    process = subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while rows_written(tmp_path) < 5 and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130
-    assert "run the same command again to go on" in err
-    assert "Traceback" not in err
-    subprocess.run(line, env=env, check=True, stdout=subprocess.DEVNULL)
+def test_interrupt_is_one_sentence_and_goes_on(
+    starter: Starter, undisturbed: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    spec, cache = write_spec(tmp_path, tiny_model), tmp_path / "cache"
+    signal_after(starter.start(spec, cache), rows_written(undisturbed) // 2, tmp_path, signal.SIGINT)
+    assert starter.wait() == 130
+    assert (tmp_path / "stderr").read_text() == "harness: stopped; run the same command again to go on\n"
+    starter.run(spec, cache)
     assert figures(tmp_path / "run") == figures(undisturbed)
 
 
@@ -175,7 +235,7 @@ def test_another_run_takes_everything_from_the_cache(undisturbed: Path, tiny_mod
     file = write_spec(tmp_path, tiny_model)
     text = file.read_text().replace("  own: {kind: llm, model: instruct, limit: 2}\n", "")
     file.write_text(text)
-    code = "import sys, harness; harness.run(sys.argv[1], quiet=True); assert 'transformers' not in sys.modules"
+    code = "import sys, harness; harness.run(sys.argv[1], quiet=True); assert 'torch' not in sys.modules"
     _, env = command(file, undisturbed.parent / "cache")
     subprocess.run([sys.executable, "-c", code, str(file)], env=env, check=True)
     mine = [row for row in figures(undisturbed)["comparisons"] if row["judge"] == "verifiable"]
@@ -242,8 +302,11 @@ def test_two_processes_on_one_run(undisturbed: Path, tiny_model: Path) -> None:
         run(str(undisturbed.parent / "run.yaml"), quiet=True)
 
 
-def test_a_full_disk_is_one_sentence_and_nothing_is_lost(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
-    line, env = command(write_spec(tmp_path, tiny_model), tmp_path / "cache", "--quiet")
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
+    starter: Starter, undisturbed: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    spec, cache = write_spec(tmp_path, tiny_model), tmp_path / "cache"
+    line, env = command(spec, cache, "--quiet")
 
     def small_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -253,7 +316,8 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(undisturbed: Path, tiny
     assert full.returncode == 1
     assert len(full.stderr.strip().splitlines()) == 1
     assert "free some space" in full.stderr
-    subprocess.run(line, env=env, check=True, stdout=subprocess.DEVNULL)
+    assert not (tmp_path / "run" / "results.json").exists()
+    starter.run(spec, cache)
     assert figures(tmp_path / "run") == figures(undisturbed)
 
 

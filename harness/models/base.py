@@ -73,5 +73,8 @@ class LocalBackend(Backend, Protocol):
     """A back end whose probabilities can be read."""
 
     def choice_probabilities(self, prompts: Sequence[Prompt], choices: tuple[str, ...]) -> list[tuple[float, ...]]:
-        """For each prompt, the probability of each choice as the continuation, normalised over the choices."""
+        """For each prompt, the probability of each choice as the continuation, normalised over the choices.
+
+        A prompt that is too long for the model gets zeros.
+        """
         ...

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from typing import Any
 
 from harness.models.base import Completion, Request, Sampling
+from sami_train.errors import UserError
 from sami_train.generation import encode_prompt, generate, plan_batches
 from sami_train.models import Source, default_device, load_model, load_tokenizer
 from sami_train.prompts import Prompt
 
 CHOICE_BATCH = 8
 """Judge prompts run through the model together."""
+CHOICE_PROMPT_TOKENS = 8192
+"""Longest judge prompt, where the model's context is not shorter."""
 
 
 def best_dtype(device: str) -> str:
@@ -62,33 +67,49 @@ class TransformersBackend:
             batch_size=self.batch_size,
             done={index for index, request in enumerate(requests) if request.id in done},
         )
-        for batch in batches:
-            yield [
-                Completion(
-                    id=requests[index].id,
-                    text=made.text,
-                    finish_reason="stop" if made.finish_reason == "stop" else "length",
-                    prompt=made.prompt.text,
-                    n_prompt_tokens=len(made.prompt.ids),
-                    n_tokens=len(made.ids),
-                    truncated=made.prompt.truncated,
-                )
-                for index, made in batch.items()
-            ]
+        with self._enough_memory():
+            for batch in batches:
+                yield [
+                    Completion(
+                        id=requests[index].id,
+                        text=made.text,
+                        finish_reason="stop" if made.finish_reason == "stop" else "length",
+                        prompt=made.prompt.text,
+                        n_prompt_tokens=len(made.prompt.ids),
+                        n_tokens=len(made.ids),
+                        truncated=made.prompt.truncated,
+                    )
+                    for index, made in batch.items()
+                ]
 
     def choice_probabilities(
-        self, prompts: Sequence[Prompt], choices: tuple[str, ...], *, max_prompt_tokens: int = 2048
+        self, prompts: Sequence[Prompt], choices: tuple[str, ...], *, max_prompt_tokens: int = CHOICE_PROMPT_TOKENS
     ) -> list[tuple[float, ...]]:
         """For each prompt, the probability of each choice as the next token, normalised over the choices.
 
-        A choice is read by its first token, with and without a leading space (the two are added).
+        A choice is read by its first token, with and without a leading space (the two are added). A prompt that has
+        more than `max_prompt_tokens`, or than the model's context, without its body gets zeros.
         """
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = min(max_prompt_tokens, context or max_prompt_tokens)
+        encoded = [self._encode_if_it_fits(prompt, limit) for prompt in prompts]
+        forms = self._first_tokens(choices)
+        with self._enough_memory():
+            found = self._choice_masses(encoded, forms)
+        return [
+            tuple(mass / sum(masses) for mass in masses) if sum(masses) else masses
+            for masses in (found.get(index, (0.0,) * len(choices)) for index in range(len(prompts)))
+        ]
+
+    def _choice_masses(self, encoded: Sequence[list[int]], forms: Sequence[list[int]]) -> dict[int, tuple[float, ...]]:
+        """Probability of each group of tokens as the next one, by the prompt's index; prompts without tokens are left out."""
         import torch
 
-        encoded = [encode_prompt(self.tokenizer, prompt, max_prompt_tokens).ids for prompt in prompts]
-        forms = [self._first_tokens(choice) for choice in choices]
         found: dict[int, tuple[float, ...]] = {}
-        for batch in plan_batches([len(ids) for ids in encoded], CHOICE_BATCH):
+        for planned in plan_batches([len(ids) for ids in encoded], CHOICE_BATCH):
+            batch = [i for i in planned if encoded[i]]
+            if not batch:
+                continue
             width = max(len(encoded[i]) for i in batch)
             pad = self.tokenizer.pad_token_id
             ids = torch.tensor(
@@ -104,14 +125,32 @@ class TransformersBackend:
                 ).logits[:, -1]
             probabilities = logits.float().softmax(-1)
             for row, index in enumerate(batch):
-                masses = [float(probabilities[row, form].sum()) for form in forms]
-                total = sum(masses) or 1.0
-                found[index] = tuple(mass / total for mass in masses)
-        return [found[index] for index in range(len(prompts))]
+                found[index] = tuple(float(probabilities[row, form].sum()) for form in forms)
+        return found
 
-    def _first_tokens(self, choice: str) -> list[int]:
-        spellings = (choice, f" {choice}")
-        return sorted({self.tokenizer(text, add_special_tokens=False).input_ids[0] for text in spellings})
+    def _encode_if_it_fits(self, prompt: Prompt, limit: int) -> list[int]:
+        """A prompt's tokens, none where it is too long even without its body."""
+        try:
+            return encode_prompt(self.tokenizer, prompt, limit).ids
+        except UserError:
+            if len(encode_prompt(self.tokenizer, prompt.with_body(""), sys.maxsize).ids) > limit:
+                return []
+            raise
+
+    def _first_tokens(self, choices: tuple[str, ...]) -> list[list[int]]:
+        """The tokens that each choice may begin with, without those (a lone space) that begin several of them."""
+        bare = [choice.strip() for choice in choices]
+        firsts = [
+            {self.tokenizer(text, add_special_tokens=False).input_ids[0] for text in (word, f" {word}")}
+            for word in bare
+        ]
+        own = [sorted(f.difference(*(o for o in firsts if o is not f))) for f in firsts]
+        if not all(own):
+            raise UserError(
+                f"model '{self.name}': its tokenizer begins {' and '.join(map(repr, bare))} alike, so that it cannot judge "
+                "by their probabilities; name another model as the judge"
+            )
+        return own
 
     def encode(self, prompt: Prompt, max_tokens: int) -> list[int]:
         """A prompt's token ids, shortened as generation shortens it."""
@@ -130,7 +169,7 @@ class TransformersBackend:
 
         from sami_train.logprobs import response_logprobs
 
-        with torch.inference_mode():
+        with self._enough_memory(), torch.inference_mode():
             matrix = response_logprobs(self.model, prompt_ids, response_ids, reduction="sum")
         return [[float(value) for value in row] for row in matrix]
 
@@ -138,5 +177,22 @@ class TransformersBackend:
         """Drop the weights."""
         import gc
 
+        import torch
+
         self.model = None
         gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        """Tell what to do when the device's memory is full."""
+        import torch
+
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the memory of {self.device} is too small for model '{self.name}' at this batch size; set "
+                "engine.batch_size to a smaller number and run the same command again, finished rows are kept"
+            ) from error

@@ -1,0 +1,452 @@
+"""A plan: what is to be done, and which fingerprints change when something that decides the content changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import harness.plan
+from harness.plan import GenerationUnit, LikelihoodUnit, Plan, VerdictUnit, build_plan, describe, rate_key
+from harness.rows import Generation
+from harness.spec import load_spec
+from harness.store import RowFile
+from sami_train.errors import UserError
+
+PRINCIPLES = """
+name: mine
+description: Two learned and two held-out principles.
+source: Written for this test.
+principles:
+  - {id: question, task: [dialogue, summarization], split: learned, definition: End with a question., antithesis: End with a statement., check: ends_with_question}
+  - {id: thrilled, task: [dialogue, summarization], split: learned, definition: Use exclamation marks., antithesis: Use full stops only., check: exclamations}
+  - {id: brief, task: [dialogue, summarization], split: held_out, definition: Write few words., antithesis: Write very many words., check: {name: word_count, at_most: 25, zero_at: 60}}
+  - {id: listed, task: [dialogue, summarization], split: held_out, definition: Number the lines., antithesis: Write one paragraph., check: {name: numbered_list, full_at: 3}}
+"""  # noqa: E501
+
+SPEC = """
+name: planned
+models:
+  base: {path: MODEL, style: completion}
+  judge: {path: MODEL, style: chat}
+  sami: {style: completion, train: {recipe: embedded/gemma-3-270m, from: base, tasks: [dialogue]}}
+tasks:
+  dialogue: {task: hh-rlhf, source: bundled, limit: 5, train_limit: 12}
+  summarization: {task: tldr, source: bundled, limit: 3, train_limit: 4}
+principles: {sets: [mine.yaml]}
+judges:
+  verifiable: {kind: verifiable}
+  llm: {kind: llm, model: judge, limit: 2}
+comparisons: [{a: sami, b: base}]
+measures: {infonce: 2}
+output: run
+"""
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(PRINCIPLES)
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("MODEL", str(tiny_model)))
+    return tmp_path
+
+
+def plan_of(folder: Path, **overrides: Any) -> Plan:
+    return build_plan(load_spec(folder / "spec.yaml", {k.replace("__", "."): v for k, v in overrides.items()}))
+
+
+def counts(plan: Plan) -> dict[str, int]:
+    return {stage.name: len(stage.units) for stage in plan.stages}
+
+
+def prints(plan: Plan, kind: str, **fields: str) -> dict[str, str]:
+    """Fingerprint by unit id, over the stages of a kind."""
+    stages = [s for s in plan.stages if s.kind == kind and all(getattr(s, k) == v for k, v in fields.items())]
+    assert stages
+    return {u.id: u.fingerprint for s in stages for u in s.units}
+
+
+def changed(one: dict[str, str], two: dict[str, str]) -> set[str]:
+    assert one.keys() == two.keys()
+    return {i for i in one if one[i] != two[i]}
+
+
+# --- How much is to be done
+
+
+def test_counts(folder: Path) -> None:
+    plan = plan_of(folder)
+    assert counts(plan) == {
+        # queries x splits x sides of a principle
+        "base on dialogue": 20,
+        "base on summarization": 12,
+        "train sami": 0,
+        "sami on dialogue": 20,
+        "sami on summarization": 12,
+        # 2 queries x splits, a task and a model each
+        "base likelihoods, dialogue": 4,
+        "base likelihoods, summarization": 4,
+        "sami likelihoods, dialogue": 4,
+        "sami likelihoods, summarization": 4,
+        "verifiable: sami against base": 32,
+        # one contrast a query and split
+        "verifiable: base steerability": 16,
+        "verifiable: sami steerability": 16,
+        # 2 queries a task x splits x sides x orders
+        "llm: sami against base": 32,
+    }
+    assert [s.expected() for s in plan.stages if s.kind == "train"] == [1]
+
+
+def test_the_model_that_only_judges_answers_nothing(folder: Path) -> None:
+    assert not [s for s in plan_of(folder).stages if s.kind != "judge" and s.model == "judge"]
+
+
+def test_each_model_is_needed_in_one_stretch(folder: Path) -> None:
+    models = [s.model for s in plan_of(folder).stages if s.model is not None]
+    stretches = [m for m, before in zip(models, [None, *models], strict=False) if m != before]
+    assert stretches == ["base", "sami", "judge"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "dialogue"),
+    [
+        ({}, 20),
+        ({"principles__polarity": "principle"}, 20),  # the opposites are wanted for the contrasts all the same
+        ({"principles__polarity": "principle", "measures__steerability": False}, 20),
+        ({"principles__polarity": "principle", "measures__steerability": False, "measures__infonce": 0}, 10),
+        ({"measures__steerability": False, "measures__infonce": 0}, 20),
+        ({"principles__per_query": 2}, 40),
+        ({"sampling__epochs": 3}, 60),
+        ({"principles__splits": ["learned"]}, 10),
+    ],
+)
+def test_opposites_are_generated_once(folder: Path, changes: dict[str, Any], dialogue: int) -> None:
+    stage = plan_of(folder, **changes).stage("generate", model="base", task="dialogue")
+    assert len(stage.units) == dialogue
+    whole = {(u.query.id, u.constitution.id, u.split, u.epoch) for u in stage.units if isinstance(u, GenerationUnit)}
+    assert len(whole) == len({u.id for u in stage.units}) == dialogue
+
+
+@pytest.mark.parametrize("polarity", ["principle", "antithesis", "both", "random"])
+def test_steerability_counts_a_contrast_once(folder: Path, polarity: str) -> None:
+    plan = plan_of(folder, principles__polarity=polarity)
+    stage = plan.stage("judge", measure="steerability", pair=("sami", "sami"))  # type: ignore[arg-type]
+    contrasts = Counter()  # type: ignore[var-annotated]
+    for unit in stage.units:
+        assert isinstance(unit, VerdictUnit)
+        assert unit.b.constitution == unit.a.constitution.opposite()
+        assert unit.constitution == unit.a.constitution
+        contrasts[unit.a.task, unit.a.query.id, unit.a.split] += 1
+    assert len(contrasts) == 16
+    assert set(contrasts.values()) == {1}
+
+
+def test_two_sets_with_a_principle_in_common(folder: Path) -> None:
+    (folder / "other.yaml").write_text(PRINCIPLES.replace("name: mine", "name: other"))
+    plan = plan_of(folder, principles__sets=["mine.yaml", "other.yaml"])
+    units = plan.stage("generate", model="base", task="dialogue").units
+    assert len({u.id for u in units}) == len(units) == 40
+    assert {r.principle_set for u in plan.stage("likelihood", model="base", task="dialogue").units
+            if isinstance(u, LikelihoodUnit) for r in u.responses} == {"mine", "other"}  # fmt: skip
+
+
+def test_expected_pairs_are_the_verdicts_without_their_orders(folder: Path) -> None:
+    plan = plan_of(folder)
+    pairs = plan.expected_pairs()
+    assert len(pairs) == len(set(pairs))
+    orders = {(p.judge, p.kind): set() for p in pairs}  # type: ignore[var-annotated]
+    for pair in pairs:
+        orders[pair.judge, pair.kind].add(pair.orders)
+    assert orders == {
+        ("verifiable", "win_rate"): {("ab",)},
+        ("verifiable", "steerability"): {("ab",)},
+        ("llm", "win_rate"): {("ab", "ba")},
+    }
+    assert sum(len(p.orders) for p in pairs) == sum(len(s.units) for s in plan.stages if s.kind == "judge")
+    units = {(s.judge, s.measure, *s.pair, u.a.task, u.a.principle_set, u.a.split, u.a.query.id, u.constitution.id, u.a.epoch)
+             for s in plan.stages for u in s.units if isinstance(u, VerdictUnit)}  # fmt: skip
+    assert {p[:-1] for p in pairs} == units
+
+
+# --- What a model learns from
+
+
+def test_held_out_principles_never_reach_training(folder: Path) -> None:
+    plan = plan_of(folder)
+    learned = plan.training_principles("sami")
+    assert {kind: [p.id for p in ps] for kind, ps in learned.items()} == {"dialogue": ["question", "thrilled"]}
+
+
+def test_evaluated_queries_never_reach_training(folder: Path) -> None:
+    """Also not those that another task of the run evaluates."""
+    plan = plan_of(folder)
+    train, evaluation = plan.tasks["dialogue"].train, plan.tasks["dialogue"].evaluation
+    file = folder / "queries.jsonl"
+    rows = [{"id": f"own-{n}", "query": q.text, "part": "evaluation"} for n, q in enumerate(train[:3])]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (folder / "spec.yaml").read_text()
+    (folder / "spec.yaml").write_text(
+        text.replace("\nprinciples:", f"\n  own: {{task: hh-rlhf, source: {file}}}\nprinciples:")
+    )
+    both = plan_of(folder)
+    assert [q.id for q in plan.training_queries("sami")] == [q.id for q in train]
+    assert [q.id for q in both.training_queries("sami")] == [q.id for q in train[3:]]
+    assert not {q.id for q in evaluation} & {q.id for q in train}
+
+
+def two_tasks(folder: Path, first: str, second: str, template: str = "") -> None:
+    for name, query in (("one", first), ("two", second)):
+        rows = [
+            {"id": "1", "query": query, "part": "train"},
+            {"id": "e", "query": f"Asked in {name}?", "part": "evaluation"},
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (folder / "spec.yaml").read_text().replace("tasks: [dialogue]", "tasks: [one, two]")
+    own = "".join(
+        f"  {n}: {{task: hh-rlhf, source: {folder}/{n}.jsonl{template if n == 'two' else ''}}}\n"
+        for n in ("one", "two")
+    )
+    (folder / "spec.yaml").write_text(text.replace("\ntasks:\n", f"\ntasks:\n{own}"))
+
+
+def test_a_query_of_two_tasks_is_learned_once(folder: Path) -> None:
+    two_tasks(folder, "What is it?", "What is it?")
+    assert [q.text for q in plan_of(folder).training_queries("sami")] == ["What is it?"]
+
+
+def test_one_id_for_two_training_queries_is_refused(folder: Path) -> None:
+    two_tasks(folder, "What is it?", "Who is it?")
+    with pytest.raises(
+        UserError, match=r"models\.sami\.train: two training queries .* the id '1' .*'two'.*; change one"
+    ):
+        plan_of(folder)
+
+
+def test_two_templates_for_one_kind_are_refused(folder: Path, root: Path) -> None:
+    text = (root / "sami_train" / "prompts" / "dialogue.yaml").read_text()
+    (folder / "other-template.yaml").write_text(text.replace("name: dialogue", "name: other"))
+    two_tasks(folder, "What is it?", "What is it?", ", template: other-template.yaml")
+    with pytest.raises(
+        UserError, match=r"models\.sami\.train: the dialogue tasks .* different templates; give them the same"
+    ):
+        plan_of(folder)
+
+
+# --- Fingerprints
+
+
+PROBE = """
+import json, sys
+from harness.plan import build_plan
+from harness.spec import load_spec
+plan = build_plan(load_spec("spec.yaml"))
+assert "torch" not in sys.modules and "transformers" not in sys.modules, "a plan loads nothing"
+print(json.dumps([plan.fingerprint, [[u.id, u.fingerprint] for s in plan.stages for u in s.units]]))
+"""
+
+
+def test_the_same_in_every_process(folder: Path) -> None:
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", PROBE], cwd=folder, check=True, capture_output=True, text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(harness.plan.__file__).parent.parent)},
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    plan = plan_of(folder)
+    mine = [plan.fingerprint, [[u.id, u.fingerprint] for s in plan.stages for u in s.units]]
+    assert found[0] == found[1]
+    assert json.loads(found[0]) == mine
+    assert len({i for i, _ in mine[1]}) == len(mine[1]), "ids are unique"
+
+
+def test_one_principle_changed(folder: Path) -> None:
+    """Rows whose constitution has it, and the model that learned it, are made anew; the rest stays."""
+    before = plan_of(folder)
+    (folder / "mine.yaml").write_text(PRINCIPLES.replace("End with a question.", "Close with a question."))
+    after = plan_of(folder)
+    units = {
+        u.id: u for u in before.stage("generate", model="base", task="dialogue").units if isinstance(u, GenerationUnit)
+    }
+    told = {i for i, u in units.items() if u.constitution.id == "question+"}
+    assert told
+    found = changed(*(prints(p, "generate", model="base", task="dialogue") for p in (before, after)))
+    assert found == told, "what is told to follow it; its antithesis and all other principles are as they were"
+    likelihoods = {
+        u.id
+        for u in before.stage("likelihood", model="base", task="dialogue").units
+        if isinstance(u, LikelihoodUnit) and any(r.id in told for r in u.responses)
+    }
+    assert changed(*(prints(p, "likelihood", model="base", task="dialogue") for p in (before, after))) == likelihoods
+    assert before.model_fingerprints["base"] == after.model_fingerprints["base"]
+    assert before.model_fingerprints["sami"] != after.model_fingerprints["sami"]
+    sami = prints(before, "generate", model="sami"), prints(after, "generate", model="sami")
+    assert changed(*sami) == sami[0].keys()
+    assert before.fingerprint != after.fingerprint
+
+
+def test_a_held_out_principle_changed_trains_nothing_anew(folder: Path) -> None:
+    before = plan_of(folder)
+    (folder / "mine.yaml").write_text(PRINCIPLES.replace("Write few words.", "Write but few words."))
+    after = plan_of(folder)
+    assert before.model_fingerprints == after.model_fingerprints
+    assert before.stage("train").fingerprint == after.stage("train").fingerprint
+    units = {
+        u.id: u for u in before.stage("generate", model="sami", task="dialogue").units if isinstance(u, GenerationUnit)
+    }
+    found = changed(*(prints(p, "generate", model="sami", task="dialogue") for p in (before, after)))
+    assert found == {i for i, u in units.items() if u.constitution.id == "brief+"} != set()
+
+
+def test_a_check_changed_is_checked_anew_and_nothing_else(folder: Path) -> None:
+    before = plan_of(folder)
+    (folder / "mine.yaml").write_text(PRINCIPLES.replace("at_most: 25", "at_most: 20"))
+    after = plan_of(folder)
+    for kind in ("generate", "likelihood"):
+        assert prints(before, kind) == prints(after, kind)
+    assert prints(before, "judge", judge="llm") == prints(after, "judge", judge="llm")
+    units = {u.id: u for s in before.stages for u in s.units if isinstance(u, VerdictUnit) and s.judge == "verifiable"}
+    found = changed(prints(before, "judge", judge="verifiable"), prints(after, "judge", judge="verifiable"))
+    assert found == {i for i, u in units.items() if u.constitution.id in ("brief+", "brief-")} != set()
+
+
+def test_a_judge_prompt_changed_is_judged_anew_and_nothing_else(folder: Path, root: Path) -> None:
+    before = plan_of(folder)
+    text = (root / "harness" / "judges" / "prompts" / "dialogue.yaml").read_text()
+    (folder / "own-judge.yaml").write_text(text.replace("One letter.", "Say one letter."))
+    after = plan_of(folder, judges__llm__template=str(folder / "own-judge.yaml"))
+    assert prints(before, "judge", judge="verifiable") == prints(after, "judge", judge="verifiable")
+    found = changed(prints(before, "judge", judge="llm"), prints(after, "judge", judge="llm"))
+    assert len(found) == 32
+
+
+def test_a_new_way_of_judging_is_judged_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = plan_of(folder)
+    generations, verdicts = prints(before, "generate"), prints(before, "judge")
+    monkeypatch.setattr(harness.plan, "JUDGING_VERSION", harness.plan.JUDGING_VERSION + 1)
+    after = plan_of(folder)
+    assert prints(after, "generate") == generations
+    assert changed(verdicts, prints(after, "judge")) == verdicts.keys()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"engine__batch_size": 3, "engine__threads": 2, "engine__device": "cpu"},
+        {"output": "elsewhere"},
+        {"statistics__level": 0.9},
+        {"name": "other", "description": "Other words."},
+        {"models__sami__train__set": {"save_steps": 1}},
+    ],
+)
+def test_what_decides_no_content_changes_no_row(folder: Path, changes: dict[str, Any]) -> None:
+    before, after = plan_of(folder), plan_of(folder, **changes)
+    assert before.model_fingerprints == after.model_fingerprints
+    for one, two in zip(before.stages, after.stages, strict=True):
+        assert (one.name, one.fingerprint, one.units) == (two.name, two.fingerprint, two.units)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling__max_new_tokens": 8},
+        {"sampling__temperature": 0.5},
+        {"sampling__top_p": 0.9},
+        {"sampling__max_prompt_tokens": 64},
+    ],
+)
+def test_sampling_changes_every_row_and_no_model(folder: Path, changes: dict[str, Any]) -> None:
+    before, after = plan_of(folder), plan_of(folder, **changes)
+    assert before.model_fingerprints == after.model_fingerprints
+    for kind in ("generate", "likelihood", "judge"):
+        assert len(changed(prints(before, kind), prints(after, kind))) == len(prints(before, kind))
+
+
+def test_dtype_changes_what_models_say_but_not_the_training(folder: Path) -> None:
+    before, after = plan_of(folder), plan_of(folder, engine__dtype="bfloat16")
+    for model in ("base", "sami"):
+        units = prints(before, "generate", model=model), prints(after, "generate", model=model)
+        assert changed(*units) == units[0].keys()
+    assert before.stage("train").fingerprint == after.stage("train").fingerprint, "training is in float32 either way"
+
+
+def test_a_recipe_changed_trains_anew(folder: Path) -> None:
+    before, after = plan_of(folder), plan_of(folder, models__sami__train__set={"learning_rate": 1e-4})
+    assert before.stage("train").fingerprint != after.stage("train").fingerprint
+    assert prints(before, "generate", model="base") == prints(after, "generate", model="base")
+    assert before.model_fingerprints["sami"] != after.model_fingerprints["sami"]
+
+
+def test_more_queries_keep_the_rows_there_are(folder: Path) -> None:
+    before, after = plan_of(folder), plan_of(folder, tasks__dialogue__limit=8)
+    old, new = (prints(p, "generate", model="base", task="dialogue") for p in (before, after))
+    assert len(new) == 32
+    assert old.items() <= new.items()
+
+
+def test_templates_are_read_once_however_many_verdicts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    original = harness.plan.load_judge_template
+    monkeypatch.setattr(harness.plan, "load_judge_template", lambda name: read.append(name) or original(name))
+    assert plan_of(folder).stages
+    assert sorted(map(str, read)) == ["dialogue", "summarization"]
+
+
+# --- What is done, and what it comes to
+
+
+def test_rows_of_an_older_plan_count_for_nothing(folder: Path) -> None:
+    plan = plan_of(folder)
+    stage = plan.stage("generate", model="base", task="dialogue")
+    fields = {
+        "model": "base", "task": "dialogue", "query_id": "q", "constitution_id": "c", "principle_set": "mine",
+        "split": "learned", "prompt_hash": "h", "prompt": "p", "n_prompt_tokens": 1, "n_tokens": 1, "truncated": False,
+    }  # fmt: skip
+    one, two, three = stage.units[:3]
+    rows = [
+        Generation(id=one.id, fingerprint=one.fingerprint, text="t", finish_reason="stop", **fields),
+        Generation(id=two.id, fingerprint="old", text="t", finish_reason="stop", **fields),
+        Generation(
+            id=three.id, fingerprint=three.fingerprint, text="", finish_reason="error", error="timeout: x", **fields
+        ),
+    ]
+    with RowFile(folder / "run" / stage.path, Generation) as file:
+        file.append(rows)
+    assert stage.done(folder / "run") == 1
+    assert stage.finished_rows(folder / "run").keys() == {one.id}
+    assert stage.all_rows(folder / "run").keys() == {one.id, three.id}
+    row = next(r for r in describe(plan)["stages"] if r["stage"] == stage.name)
+    assert (row["expected"], row["done"]) == (20, 1)
+
+
+def test_a_description_has_a_row_per_stage(folder: Path) -> None:
+    plan = plan_of(folder)
+    found = describe(plan)
+    assert [row["stage"] for row in found["stages"]] == [stage.name for stage in plan.stages]
+    assert {row["kind"] for row in found["stages"]} == {"train", "generate", "likelihood", "judge"}
+    assert [row["expected"] for row in found["stages"]] == [stage.expected() for stage in plan.stages]
+    assert {row["done"] for row in found["stages"]} == {0}
+    assert {row["estimate_s"] for row in found["stages"]} == {found["estimate_s"]} == {None}
+    assert found["output"] == "run"
+    effects = {(e["task"], e["split"]): e for e in found["minimum_detectable_effect"]}
+    assert len(effects) == 4
+    assert {e["n"] for e in effects.values()} == {5, 3}
+    assert effects["dialogue", "learned"]["mde"] < effects["summarization", "learned"]["mde"]
+
+
+def test_the_time_is_the_sum_over_stages(folder: Path) -> None:
+    plan = plan_of(folder)
+    rates = {rate_key(plan, stage): 2.0 for stage in plan.stages}
+    found = describe(plan, rates=rates)
+    assert found["estimate_s"] == 2.0 * sum(stage.expected() for stage in plan.stages)
+    del rates[rate_key(plan, plan.stage("train"))]
+    found = describe(plan, rates=rates)
+    assert found["estimate_s"] is None, "an unknown part makes the whole unknown"
+    assert next(r for r in found["stages"] if r["kind"] == "generate" and r["expected"] == 20)["estimate_s"] == 40.0
