@@ -79,6 +79,7 @@ torch.set_num_threads(1)
 for line in sys.stdin:
     job = json.loads(line)
     if (child := os.fork()) == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts with &
         os.environ["HARNESS_CACHE"] = job["cache"]
         os.dup2(os.open(job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
