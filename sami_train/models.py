@@ -21,6 +21,7 @@ from typing import Any
 from sami_train.errors import UserError, nearest
 
 WEIGHTS = ("*.safetensors",)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CONVERSION = "1"
 """Version of the GGUF conversion; a new number converts anew."""
 
@@ -152,7 +153,7 @@ def source_fingerprint(source: Source) -> str:
         folder = Path(source.name)
         files = [
             *_weight_files(folder),
-            *(folder / name for name in ("config.json", "tokenizer.json", "generation_config.json")),
+            *(folder / name for name in ("config.json", "generation_config.json", *_TOKENIZER_FILES)),
         ]
         return _digest([_content_sample(file) for file in files if file.is_file()])
     snapshot = _hub_snapshot(source)

@@ -139,3 +139,15 @@ def test_a_shared_beginning_is_run_once_and_changes_nothing(
     monkeypatch.setattr(generation, "SHARED_AT_LEAST", 10**9)
     assert made() == shared
     assert len({tuple(ids) for ids in shared.values()}) > 1
+
+
+def test_a_changed_chat_template_is_another_model(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from sami_train.models import source_fingerprint
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    assert source_fingerprint(parse_source(str(copy))) == source_fingerprint(parse_source(str(tiny_model)))
+    (copy / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert source_fingerprint(parse_source(str(copy))) != source_fingerprint(parse_source(str(tiny_model)))
