@@ -11,11 +11,10 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sami_train.errors import UserError, nearest
@@ -122,12 +121,6 @@ class Constitution(NamedTuple):
     def shuffled(self, rng: random.Random) -> Constitution:
         """The same elements in a random order."""
         return Constitution(tuple(rng.sample(self.elements, len(self.elements))))
-
-
-def constitution_from_id(text: str, principles: Iterable[Principle]) -> Constitution:
-    """The constitution that an id names. Raises KeyError for a principle that is not among `principles`."""
-    by_id = {p.id: p for p in principles}
-    return Constitution(tuple(Element(by_id[part[:-1]], part.endswith("+")) for part in text.split(".")))
 
 
 def sample_constitutions(
@@ -279,9 +272,3 @@ def similarity(one: str, other: str) -> float:
     """Jaccard similarity of the two sentences' words, common words left out; 1 for equal sets."""
     a, b = (set(_WORD.findall(text.lower())) - _COMMON for text in (one, other))
     return len(a & b) / len(a | b) if a | b else 1.0
-
-
-def dump_principle_set(principle_set: PrincipleSet) -> str:
-    """The set as YAML, ready to be written to a file."""
-    data = principle_set.model_dump(mode="json", exclude={"file"}, exclude_none=True)
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from sami_train.config import FilterRule, Recipe
 from sami_train.constitutions import Constitution, Principle, sample_constitutions
@@ -34,7 +33,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Example:
-    """One sampled contrast, as it stands in pairs.jsonl. `filtered` is the rule that took it out, or None."""
+    """One sampled contrast, put together from its rows in pairs.jsonl. `filtered` is the rule that took it out, or None."""
 
     query_id: str
     task: str
@@ -43,22 +42,6 @@ class Example:
     response_ids: tuple[tuple[int, ...], ...]
     responses: tuple[str, ...]
     filtered: str | None
-
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Example:
-        """Rebuild an example from its JSON row. Raises KeyError when a field is missing."""
-        nested = {key: tuple(tuple(ids) for ids in row[key]) for key in ("prompt_ids", "response_ids")}
-        return cls(
-            query_id=str(row["query_id"]),
-            task=str(row["task"]),
-            constitutions=tuple(row["constitutions"]),
-            responses=tuple(row["responses"]),
-            filtered=row["filtered"],
-            **nested,
-        )
 
 
 def split_queries(queries: Sequence[Query], recipe: Recipe) -> tuple[list[Query], list[Query], list[Query]]:
