@@ -2,21 +2,25 @@
 
 The plain way runs C^2 sequences of prompt and response and forms logits at every position. The fast way packs one row per
 constitution, [prompt, y_1, ..., y_C]: every response sees the prompt and itself (a block mask), positions restart after the
-prompt, and only the hidden states that predict a response token go through the head.
+prompt, and only the hidden states that predict a response token go through the head (`sami_train.head`). Prompts that begin
+alike, as those of one query do, share one row and run their beginning once. Several queries can share a forward pass.
 """
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from sami_train.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Reduction = Literal["mean", "sum"]
-HEAD_CHUNK = 512
-"""Response positions whose logits are held at once; more are done in chunks that are recomputed in the backward pass."""
+Contrasted = tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]
+"""A query's prompts (one per constitution) and responses, as token ids."""
 
 
 def response_logprobs(
@@ -25,7 +29,7 @@ def response_logprobs(
     response_ids: Sequence[Sequence[int]],
     *,
     reduction: Reduction = "mean",
-    head_chunk: int = HEAD_CHUNK,
+    head_block: int | None = None,
 ) -> Tensor:
     """L[i, j] = log p(response j | prompt i), by packed rows and response-only logits. Differentiable.
 
@@ -34,7 +38,7 @@ def response_logprobs(
         prompt_ids: P prompts (one per constitution) as token ids, BOS included.
         response_ids: R responses as token ids, none empty.
         reduction: mean over a response's tokens (SAMI's objective) or their sum (the likelihood of the sequence).
-        head_chunk: see HEAD_CHUNK.
+        head_block: entries of the vocabulary whose logits are formed at once; None chooses by the number of positions.
 
     Returns:
         A (P, R) tensor in float32, in nats.
@@ -42,26 +46,8 @@ def response_logprobs(
     Raises:
         ValueError: a prompt or a response is empty.
     """
-    import torch
-
-    packed = pack(prompt_ids, response_ids)
-    device = next(model.parameters()).device
-    hidden = model.get_decoder()(
-        input_ids=torch.tensor(packed.input_ids, device=device),
-        position_ids=torch.tensor(packed.position_ids, device=device),
-        attention_mask=_attention_mask(model.config, packed, device),
-        use_cache=False,
-    ).last_hidden_state
-    rows = torch.arange(len(prompt_ids), device=device)[:, None]
-    predicting = hidden[rows, torch.tensor(packed.predicting, device=device)]  # (P, T, H), T = all response tokens
-    targets = torch.tensor(packed.targets, device=device).expand(len(prompt_ids), -1)  # (P, T)
-    token_logprobs = _head_logprobs(model, predicting.flatten(0, 1), targets.flatten(), head_chunk)
-    owners = torch.tensor(packed.owners, device=device)
-    sums = torch.zeros(len(prompt_ids), len(response_ids), dtype=torch.float32, device=device)
-    sums = sums.index_add(1, owners, token_logprobs.view(len(prompt_ids), -1))
-    if reduction == "sum":
-        return sums
-    return sums / torch.tensor([len(r) for r in response_ids], device=device)
+    packed = pack([(prompt_ids, response_ids)])
+    return cell_logprobs(token_logprobs(model, packed, head_block=head_block), packed, reduction)[0]
 
 
 def response_logprobs_naive(
@@ -90,42 +76,169 @@ def response_logprobs_naive(
 
 @dataclass(frozen=True)
 class Packed:
-    """P rows of one width W, and where their T response tokens are predicted. Plain lists; padding stands on the right.
+    """The rows of B queries with P prompts and R responses each, of one width W, and where their N response tokens are
+    predicted. Plain lists.
 
-    `blocks` numbers what a token belongs to: 0 the prompt, j + 1 response j, -1 padding. `predicting[p][t]` is the index in
-    row p whose hidden state predicts `targets[t]`, a token of response `owners[t]`.
+    `branches` numbers the prompt that a token stands under: 0 what all of the row's prompts begin with, i + 1 prompt i.
+    `blocks` says what it is: 0 prompt, j + 1 response j, -1 padding (on the right). A token sees what comes before it in its
+    branch and in branch 0, of prompts and of its own response. `predicting[n]` is the place, counted through all rows (row * W +
+    place in the row), whose hidden state predicts `targets[n]`; `cells[n]` is the entry of the (B, P, R) matrices that the token
+    belongs to, counted through all of them.
     """
 
+    shape: tuple[int, int, int]
     input_ids: list[list[int]]
     position_ids: list[list[int]]
+    branches: list[list[int]]
     blocks: list[list[int]]
-    predicting: list[list[int]]
+    predicting: list[int]
     targets: list[int]
-    owners: list[int]
+    cells: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the model, padding left out."""
+        return sum(block >= 0 for row in self.blocks for block in row)
 
 
-def pack(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> Packed:
-    """Lay out one row per prompt: the prompt, then every response without its last token (which predicts nothing)."""
-    _check_not_empty(prompt_ids, response_ids)
-    bodies = [list(response[:-1]) for response in response_ids]
-    longest = max(len(prompt) for prompt in prompt_ids)
-    width = longest + sum(len(body) for body in bodies)
-    packed = Packed(
-        [], [], [], [], [t for r in response_ids for t in r], [j for j, r in enumerate(response_ids) for _ in r]
-    )
-    for prompt in prompt_ids:
-        ids, positions, blocks, predicting = list(prompt), list(range(len(prompt))), [0] * len(prompt), []
-        for j, body in enumerate(bodies):
-            predicting += [len(prompt) - 1, *range(len(ids), len(ids) + len(body))]
-            positions += range(len(prompt), len(prompt) + len(body))
-            ids += body
-            blocks += [j + 1] * len(body)
-        padding = width - len(ids)
-        packed.input_ids.append(ids + [0] * padding)
-        packed.position_ids.append(positions + [0] * padding)
-        packed.blocks.append(blocks + [-1] * padding)
-        packed.predicting.append(predicting)
+SHARED_AT_LEAST = 16
+"""Tokens that a query's prompts must all begin with, so that they are put into one row."""
+LONGEST_SHARED_ROW = 2.5
+"""How much more attention (pairs of places) the one row may take than a row for every prompt."""
+
+
+def pack(queries: Sequence[Contrasted]) -> Packed:
+    """Lay out a row per query and prompt: the prompt, then every response without its last token (it predicts nothing).
+
+    Where a query's prompts begin alike (the query before the principles), they share one row and that beginning, unless the row
+    would be so long that its attention costs more than it saves.
+
+    Raises:
+        ValueError: a prompt or a response is empty, or the queries differ in their numbers of prompts or responses.
+    """
+    for prompts, responses in queries:
+        _check_not_empty(prompts, responses)
+    sizes = {(len(prompts), len(responses)) for prompts, responses in queries}
+    if len(sizes) != 1:
+        raise ValueError(f"queries that are packed together need as many prompts and responses each, got {sizes}")
+    (height, breadth) = sizes.pop()
+    layouts = [_layout(prompts, responses) for prompts, responses in queries]
+    width = max(length for rows in layouts for *_, length in rows)
+    packed = Packed((len(queries), height, breadth), [], [], [], [], [], [], [])
+    for number, ((prompts, responses), rows) in enumerate(zip(queries, layouts, strict=True)):
+        for first, last, shared, _ in rows:
+            row = len(packed.input_ids)
+            ids, positions = list(prompts[first][:shared]), list(range(shared))
+            branches, blocks = [0] * shared, [0] * shared
+            for i in range(first, last):
+                prompt = prompts[i]
+                ids += prompt[shared:]
+                positions += range(shared, len(prompt))
+                blocks += [0] * (len(prompt) - shared)
+                end = row * width + len(ids) - 1
+                for j, response in enumerate(responses):
+                    body = response[:-1]
+                    packed.predicting.append(end)
+                    packed.predicting.extend(range(row * width + len(ids), row * width + len(ids) + len(body)))
+                    packed.targets.extend(response)
+                    packed.cells.extend([(number * height + i) * breadth + j] * len(response))
+                    positions += range(len(prompt), len(prompt) + len(body))
+                    ids += body
+                    blocks += [j + 1] * len(body)
+                branches += [i + 1] * (len(ids) - len(branches))
+            padding = width - len(ids)
+            packed.input_ids.append(ids + [0] * padding)
+            packed.position_ids.append(positions + [0] * padding)
+            packed.branches.append(branches + [0] * padding)
+            packed.blocks.append(blocks + [-1] * padding)
     return packed
+
+
+def _layout(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[tuple[int, int, int, int]]:
+    """A query's rows: the prompts from first up to last that stand in each, the tokens that they share, the row's length."""
+    bodies = sum(len(response) - 1 for response in responses)
+    apart = [(i, i + 1, 0, len(prompt) + bodies) for i, prompt in enumerate(prompts)]
+    most = min(map(len, prompts)) - 1  # every prompt keeps a token of its own, which predicts the responses
+    shared = next((n for n in range(most) if len({prompt[n] for prompt in prompts}) > 1), most)
+    length = shared + sum(row[3] - shared for row in apart)
+    worth = length**2 <= LONGEST_SHARED_ROW * sum(row[3] ** 2 for row in apart)
+    return [(0, len(prompts), shared, length)] if shared >= SHARED_AT_LEAST and worth else apart
+
+
+def token_logprobs(model: Any, packed: Packed, *, head_block: int | None = None) -> Tensor:
+    """Log-probability of every response token of `packed`, (N,) in float32, in nats. Differentiable."""
+    forward = getattr(model, FORWARD, None) or types.MethodType(_token_logprobs, model)
+    values: Tensor = forward(packed, head_block)
+    return values
+
+
+FORWARD = "_sami_token_logprobs"
+"""Name of the method that a sharded model gets, so that calling it gathers and frees weights as its forward does."""
+
+
+def install_forward(model: Any) -> None:
+    """Give a model that `fully_shard` has wrapped the method by which `token_logprobs` runs it."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    setattr(model, FORWARD, types.MethodType(_token_logprobs, model))
+    register_fsdp_forward_method(model, FORWARD)
+
+
+def _token_logprobs(model: Any, packed: Packed, head_block: int | None) -> Tensor:
+    import torch
+
+    from sami_train.head import target_logprobs
+
+    device = next(model.parameters()).device
+    hidden = model.get_decoder()(
+        input_ids=torch.tensor(packed.input_ids, device=device),
+        position_ids=torch.tensor(packed.position_ids, device=device),
+        attention_mask=_attention_mask(model.config, packed, device),
+        use_cache=False,
+    ).last_hidden_state
+    predicting = hidden.flatten(0, 1)[torch.tensor(packed.predicting, device=device)]
+    return target_logprobs(model, predicting, torch.tensor(packed.targets, device=device), block=head_block)
+
+
+def cell_logprobs(tokens: Tensor, packed: Packed, reduction: Reduction) -> Tensor:
+    """From tokens to matrices: (N,) -> (B, P, R), the mean or the sum over each cell's tokens."""
+    import torch
+
+    cells = torch.tensor(packed.cells, device=tokens.device)
+    size = packed.shape[0] * packed.shape[1] * packed.shape[2]
+    sums = torch.zeros(size, dtype=torch.float32, device=tokens.device).index_add(0, cells, tokens)
+    if reduction == "mean":
+        sums = sums / torch.bincount(cells, minlength=size)
+    return sums.view(packed.shape)
+
+
+def diagonal_tokens(packed: Packed) -> list[int]:
+    """Indices of the tokens of the diagonal cells (response j under constitution j), query by query, in order."""
+    _, height, breadth = packed.shape
+    return [n for n, cell in enumerate(packed.cells) if (cell // breadth) % height == cell % breadth]
+
+
+def check_fast_path(model: Any, contrasted: Contrasted, *, tolerance: float = 0.02) -> None:
+    """Compare the fast path with the model's own forward on a shortened query, once, before any step is taken with it.
+
+    They may differ by `tolerance`, as a share of the largest log-probability (of 1 nat at least); bfloat16 needs more.
+
+    Raises:
+        UserError: they disagree: the model does something to its attention or logits that the fast path does not know.
+    """
+    import torch
+
+    prompts = [ids[:32] for ids in contrasted[0]]
+    responses = [ids[:8] for ids in contrasted[1]]
+    with torch.no_grad():
+        fast = response_logprobs(model, prompts, responses)
+        plain = response_logprobs_naive(model, prompts, responses)
+    worst = (fast - plain).abs().max().item()
+    if not worst <= tolerance * max(1.0, plain.abs().max().item()):
+        raise UserError(
+            f"the packed step and the model's own forward disagree by {worst:.3g} nats for a {model.config.model_type} model, "
+            "so its architecture is not supported; use a Llama, Mistral, Mixtral, Gemma or Qwen model"
+        )
 
 
 def _check_not_empty(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> None:
@@ -138,43 +251,31 @@ def _check_not_empty(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence
 
 
 def _attention_mask(config: Any, packed: Packed, device: Any) -> Any:
-    """The block mask as (P, 1, W, W) booleans, one per kind of layer where the model has several.
+    """The block mask as (rows, 1, W, W) booleans, one per kind of layer where the model has several.
 
     A sliding window is counted in positions (as in an unpacked sequence), not in places of the packed row.
     """
     import torch
 
     blocks = torch.tensor(packed.blocks, device=device)
+    branches = torch.tensor(packed.branches, device=device)
     positions = torch.tensor(packed.position_ids, device=device)
     width = blocks.shape[1]
     query, key = blocks[:, :, None], blocks[:, None, :]
+    under = branches[:, None, :]
     order = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    visible = order & ((key == 0) | (key == query))
+    visible = order & ((key == 0) | (key == query)) & ((under == 0) | (under == branches[:, :, None]))
     itself = torch.eye(width, dtype=torch.bool, device=device)  # padding sees itself: a row without any key gives NaN
     full = (visible | itself)[:, None]
     window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        raise UserError(
+            f"the model has layers of the kind '{min(unknown)}', which the packed step does not know; "
+            "use a Llama, Mistral, Mixtral, Gemma or Qwen model"
+        )
+    if kinds == {"full_attention"} or (not kinds and not window):
+        return {"full_attention": full} if kinds else full
     near = positions[:, :, None] - positions[:, None, :] < (window or width)
     sliding = ((visible & near) | itself)[:, None]
-    if getattr(config, "layer_types", None):
-        return {"full_attention": full, "sliding_attention": sliding}
-    return sliding if window else full
-
-
-def _head_logprobs(model: Any, hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
-    """Log-probability of each target token from its hidden state: (N, H), (N,) -> (N,) in float32."""
-    import torch
-    from torch.utils.checkpoint import checkpoint
-
-    head = model.get_output_embeddings()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-
-    def piece(states: Tensor, wanted: Tensor) -> Tensor:
-        logits = head(states)
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return -torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
-
-    if len(hidden) <= chunk:
-        return piece(hidden, targets)
-    pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    return torch.cat([checkpoint(piece, states, wanted, use_reentrant=False) for states, wanted in pieces])
+    return {"full_attention": full, "sliding_attention": sliding} if kinds else sliding

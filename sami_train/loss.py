@@ -8,23 +8,41 @@ and c_i. The loss raises the diagonal against its row (which response belongs to
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Sides = Literal["both", "rows", "columns"]
 
-def sami_loss(logprobs: Tensor) -> Tensor:
+
+def sami_loss(logprobs: Tensor, sides: Sides = "both") -> Tensor:
     """Symmetric InfoNCE over the (C, C) matrix of response log-probabilities; a batch (B, C, C) gives the batch's mean.
 
     loss = 1/2 (mean_i CE(row i, i) + mean_j CE(column j, j)), in nats. log C - loss is the nominal lower bound on the mutual
-    information (nominal, because training uses means over tokens and not the likelihood of the sequence).
+    information (nominal, because training uses means over tokens and not the likelihood of the sequence). `sides` keeps one of
+    the two cross-entropies: that of the rows (over responses) or that of the columns (over constitutions), not halved.
 
     Raises:
         ValueError: the matrix is not square, or C < 2.
     """
     rows, columns = row_and_column_losses(logprobs)
+    if sides != "both":
+        return (rows if sides == "rows" else columns).mean()
     return (rows.mean() + columns.mean()) / 2
+
+
+def kl_to_base(logprobs: Tensor, base: Tensor) -> Tensor:
+    """Estimated KL(base || model) of every token, in nats: exp(d) - d - 1 with d = l - b. Shapes (N,), (N,) -> (N,).
+
+    `logprobs` and `base` are the two models' log-probabilities l and b of the tokens. Never negative, and unbiased where the
+    tokens are the base's samples (the "k3" estimator of J. Schulman, "Approximating KL divergence", 2020). From d = 1 on it goes
+    on as a straight line: responses are mostly greedy and no random samples, and by the exponential one token that the base
+    thinks unlikely would outweigh all others.
+    """
+    difference = logprobs - base
+    near = difference.clamp(max=1.0)
+    return near.exp() - near - 1 + (math.e - 1) * (difference - near)
 
 
 def row_and_column_losses(logprobs: Tensor) -> tuple[Tensor, Tensor]:

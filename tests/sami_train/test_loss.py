@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sami_train import sami_loss
-from sami_train.loss import contrast_metrics, row_and_column_losses
+from sami_train.loss import contrast_metrics, kl_to_base, row_and_column_losses
 
 
 def written_out(matrix: np.ndarray) -> float:
@@ -56,3 +56,34 @@ def test_rows_are_constitutions_and_columns_responses() -> None:
 def test_a_matrix_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="C >= 2"):
         sami_loss(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_one_side_is_its_cross_entropy(size: int) -> None:
+    matrix = np.random.default_rng(size).normal(-2, 1, (size, size))
+    rows = np.mean([np.log(np.exp(matrix[i]).sum()) - matrix[i, i] for i in range(size)])
+    columns = np.mean([np.log(np.exp(matrix[:, i]).sum()) - matrix[i, i] for i in range(size)])
+    assert sami_loss(torch.tensor(matrix), "rows").item() == pytest.approx(rows, abs=1e-12)
+    assert sami_loss(torch.tensor(matrix), "columns").item() == pytest.approx(columns, abs=1e-12)
+
+
+def test_kl_estimate_is_unbiased_and_never_negative() -> None:
+    """Its mean over the base's samples is the KL: summed exactly over a small vocabulary instead of sampled."""
+    generator = torch.Generator().manual_seed(0)
+    model, base = ((torch.randn(50, generator=generator, dtype=torch.float64) * 0.2).log_softmax(0) for _ in range(2))
+    estimates = kl_to_base(model, base)
+    assert (estimates >= 0).all()
+    exact = (base.exp() * (base - model)).sum()
+    assert (base.exp() * estimates).sum().item() == pytest.approx(exact.item(), abs=1e-12)
+    assert kl_to_base(model, model).abs().max().item() == 0.0
+
+
+def test_kl_estimate_grows_in_a_straight_line_and_smoothly() -> None:
+    difference = torch.tensor([-20.0, 1.0 - 1e-6, 1.0 + 1e-6, 20.0], dtype=torch.float64, requires_grad=True)
+    estimates = kl_to_base(difference, torch.zeros(4, dtype=torch.float64))
+    assert estimates[0].item() == pytest.approx(19.0, abs=1e-6)
+    assert estimates[1].item() == pytest.approx(estimates[2].item(), abs=1e-5)
+    assert estimates[3].item() == pytest.approx(math.e - 2 + 19 * (math.e - 1))
+    estimates.sum().backward()
+    assert difference.grad is not None
+    assert difference.grad.tolist() == pytest.approx([math.exp(-20) - 1, math.e - 1, math.e - 1, math.e - 1], abs=1e-5)

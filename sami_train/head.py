@@ -1,0 +1,120 @@
+"""Log-probabilities of given tokens from hidden states, without ever holding float32 logits of the whole vocabulary.
+
+The vocabulary is walked in blocks small enough for a processor's cache: a block's logits are formed, added to the running
+log-sum-exp, and let go; the backward pass forms them again, unless all of them fit KEPT_BYTES in the number format of the
+computation. (torch's own `linear_cross_entropy` chunks only reductions to one number; here every token has a weight of its own,
+known later.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+"""Bytes of logits (in float32) formed at once, by kind of device, unless the caller says otherwise."""
+KEPT_BYTES = 384 << 20
+"""Logits of all positions are kept for the backward pass where they take no more than this."""
+
+
+def block_size(positions: int, device: str) -> int:
+    """Entries of the vocabulary whose logits are formed at once, at least 256."""
+    return max(256, BLOCK_BYTES.get(device, BLOCK_BYTES["cuda"]) // (4 * max(1, positions)))
+
+
+def keeps_logits(positions: int, vocabulary: int, item_size: int) -> bool:
+    """Whether the logits of all positions, in numbers of `item_size` bytes, are kept for the backward pass."""
+    return positions * vocabulary * item_size <= KEPT_BYTES
+
+
+def target_logprobs(model: Any, hidden: Tensor, targets: Tensor, *, block: int | None = None) -> Tensor:
+    """log p(target | hidden state) by the model's own head: (N, H), (N,) -> (N,) in float32, in nats. Differentiable."""
+    head = model.get_output_embeddings()
+    kind = hidden.device.type
+    values: Tensor = _TargetLogprobs.apply(
+        hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden,
+        head.weight,
+        getattr(head, "bias", None),
+        targets,
+        block or block_size(len(targets), kind),
+        getattr(model.config, "final_logit_softcapping", None),
+    )
+    return values
+
+
+class _TargetLogprobs(torch.autograd.Function):  # type: ignore[misc]
+    """Where s = softmax(logits): d log p(target) / d logits = onehot(target) - s."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, block: int, cap: float | None
+    ) -> Tensor:
+        ctx.block, ctx.cap = block, cap
+        keep = keeps_logits(len(hidden), len(weight), hidden.element_size())
+        kept: list[Tensor] = []
+        normaliser = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
+        chosen = torch.zeros_like(normaliser)
+        for part in _blocks(len(weight), block):
+            raw = _product(hidden, weight, bias, part)
+            logits = _capped(raw, cap)
+            normaliser = torch.logaddexp(normaliser, logits.logsumexp(-1))
+            place, inside = _place(targets, part)
+            chosen += torch.where(inside, logits.gather(1, place[:, None]).squeeze(1), 0)
+            if keep:
+                kept.append(raw)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, *kept)
+        return chosen - normaliser
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, normaliser, *kept = ctx.saved_tensors
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.empty_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for number, part in enumerate(_blocks(len(weight), ctx.block)):
+            logits = _capped(kept[number] if kept else _product(hidden, weight, bias, part), ctx.cap)
+            grad = torch.sub(logits, normaliser[:, None]).exp_().neg_()
+            place, inside = _place(targets, part)
+            grad.scatter_add_(1, place[:, None], inside[:, None].to(grad.dtype))
+            grad.mul_(upstream[:, None])
+            if ctx.cap is not None:
+                grad.mul_(1 - (logits / ctx.cap).square_())
+            if grad_bias is not None:
+                grad_bias[part] = grad.sum(0)
+            grad = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden += grad @ weight[part].to(hidden.dtype)
+            if grad_weight is not None and grad_weight.dtype == grad.dtype:
+                torch.mm(grad.t(), hidden, out=grad_weight[part])
+            elif grad_weight is not None:
+                grad_weight[part] = grad.t() @ hidden
+        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
+
+
+def _blocks(vocabulary: int, size: int) -> Iterator[slice]:
+    for start in range(0, vocabulary, size):
+        yield slice(start, min(start + size, vocabulary))
+
+
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, part: slice) -> Tensor:
+    """The block's logits in the number format of the hidden states."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.nn.functional.linear(
+            hidden, weight[part].to(hidden.dtype), None if bias is None else bias[part].to(hidden.dtype)
+        )
+
+
+def _capped(logits: Tensor, cap: float | None) -> Tensor:
+    logits = logits.float()
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _place(targets: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    """Where in the block each target stands (its first place for those that are elsewhere), and which ones are in it."""
+    inside = (targets >= part.start) & (targets < part.stop)
+    return torch.where(inside, targets - part.start, 0), inside

@@ -1,0 +1,236 @@
+"""A gradient step against one written out from the formulas in float64, on a real tiny model."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from sami_train.config import Recipe
+from sami_train.distributed import World, total_norm
+from sami_train.errors import UserError
+from sami_train.optimizers import make_optimizer, set_learning_rate
+from sami_train.pairs import Example
+from sami_train.step import accumulate, reference_logprobs
+
+WORLD = World()
+
+
+def recipe(**changes: Any) -> Recipe:
+    return Recipe.model_validate({"name": "step", "learning_rate": 1e-3, "batch_size": 4, **changes})
+
+
+def examples(count: int, size: int = 2, seed: int = 0) -> list[Example]:
+    rng = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(2, 97) for _ in range(rng.randrange(low, high)))
+
+    sides = tuple(f"side{i}" for i in range(size))
+    return [
+        Example(
+            f"q{n}", "dialogue", sides, tuple(ids(4, 12) for _ in sides), tuple(ids(2, 10) for _ in sides), sides, None
+        )
+        for n in range(count)
+    ]
+
+
+def written_out(model: Any, batch: list[Example], settings: Recipe, base: Any = None) -> tuple[float, dict[str, Any]]:
+    """The objective in float64, token by token: no packing, no masks, no library loss. Returns loss and gradients."""
+    model = copy.deepcopy(model).double()
+    base = copy.deepcopy(base).double() if base is not None else None
+
+    def tokens(of: Any, prompt: tuple[int, ...], response: tuple[int, ...]) -> list[torch.Tensor]:
+        logits = of(input_ids=torch.tensor([[*prompt, *response]]), use_cache=False).logits[0]
+        found = []
+        for place, token in enumerate(response):
+            row = logits[len(prompt) - 1 + place]
+            found.append(row[token] - row.exp().sum().log())
+        return found
+
+    used = batch[-settings.gradient_queries :] if settings.gradient_queries else batch
+    total: Any = 0.0
+    for example in used:
+        size = len(example.prompt_ids)
+        cells = [[tokens(model, p, r) for r in example.response_ids] for p in example.prompt_ids]
+        matrix = [
+            [sum(cell) / (len(cell) if settings.logprob_reduction == "mean" else 1) for cell in row] for row in cells
+        ]
+        loss: Any = 0.0
+        for i in range(size):
+            row = -matrix[i][i] + sum(matrix[i][j].exp() for j in range(size)).log()
+            column = -matrix[i][i] + sum(matrix[j][i].exp() for j in range(size)).log()
+            loss = loss + {"both": (row + column) / 2, "rows": row, "columns": column}[settings.loss_sides] / size
+        if base is not None:
+            for i in range(size):
+                with torch.no_grad():
+                    known = tokens(base, example.prompt_ids[i], example.response_ids[i])
+                steps = [a - b for a, b in zip(cells[i][i], known, strict=True)]
+                estimates = [d.exp() - d - 1 if d <= 1 else math.e - 2 + (math.e - 1) * (d - 1) for d in steps]
+                loss = loss + settings.beta * sum(estimates) / len(estimates) / size
+        total = total + loss / len(used)
+    (total * settings.loss_scale).backward()
+    return float(total.detach()), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def gradients(model: Any) -> dict[str, Any]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "as-run": {"gradient_queries": 2, "loss_scale": 0.0625},
+    "rows": {"loss_sides": "rows"},
+    "columns": {"loss_sides": "columns"},
+    "sums": {"logprob_reduction": "sum"},
+    "kl": {"beta": 0.3},
+    "cached": {"gradient_caching": True},
+    "cached kl": {"gradient_caching": True, "beta": 0.3, "per_device_train_batch_size": 3},
+    "checkpointed": {"gradient_checkpointing": True},
+    "two at a time": {"per_device_train_batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("shape", ["llama", "gemma3", "qwen2"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_gradient_is_the_formulas(name: str, shape: str, size: int) -> None:
+    settings = recipe(constitutions_per_query=size, **SETTINGS[name])
+    model, base = tiny_model(shape), tiny_model(shape, seed=1)
+    batch = examples(4, size)
+    penalised = settings.beta > 0
+    reference = {e.query_id: reference_logprobs(base, e, settings, WORLD) for e in batch} if penalised else None
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    result = accumulate(model, batch, settings, WORLD, reference=reference)
+    loss, expected = written_out(model, batch, settings, base if penalised else None)
+    assert result.figures["loss"] == pytest.approx(loss, rel=1e-5)
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    for parameter, gradient in found.items():
+        exact = expected[parameter]
+        rounding = 2e-7 + 5e-6 * exact.abs().max().item()
+        torch.testing.assert_close(gradient.double(), exact, rtol=2e-4, atol=rounding, msg=parameter)
+
+
+def three_steps(settings: Recipe, seed: int = 0) -> dict[str, torch.Tensor]:
+    model = tiny_model("llama", seed)
+    parameters = list(model.parameters())
+    optimizer = make_optimizer(settings, parameters)
+    data = examples(3 * settings.batch_size)
+    for step in range(3):
+        accumulate(model, data[step * settings.batch_size : (step + 1) * settings.batch_size], settings, WORLD)
+        total_norm(parameters, settings.max_grad_norm)
+        set_learning_rate(optimizer, settings.learning_rate_at(step, 3))
+        optimizer.step()
+        optimizer.zero_grad()
+    return {n: p.detach() for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "rmsprop"])
+def test_micro_batches_do_not_change_the_update(optim: str) -> None:
+    """16 as 1x16, 2x8, 16x1 and as 5, 5, 5, 1: the same weights after three steps.
+
+    epsilon is large because Adam's first steps divide a gradient by itself, which makes rounding of a zero as large as the rate.
+    """
+    common = {"batch_size": 16, "optim": optim, "adam_epsilon": 1e-4, "rmsprop_epsilon": 1e-4}
+    expected = three_steps(recipe(**common, per_device_train_batch_size=1))
+    start = dict(tiny_model("llama").named_parameters())
+    assert max((expected[n] - start[n]).abs().max().item() for n in expected) > 1e-4
+    for size in (2, 5, 16):
+        found = three_steps(recipe(**common, per_device_train_batch_size=size))
+        assert max((found[n] - expected[n]).abs().max().item() for n in expected) < 1e-6
+
+
+def test_bfloat16_computes_near_float32_and_leaves_float32_gradients() -> None:
+    settings, batch = recipe(bf16=True), examples(4)
+    model = tiny_model("llama")
+    rough = accumulate(model, batch, settings, WORLD)
+    assert {g.dtype for g in gradients(model).values()} == {torch.float32}
+    exact = accumulate(tiny_model("llama"), batch, recipe(), WORLD)
+    assert rough.figures["loss"] == pytest.approx(exact.figures["loss"], abs=0.02)
+    assert rough.figures["loss"] != exact.figures["loss"]
+
+
+def test_a_loss_that_is_not_finite_names_its_query() -> None:
+    model, batch = tiny_model("llama"), examples(3)
+    marked = batch[1].prompt_ids[0][0]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[marked] = float("nan")
+    broken = [e for e in batch if any(marked in ids for ids in (*e.prompt_ids, *e.response_ids))]
+    with pytest.raises(UserError, match=f"loss of query '{broken[0].query_id}' is not finite"):
+        accumulate(model, batch, recipe(), WORLD)
+
+
+def test_tokens_are_those_that_the_model_ran() -> None:
+    example = examples(1)[0]
+    expected = sum(len(p) + sum(len(r) - 1 for r in example.response_ids) for p in example.prompt_ids)
+    assert accumulate(tiny_model("llama"), [example], recipe(), WORLD).tokens == expected
+    cached = accumulate(tiny_model("llama"), [example], recipe(gradient_caching=True), WORLD)
+    assert cached.tokens == 2 * expected
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "rmsprop"])
+def test_optimizers_are_their_formulas(optim: str) -> None:
+    settings = recipe(optim=optim, weight_decay=0.1, adam_beta2=0.9, rmsprop_alpha=0.9)
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+    optimizer = make_optimizer(settings, [weight])
+    value, first, second = weight.detach().clone(), torch.zeros(3).double(), torch.zeros(3).double()
+    for step in range(1, 4):
+        gradient = torch.tensor([0.3, -0.1, 2.0], dtype=torch.float64) * step
+        weight.grad = gradient.clone()
+        set_learning_rate(optimizer, 1e-2 * step)
+        optimizer.step()
+        rate = 1e-2 * step
+        if optim == "rmsprop":
+            decayed = gradient + 0.1 * value
+            second = 0.9 * second + 0.1 * decayed**2
+            value = value - rate * decayed / (second.sqrt() + settings.rmsprop_epsilon)
+        else:
+            value = value * (1 - rate * 0.1)
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.9 * second + 0.1 * gradient**2
+            corrected = (second / (1 - 0.9**step)).sqrt() + settings.adam_epsilon
+            value = value - rate * (first / (1 - 0.9**step)) / corrected
+    torch.testing.assert_close(weight.detach(), value, rtol=1e-12, atol=1e-12)
+
+
+def test_eight_bit_moments() -> None:
+    """The 8-bit optimizer stays near AdamW and survives a checkpoint to the bit."""
+    pytest.importorskip("torchao", reason="torchao is not installed (pip install 'sami-harness[8bit]')")
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from sami_train.checkpoint import load_checkpoint, save_checkpoint
+
+    weights = {}
+    for optim in ("adamw_torch", "adamw_torch_8bit"):
+        settings = recipe(optim=optim)
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(512, 256)
+        optimizer = make_optimizer(settings, list(layer.parameters()))
+        for step in range(3):
+            layer(torch.randn(8, 512, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            set_learning_rate(optimizer, 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+        weights[optim] = layer.weight.detach().clone()
+    assert (weights["adamw_torch"] - weights["adamw_torch_8bit"]).abs().max().item() < 2e-3
+    with TemporaryDirectory() as folder:
+        parameters = dict(layer.named_parameters())
+        save_checkpoint(Path(folder) / "checkpoint", parameters, optimizer, 3)
+        torch.manual_seed(1)
+        again = torch.nn.Linear(512, 256)
+        fresh = make_optimizer(recipe(optim="adamw_torch_8bit"), list(again.parameters()))
+        assert load_checkpoint(Path(folder) / "checkpoint", dict(again.named_parameters()), fresh) == 3
+        for one, other in ((layer, optimizer), (again, fresh)):
+            one(torch.ones(2, 512)).sum().backward()
+            set_learning_rate(other, 1e-3)
+            other.step()
+        assert torch.equal(layer.weight, again.weight)
