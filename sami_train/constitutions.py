@@ -236,28 +236,59 @@ def parse_principle_set(document: LinedDocument) -> PrincipleSet:
 _WORD = re.compile(r"[a-z0-9']+")
 
 
+FindingKind = Literal["copy", "too_short", "unlike_lengths", "near_duplicate", "held_out_leak"]
+
+
+class Finding(NamedTuple):
+    """One suspicious thing in a principle set: its kind, the principles that it concerns, and a sentence."""
+
+    kind: FindingKind
+    ids: tuple[str, ...]
+    message: str
+
+
 def lint(principle_set: PrincipleSet) -> list[str]:
-    """What is suspicious in a principle set, a sentence each; an empty list means clean.
+    """What is suspicious in a principle set, a sentence each; an empty list means clean. See `findings`."""
+    return [found.message for found in findings(principle_set)]
+
+
+def findings(principle_set: PrincipleSet) -> list[Finding]:
+    """What is suspicious in a principle set; an empty list means clean.
 
     Looks for a held-out principle (by id, or a near-duplicate of its wording) among the learned ones, for near-duplicates
-    in general, and for an antithesis that is a copy of its definition or no sentence at all.
+    in general, for an antithesis that is a copy of its definition or no sentence at all, and for two sides so unlike in
+    length that a judge could tell them apart by it.
     """
-    found: list[str] = []
+    found: list[Finding] = []
     principles = principle_set.principles
     for index, one in enumerate(principles):
         if similarity(one.definition, one.antithesis) > 0.95:
-            found.append(f"{one.id}: the antithesis repeats the definition; say the contrary")
-        for side in ("definition", "antithesis"):
-            if len(_WORD.findall(getattr(one, side).lower())) < 3:
-                found.append(f"{one.id}: the {side} has fewer than three words; write a full sentence")
+            message = f"{one.id}: the antithesis repeats the definition; say the contrary"
+            found.append(Finding("copy", (one.id,), message))
+        words = {side: len(_WORD.findall(getattr(one, side).lower())) for side in ("definition", "antithesis")}
+        for side in (side for side, n in words.items() if n < 3):
+            message = f"{one.id}: the {side} has fewer than three words; write a full sentence"
+            found.append(Finding("too_short", (one.id,), message))
+        short, long = sorted(words.values())
+        if short >= 3 and long > UNLIKE_LENGTHS * short:
+            message = (
+                f"{one.id}: its sides have {words['definition']} and {words['antithesis']} words; "
+                "make them about equally long"
+            )
+            found.append(Finding("unlike_lengths", (one.id,), message))
         for other in principles[index + 1 :]:
             if not set(one.task) & set(other.task):
                 continue
             if similarity(one.definition, other.definition) >= NEAR_DUPLICATE:
-                leak = " (one is learned, the other held out)" if one.split != other.split else ""
-                found.append(f"{one.id} and {other.id}: nearly the same definition{leak}; drop or reword one")
+                is_leak = one.split != other.split
+                leak = " (one is learned, the other held out)" if is_leak else ""
+                message = f"{one.id} and {other.id}: nearly the same definition{leak}; drop or reword one"
+                found.append(Finding("held_out_leak" if is_leak else "near_duplicate", (one.id, other.id), message))
     return found
 
+
+UNLIKE_LENGTHS = 3
+"""How many times as many words one side of a principle may have as the other."""
 
 NEAR_DUPLICATE = 0.8
 """Jaccard similarity of word sets from which two definitions count as near-duplicates."""

@@ -73,3 +73,14 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(
         f"{path}: cannot be written ({error.strerror}); free some space and run again, finished work is kept"
     )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no file. Raises UserError when it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise UserError(f"{path}: this file is damaged; delete it and run again, the rest is kept") from None
+    return value if isinstance(value, dict) else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sami_train.config import FilterRule, Recipe
-from sami_train.constitutions import Constitution, Principle, sample_constitutions
+from sami_train.constitutions import Constitution, Element, Principle, sample_constitutions
 from sami_train.data import Query
 from sami_train.errors import UserError
 from sami_train.prompts import Prompt, Template
@@ -21,12 +23,13 @@ APOLOGIES = ("i'm sorry", "i am sorry", "i apologize", "i cannot", "i can't", "i
 class Contrast:
     """What is to be sampled for one query: its constitutions, in the order of the matrix, and the prompts made of them.
 
-    `sampling_prompts` begin with the template's worked examples where the recipe wants them; `prompts`, which the model is
-    trained on, never do.
+    `sampling_prompts` begin with the template's worked examples, or ask for reasoning first, where the recipe wants that;
+    `prompts`, which the model is trained on, never do, and have the principles in the order of `training_orders`.
     """
 
     query: Query
     constitutions: tuple[Constitution, ...]
+    training_orders: tuple[Constitution, ...]
     prompts: tuple[Prompt, ...]
     sampling_prompts: tuple[Prompt, ...]
 
@@ -71,42 +74,112 @@ def plan_contrasts(
     recipe: Recipe,
     seed: int,
 ) -> list[Contrast]:
-    """Draw the constitutions of every query and write its prompts. `principles` and `templates` by kind of task."""
+    """Draw the constitutions of every query and write its prompts. `principles` and `templates` by kind of task.
+
+    What a query gets depends on the list of queries and the seed alone.
+    """
     contrasts: dict[str, Contrast] = {}
     for task in sorted({query.task for query in queries}):
         mine = [query for query in queries if query.task == task]
-        drawn = sample_constitutions(
-            principles[task],
-            [query.id for query in mine],
-            per_query=recipe.constitutions_per_query // 2,
-            size=recipe.principles_per_constitution,
-            polarity="random" if recipe.principles_per_constitution > 1 else "principle",
-            seed=seed,
-        )
+        drawn = _draw(principles[task], mine, recipe, seed)
         for query in mine:
-            sides = tuple(side for c in drawn[query.id] for side in (c, c.opposite()))
-            with_example, without = (
-                tuple(templates[task].render(side.lines(), query.text, recipe.style, example=example) for side in sides)
-                for example in (recipe.sampling_example, False)
+            rng = random.Random(f"order-{seed}-{query.id}")
+            sides = drawn[query.id]
+            orders = tuple(side.shuffled(rng) for side in sides) if recipe.shuffle_principles else sides
+            prompts = tuple(templates[task].render(order.lines(), query.text, recipe.style) for order in orders)
+            sampling = tuple(
+                templates[task].render(
+                    side.lines(),
+                    query.text,
+                    recipe.style,
+                    example=recipe.sampling_example,
+                    reasoning=recipe.reasoning,
+                )
+                for side in sides
             )
-            contrasts[query.id] = Contrast(query, sides, without, with_example)
+            contrasts[query.id] = Contrast(query, sides, orders, prompts, sampling)
     return [contrasts[query.id] for query in queries]
 
 
+def _draw(
+    principles: Sequence[Principle], queries: Sequence[Query], recipe: Recipe, seed: int
+) -> dict[str, tuple[Constitution, ...]]:
+    """The constitutions of every query, in the order of the matrix.
+
+    With opposites an odd C leaves out the opposite of the last drawn one.
+    """
+    opposites = recipe.contrast == "opposites"
+    count = recipe.constitutions_per_query
+    drawn = sample_constitutions(
+        principles,
+        [query.id for query in queries],
+        per_query=(count + 1) // 2 if opposites else 1,
+        size=recipe.principles_per_constitution,
+        polarity=recipe.polarity if opposites else "principle",
+        seed=seed,
+    )
+    if opposites:
+        return {i: tuple(side for c in found for side in (c, c.opposite()))[:count] for i, found in drawn.items()}
+    return {
+        query.id: _positive_and_rest(drawn[query.id][0], count, random.Random(f"rest-{seed}-{query.id}"))
+        for query in queries
+    }
+
+
+def _positive_and_rest(positive: Constitution, count: int, rng: random.Random) -> tuple[Constitution, ...]:
+    """The constitution of definitions alone, and others of the same principles with at least one antithesis."""
+    choices = list(itertools.product((True, False), repeat=len(positive.elements)))[1:]
+    others = [
+        Constitution(tuple(Element(e.principle, follows) for e, follows in zip(positive.elements, choice, strict=True)))
+        for choice in rng.sample(choices, count - 1)
+    ]
+    return (positive, *others)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is kept of a generated text: all of it, or what follows the reasoning."""
+
+    text: str
+    ids: list[int]
+    reasoning: str = ""
+
+
+def answer_of(tokenizer: Any, generated: Any, template: Template, recipe: Recipe) -> Answer:
+    """The answer in a generated text. With reasoning it is what follows the marker; without a marker it is empty.
+
+    The answer's tokens are those that were generated, never tokenised anew.
+    """
+    if not recipe.reasoning:
+        return Answer(generated.text, generated.ids)
+    marker = template.answer_marker()
+    before, found, after = generated.text.partition(marker)
+    if not found:
+        return Answer("", [], generated.text)
+    low, high = 0, len(generated.ids)  # fewest leading tokens whose text has the marker
+    while low < high:
+        middle = (low + high) // 2
+        if marker in tokenizer.decode(generated.ids[:middle], skip_special_tokens=True):
+            high = middle
+        else:
+            low = middle + 1
+    return Answer(after.strip(), generated.ids[low:], before.strip())
+
+
 def filter_rule(
-    rules: Sequence[FilterRule],
-    task: str,
-    responses: Sequence[str],
-    ids: Sequence[Sequence[int]],
-    finish: Sequence[str],
+    recipe: Recipe, task: str, responses: Sequence[str], ids: Sequence[Sequence[int]], finish: Sequence[str]
 ) -> FilterRule | None:
-    """The first rule that takes an example out, or None. The first response is the one under the drawn constitution."""
+    """The first of the recipe's rules that takes an example out, or None. The first response is that of the drawn constitution."""
+    lengths = [len(tokens) for tokens in ids]
+    empty = any(not text.strip() or not tokens for text, tokens in zip(responses, ids, strict=True))
     broken: dict[FilterRule, bool] = {
-        "empty": any(not text.strip() or not tokens for text, tokens in zip(responses, ids, strict=True)),
+        "no_answer": recipe.reasoning and empty,
+        "empty": empty,
         "identical": len({" ".join(text.split()) for text in responses}) < len(responses),
         "template_debris": any(piece in text for text in responses for piece in DEBRIS),
         "apology": task == "dialogue" and any(text.lower().lstrip().startswith(APOLOGIES) for text in responses),
         "no_full_stop": not responses[0].rstrip().endswith("."),
         "cut_off": "length" in finish,
+        "length_ratio": max(lengths) > recipe.max_length_ratio * min(lengths),
     }
-    return next((rule for rule in broken if rule in rules and broken[rule]), None)
+    return next((rule for rule in broken if rule in recipe.filters and broken[rule]), None)

@@ -73,8 +73,18 @@ class _Chat(BaseModel):
     stop: tuple[str, ...] = ()
 
 
+class _Reasoning(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    completion: _Completion
+    chat: _Chat
+    marker: str = Field(min_length=1)
+
+
 class Template(BaseModel):
-    """A prompt template file. `example` is a worked example that stands before the text when sampling, if it is wanted."""
+    """A prompt template file. `example` is a worked example that stands before the text when sampling, if it is wanted.
+
+    `reasoning` is the form that asks for reasoning before the answer; the answer follows its `marker`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -82,17 +92,40 @@ class Template(BaseModel):
     description: str = ""
     completion: _Completion
     chat: _Chat
+    reasoning: _Reasoning | None = None
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+        return hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest()[:32]
 
-    def stop(self, style: Style) -> tuple[str, ...]:
+    def stop(self, style: Style, *, reasoning: bool = False) -> tuple[str, ...]:
         """The strings at which a response ends."""
-        return self.completion.stop if style == "completion" else self.chat.stop
+        form = self._form(reasoning)
+        return form.completion.stop if style == "completion" else form.chat.stop
 
-    def render(self, principles: Sequence[str], query: str, style: Style, *, example: bool = False) -> Prompt:
-        """The prompt for a query under the given principle sentences (numbered, in order)."""
+    def answer_marker(self) -> str:
+        """The string that the answer follows when reasoning comes first."""
+        return self._reasoning().marker
+
+    def _form(self, reasoning: bool) -> Template | _Reasoning:
+        return self._reasoning() if reasoning else self
+
+    def _reasoning(self) -> _Reasoning:
+        if self.reasoning is None:
+            raise UserError(
+                f"the prompt template '{self.name}' has no form 'reasoning'; add one, or set reasoning: false"
+            )
+        return self.reasoning
+
+    def render(
+        self, principles: Sequence[str], query: str, style: Style, *, example: bool = False, reasoning: bool = False
+    ) -> Prompt:
+        """The prompt for a query under the given principle sentences (numbered, in order).
+
+        Raises:
+            UserError: reasoning is wanted and the template has no such form.
+        """
+        form = self._form(reasoning)
         lines = "\n".join(f"{number}. {line}" for number, line in enumerate(principles, start=1))
         fill = {"{principles}": lines, "{query}": BODY}
 
@@ -101,9 +134,9 @@ class Template(BaseModel):
 
         body = query.replace("\x00", "")
         if style == "completion":
-            head = self.completion.example if example else ""
-            return Prompt("completion", (("text", head + filled(self.completion.text).rstrip()),), body)
-        return Prompt("chat", tuple((m.role, filled(m.content).strip()) for m in self.chat.messages), body)
+            head = form.completion.example if example else ""
+            return Prompt("completion", (("text", head + filled(form.completion.text).rstrip()),), body)
+        return Prompt("chat", tuple((m.role, filled(m.content).strip()) for m in form.chat.messages), body)
 
 
 def load_template(name_or_path: str | Path) -> Template:
@@ -123,6 +156,9 @@ def load_template(name_or_path: str | Path) -> Template:
         "completion.text": template.completion.text,
         "chat.messages": "\n".join(m.content for m in template.chat.messages),
     }
+    if template.reasoning is not None:
+        forms["reasoning.completion.text"] = template.reasoning.completion.text
+        forms["reasoning.chat.messages"] = "\n".join(m.content for m in template.reasoning.chat.messages)
     for field, form in forms.items():
         for placeholder in ("{principles}", "{query}"):
             if form.count(placeholder) != 1:

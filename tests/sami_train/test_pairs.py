@@ -1,0 +1,178 @@
+"""Constitutions of the three experiments, shuffling, reasoning, filters."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sami_train.config import Recipe
+from sami_train.constitutions import load_principle_set
+from sami_train.data import Query
+from sami_train.errors import UserError
+from sami_train.pairs import Contrast, answer_of, filter_rule, plan_contrasts
+from sami_train.prompts import load_template
+
+PRINCIPLES = {"summarization": load_principle_set("diverse").select("summarization", "learned")}
+TEMPLATES = {"summarization": load_template("summarization")}
+QUERIES = [Query(f"q{n}", f"post number {n}", "summarization") for n in range(200)]
+
+
+def recipe(**changes: Any) -> Recipe:
+    return Recipe.model_validate({"name": "pairs", "learning_rate": 1.0, **changes})
+
+
+def plan(queries: list[Query] = QUERIES, seed: int = 7, **changes: Any) -> list[Contrast]:
+    return plan_contrasts(queries, PRINCIPLES, TEMPLATES, recipe(**changes), seed)
+
+
+def sides(contrast: Contrast, index: int) -> tuple[bool, ...]:
+    return tuple(e.follows for e in contrast.constitutions[index].elements)
+
+
+def principles(contrast: Contrast, index: int) -> tuple[str, ...]:
+    return tuple(e.principle.id for e in contrast.constitutions[index].elements)
+
+
+def test_positive_against_one_of_the_others() -> None:
+    """Experiments 1 and 2: both definitions against one of the three other choices, each about as often."""
+    contrasts = plan(principles_per_constitution=2, contrast="positive_vs_rest")
+    assert all(sides(c, 0) == (True, True) for c in contrasts)
+    assert all(principles(c, 0) == principles(c, 1) for c in contrasts)
+    counts = Counter(sides(c, 1) for c in contrasts)
+    assert counts.keys() == {(True, False), (False, True), (False, False)}
+    assert min(counts.values()) > 200 / 3 * 0.7
+
+
+def test_positive_against_all_others() -> None:
+    contrasts = plan(principles_per_constitution=2, contrast="positive_vs_rest", constitutions_per_query=4)
+    assert all(len({sides(c, i) for i in range(4)}) == 4 for c in contrasts)
+
+
+def test_more_constitutions_than_choices_of_sides() -> None:
+    with pytest.raises(ValueError, match="2 choices of sides, fewer than constitutions_per_query"):
+        recipe(principles_per_constitution=1, contrast="positive_vs_rest", constitutions_per_query=3)
+
+
+def test_diverse_flips_at_random_against_the_opposite() -> None:
+    """Experiment 3: two of the learned principles, each flipped by a coin, and the element-wise opposite."""
+    contrasts = plan(principles_per_constitution=2, polarity="random")
+    assert all(c.constitutions[1] == c.constitutions[0].opposite() for c in contrasts)
+    counts = Counter(sides(c, 0) for c in contrasts)
+    assert len(counts) == 4
+    assert min(counts.values()) > 50 * 0.6
+    learned = {p.id for p in PRINCIPLES["summarization"]}
+    used = Counter(i for c in contrasts for i in principles(c, 0))
+    assert used.keys() == learned
+    assert max(used.values()) - min(used.values()) <= 2
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_any_number_of_constitutions(count: int) -> None:
+    for contrast in plan(constitutions_per_query=count, polarity="random"):
+        assert len(set(contrast.constitutions)) == len(contrast.prompts) == len(contrast.sampling_prompts) == count
+        for i in range(0, count - 1, 2):
+            assert contrast.constitutions[i + 1] == contrast.constitutions[i].opposite()
+
+
+def test_training_prompts_are_shuffled_and_sampling_prompts_are_not() -> None:
+    contrasts = plan(principles_per_constitution=4)
+    changed = 0
+    for contrast in contrasts:
+        for side, order, prompt, sampling in zip(
+            contrast.constitutions, contrast.training_orders, contrast.prompts, contrast.sampling_prompts, strict=True
+        ):
+            assert sorted(side.lines()) == sorted(order.lines())
+            assert [prompt.text.index(line) for line in order.lines()] == sorted(map(prompt.text.index, order.lines()))
+            assert [sampling.text.index(line) for line in side.lines()] == sorted(
+                map(sampling.text.index, side.lines())
+            )
+            changed += side != order
+    assert changed > len(contrasts)
+    kept = plan(principles_per_constitution=4, shuffle_principles=False)
+    assert all(c.training_orders == c.constitutions for c in kept)
+
+
+def test_draws_are_seeded() -> None:
+    changes: dict[str, Any] = {"principles_per_constitution": 2, "contrast": "positive_vs_rest"}
+    assert plan(**changes) == plan(**changes)
+    assert plan(**changes) != plan(seed=8, **changes)
+
+
+def test_reasoning_is_sampled_and_not_trained_on() -> None:
+    contrast = plan(QUERIES[:1], reasoning=True, sampling_example=True)[0]
+    assert all(p.text.endswith("Reasoning:") for p in contrast.sampling_prompts)
+    assert all("Reasoning" not in p.text for p in contrast.prompts)
+    assert "\nSummary:" not in TEMPLATES["summarization"].stop("completion", reasoning=True)
+
+
+def test_a_template_without_reasoning_says_so() -> None:
+    with pytest.raises(UserError, match="'dialogue' has no form 'reasoning'"):
+        load_template("dialogue").render(["Be kind."], "hi", "completion", reasoning=True)
+
+
+class Characters:
+    """A tokenizer of characters."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(map(chr, ids))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "reasoning"),
+    [
+        ("The post is sad. Summary: He left.", " He left.", "The post is sad."),
+        ("Summary: one Summary: two", " one Summary: two", ""),
+        ("It never ends", "", "It never ends"),
+    ],
+)
+def test_the_answer_is_what_follows_the_marker(text: str, answer: str, reasoning: str) -> None:
+    generated = SimpleNamespace(text=text, ids=[ord(c) for c in text])
+    found = answer_of(Characters(), generated, TEMPLATES["summarization"], recipe(reasoning=True))
+    assert found.text == answer.strip()
+    assert "".join(map(chr, found.ids)) == answer, "the answer's tokens are the generated ones"
+    assert found.reasoning == reasoning
+
+
+GOOD = "He left and asks what to do."
+LONG = f"{'A ' * 20}end."
+
+
+@pytest.mark.parametrize(
+    ("rule", "responses", "lengths", "finish"),
+    [
+        ("empty", (GOOD, "  "), (7, 0), ("stop", "stop")),
+        ("no_answer", (GOOD, ""), (7, 0), ("stop", "stop")),
+        ("identical", (GOOD, f" {GOOD}"), (7, 8), ("stop", "stop")),
+        ("template_debris", (GOOD, "Post: and so on."), (7, 5), ("stop", "stop")),
+        ("apology", ("I'm sorry, but no.", "Yes."), (6, 4), ("stop", "stop")),
+        ("no_full_stop", ("He left and", GOOD), (5, 7), ("stop", "stop")),
+        ("cut_off", (GOOD, "She and."), (7, 6), ("stop", "length")),
+        ("length_ratio", (GOOD, LONG), (7, 22), ("stop", "stop")),
+    ],
+)
+def test_every_filter(rule: Any, responses: Any, lengths: Any, finish: Any) -> None:
+    ids = [[5] * length for length in lengths]
+    task = "dialogue" if rule == "apology" else "summarization"
+    assert filter_rule(recipe(filters=[rule], reasoning=True), task, responses, ids, finish) == rule
+    others = [r for r in Recipe.model_fields["filters"].default if r != rule]
+    assert filter_rule(recipe(filters=[]), task, responses, ids, finish) is None
+    assert (
+        filter_rule(recipe(filters=others), task, (GOOD, "She asks for help."), [[5] * 7] * 2, ("stop", "stop")) is None
+    )
+
+
+def test_identical_responses_are_found_among_many() -> None:
+    texts = (GOOD, "One.", "Two.", "One.")
+    assert filter_rule(recipe(), "summarization", texts, [[5]] * 4, ["stop"] * 4) == "identical"
+
+
+def test_random_constitutions_do_not_touch_the_global_generator() -> None:
+    random.seed(3)
+    expected = random.random()
+    random.seed(3)
+    plan(principles_per_constitution=2, contrast="positive_vs_rest")
+    assert random.random() == expected
