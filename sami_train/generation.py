@@ -148,13 +148,17 @@ def generate_batch(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    sharded: bool = False,
 ) -> list[Generated]:
-    """Generate for one batch. `seed` matters only when `temperature` is above 0."""
+    """Generate for one batch. `seed` matters only when `temperature` is above 0.
+
+    A `sharded` model runs on all processes at once: each has a batch of its own, and goes on until all are done.
+    """
     import torch
     from transformers import StoppingCriteriaList
 
     pad = tokenizer.pad_token_id
-    shared = _shared_prefix(model, [e.ids for e in batch], max_new_tokens)
+    shared = [] if sharded else _shared_prefix(model, [e.ids for e in batch], max_new_tokens)
     rests = [e.ids[len(shared) :] for e in batch]
     longest = max(len(rest) for rest in rests)
     width = len(shared) + longest
@@ -167,17 +171,18 @@ def generate_batch(
         torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     watch = StopWatch(tokenizer, stop, width)
-    with torch.inference_mode():
+    with torch.no_grad() if sharded else torch.inference_mode():
         output = model.generate(
             input_ids=input_ids,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
             pad_token_id=pad,
             stopping_criteria=StoppingCriteriaList([watch] if stop else []),
+            synced_gpus=sharded,
             **_prefix_cache(model, shared, len(batch)),
             **sampling,
         )
-    ends = _end_ids(model, tokenizer)
+    ends = end_ids(model.generation_config, tokenizer)
     return [
         finish(tokenizer, encoded, row[width:].tolist(), ends=ends, stop=stop, max_new_tokens=max_new_tokens)
         for encoded, row in zip(batch, output, strict=True)
@@ -255,7 +260,8 @@ class StopWatch:
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id
+def end_ids(settings: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens at which generation ends: those of a model's generation settings, end and padding of its tokenizer."""
+    configured = settings.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(i for i in (*ids, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None)

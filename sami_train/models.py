@@ -178,6 +178,16 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def generation_settings(source: Source) -> Any:
+    """The generation settings that come with a model, transformers' own where none do."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(local_folder(source), revision=source.revision or "main")
+    except OSError:
+        return GenerationConfig()
+
+
 def load_model(source: Source, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False) -> Any:
     """The causal language model in eval mode on `device`, with `dtype` weights and SDPA attention.
 
