@@ -1,60 +1,129 @@
-"""Checkpoints inside an iteration: weights and optimizer state as safetensors, exact to the bit, never pickled."""
+"""Checkpoints inside an iteration: weights and optimizer state as safetensors, exact to the bit, never pickled.
+
+Every process writes the shards that it holds (torch.distributed.checkpoint), so nothing is gathered; a run may go on with
+another number of processes. A checkpoint appears under its name by a rename, whole or not at all.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sami_train.distributed import World
 from sami_train.errors import UserError
+from sami_train.files import read_json, write_json
 
-STATES = ("exp_avg", "exp_avg_sq", "step")
+PROGRESS = "progress.json"
 
 
-def save_checkpoint(folder: Path, parameters: Mapping[str, Any], optimizer: Any, step: int) -> None:
-    """Write weights, AdamW's state and the number of steps taken; replaces an older checkpoint by a rename."""
-    from safetensors.torch import save_file
+def save_checkpoint(
+    folder: Path, parameters: Mapping[str, Any], optimizer: Any, step: int, world: World | None = None
+) -> None:
+    """Write weights, the optimizer's state and the number of steps taken; replaces an older checkpoint by a rename."""
+    import torch.distributed.checkpoint as dcp
 
-    tensors = {f"weight/{name}": p.detach().contiguous().cpu() for name, p in parameters.items()}
-    for name, parameter in parameters.items():
-        for key in STATES:
-            tensors[f"{key}/{name}"] = optimizer.state[parameter][key].detach().contiguous().cpu()
+    world = world or World()
     work = folder.with_name(f".{folder.name}-being-written")
-    shutil.rmtree(work, ignore_errors=True)
+    error = None
     try:
-        work.mkdir(parents=True)
-        save_file(tensors, work / "state.safetensors", metadata={"step": str(step)})
-        shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
-    except OSError as error:
+        if world.main:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+        world.barrier()
+        with _quiet():
+            dcp.save(
+                _tensors(parameters, optimizer, world),
+                storage_writer=dcp.HuggingFaceStorageWriter(str(work), save_distributed=True),
+                no_dist=world.size == 1,
+            )
+        if world.main:
+            write_json(work / PROGRESS, {"step": step})
+            shutil.rmtree(folder, ignore_errors=True)
+            work.rename(folder)
+    except (OSError, UserError, dcp.api.CheckpointException) as reason:
         shutil.rmtree(work, ignore_errors=True)
-        raise UserError(
-            f"{folder}: the checkpoint cannot be written ({error.strerror}); free some space and run again"
-        ) from error
+        why = getattr(reason, "strerror", None) or _first_line(reason)
+        error = UserError(f"{folder}: the checkpoint cannot be written ({why}); free some space and run again")
+    world.together(error)
 
 
-def load_checkpoint(folder: Path, parameters: Mapping[str, Any], optimizer: Any) -> int:
+def load_checkpoint(folder: Path, parameters: Mapping[str, Any], optimizer: Any, world: World | None = None) -> int:
     """Put a checkpoint back into parameters and optimizer; returns the steps taken, 0 where there is none.
 
     Raises:
         UserError: the checkpoint is damaged or belongs to another model.
     """
-    file = folder / "state.safetensors"
-    if not file.is_file():
-        return 0
-    import torch
-    from safetensors import SafetensorError, safe_open
+    import torch.distributed.checkpoint as dcp
 
+    world = world or World()
+    if not folder.is_dir():
+        return 0
+    error, step = None, 0
     try:
-        with safe_open(file, framework="pt") as state, torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(state.get_tensor(f"weight/{name}"))
-                optimizer.state[parameter] = {key: state.get_tensor(f"{key}/{name}") for key in STATES}
-                for key in STATES[:2]:
-                    optimizer.state[parameter][key] = optimizer.state[parameter][key].to(parameter.device)
-            return int(state.metadata()["step"])
-    except (SafetensorError, KeyError, RuntimeError, OSError):
-        raise UserError(
-            f"{folder}: this checkpoint is damaged or of another model; delete the folder and run again"
-        ) from None
+        step = int((read_json(folder / PROGRESS) or {})["step"])
+        _make_state(parameters, optimizer)
+        with _quiet():
+            dcp.load(
+                _tensors(parameters, optimizer, world),
+                storage_reader=dcp.HuggingFaceStorageReader(str(folder)),
+                no_dist=world.size == 1,
+            )
+        for state in optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(step)
+    except Exception as reason:
+        if isinstance(reason, MemoryError):
+            raise
+        error = UserError(
+            f"{folder}: this checkpoint is damaged or of another model; delete the folder and run again, the rest is kept"
+        )
+    world.together(error)
+    return step
+
+
+def _tensors(parameters: Mapping[str, Any], optimizer: Any, world: World) -> dict[str, Any]:
+    """Everything to keep, by name. The state of 8-bit optimizers is taken apart, and is then this process's own."""
+    found: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        found[f"weight/{name}"] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            if key == "step":
+                continue
+            local = value.to_local() if hasattr(value, "to_local") else value
+            if hasattr(local, "__tensor_flatten__"):
+                for part in local.__tensor_flatten__()[0]:
+                    found[f"{key}.{part}/{world.rank}-of-{world.size}/{name}"] = getattr(local, part)
+            else:
+                found[f"{key}/{name}"] = value
+    return found
+
+
+def _make_state(parameters: Mapping[str, Any], optimizer: Any) -> None:
+    """Let the optimizer make its state, by a step at rate 0 with gradients of 0; its values are overwritten afterwards."""
+    import torch
+
+    from sami_train.optimizers import set_learning_rate
+
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    set_learning_rate(optimizer, 0.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    set_learning_rate(optimizer, rates[0])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.distributed.checkpoint warns of what is meant here: one process without a process group."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

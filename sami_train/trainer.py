@@ -3,7 +3,8 @@
 Iteration n starts from the base weights and learns from responses of the model of iteration n - 1, sampled on the other half
 of the queries (Fränken et al., NeurIPS 2024, algorithm 1). Every artefact is kept in the run's folder:
 
-    recipe.yaml  summary.json  iteration-1/{pairs.jsonl, metrics.jsonl, summary.json, model/}  iteration-2/...
+    recipe.yaml  inputs.json  unseen.jsonl  unseen-before.json  summary.json
+    iteration-1/{pairs.jsonl, metrics.jsonl, evaluations.jsonl, samples.jsonl, summary.json, model/}  iteration-2/...
 
 Whatever is finished is never done again: pairs are kept row by row, an iteration by its summary, steps by checkpoints
 (`save_steps`), and an interrupted run ends with the weights of an undisturbed one, to the bit.
@@ -11,24 +12,29 @@ Whatever is finished is never done again: pairs are kept row by row, an iteratio
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
-import shutil
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sami_train.config import Recipe, dump_recipe
+from sami_train.adapters import require_adapters
+from sami_train.config import Recipe, dump_recipe, same_run
 from sami_train.constitutions import Principle
 from sami_train.data import Query
+from sami_train.distributed import World
 from sami_train.errors import UserError
-from sami_train.files import append_rows, read_rows, write_json
-from sami_train.models import Source
-from sami_train.pairs import Contrast, Example, filter_rule, plan_contrasts, split_queries
+from sami_train.files import append_rows, read_json, read_rows, write_json
+from sami_train.models import Source, source_fingerprint
+from sami_train.optimizers import require_optimizer
+from sami_train.pairs import Contrast, Example, plan_contrasts, split_queries
 from sami_train.prompts import Template
+from sami_train.watch import Alarm, alarms
 
 Progress = Callable[[str, int, int, str], None]
 """Called as (what, done, total, figure): for example ("iteration 1 steps", 2, 4, "loss 0.671")."""
@@ -36,11 +42,15 @@ Progress = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a recipe is applied to: training queries, learned principles and templates by kind of task."""
+    """What a recipe is applied to: training queries, learned principles and templates by kind of task.
+
+    `provenance` says where they come from (files, hashes, principle sets), for the model card.
+    """
 
     queries: Sequence[Query]
     principles: Mapping[str, Sequence[Principle]]
     templates: Mapping[str, Template]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def train(
@@ -49,36 +59,61 @@ def train(
     data: TrainingData,
     folder: Path,
     *,
-    device: str = "cpu",
+    world: World | None = None,
     trust_remote_code: bool = False,
     progress: Progress = lambda *_: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run every iteration that is not finished in `folder`; the last one's model is in ``iteration-N/model``.
+
+    Args:
+        world: this process among all that train together (`sami_train.distributed.start`); None is one process on the CPU.
+        progress, note: how far it is, and sentences worth reading; called in the first process alone.
 
     Returns:
         The summary that is also written to ``summary.json``.
 
     Raises:
-        UserError: too few queries, nothing left after filtering, a loss that is not finite, a full disk.
+        UserError: too few queries, nothing left after filtering, a loss that is not finite, a limit of `stop_if`, a full
+            disk, a folder that holds another run, a package that is missing.
     """
-    if finished := read_json_file(folder / "summary.json"):
+    world = world or World()
+    if finished := _finished(folder, recipe):
         return finished
+    _require_packages(recipe, world)
     first, second, unseen = split_queries(data.queries, recipe)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    run = _Run(recipe, source, data, folder, device, trust_remote_code, progress)
-    for iteration in range(1, recipe.iterations + 1):
-        run.iteration(iteration, first if iteration % 2 else second, unseen)
-    iterations = [
-        read_json_file(folder / f"iteration-{n}" / "summary.json") or {} for n in range(1, recipe.iterations + 1)
-    ]
+    _claim(folder, recipe, source, data, world)
+    if not world.main:
+        progress, note = (lambda *_: None), (lambda _: None)
+    with ExitStack() as stack:
+        trackers = None
+        if recipe.report_to and world.main:
+            from sami_train.tracking import open_trackers
+
+            trackers = stack.enter_context(
+                open_trackers(
+                    recipe.report_to,
+                    project="sami",
+                    run=recipe.name,
+                    config=recipe.model_dump(mode="json"),
+                    folder=folder,
+                    note=note,
+                )
+            )
+        run = _Run(recipe, source, data, folder, world, trust_remote_code, progress, note, trackers)
+        for iteration in range(1, recipe.iterations + 1):
+            run.iteration(iteration, first if iteration % 2 else second, unseen)
+            world.barrier()
+    iterations = [read_json(folder / f"iteration-{n}" / "summary.json") or {} for n in range(1, recipe.iterations + 1)]
     summary = {
         "recipe": recipe.name,
+        "method": recipe.method,
         "from": str(source),
         "iterations": [{k: v for k, v in row.items() if k != "evaluation"} for row in iterations],
         "evaluation": iterations[-1].get("evaluation"),
     }
-    write_json(folder / "summary.json", summary)
+    if world.main:
+        write_json(folder / "summary.json", summary)
     return summary
 
 
@@ -87,8 +122,64 @@ def final_model(folder: Path, recipe: Recipe) -> Path:
     return folder / f"iteration-{recipe.iterations}" / "model"
 
 
+def _require_packages(recipe: Recipe, world: World) -> None:
+    """Say what is missing before anything is loaded or sampled."""
+    from sami_train.sampling import uses_vllm
+    from sami_train.tracking import require_trackers
+
+    require_trackers(recipe.report_to)
+    require_adapters(recipe)
+    require_optimizer(recipe)
+    uses_vllm(recipe, world)
+    if recipe.method != "sami":
+        from sami_train.baselines import require_trl
+
+        require_trl()
+        if world.size > 1:
+            raise UserError(f"the method '{recipe.method}' trains in one process; start it without torchrun")
+
+
+def _finished(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The summary of a finished run of this recipe."""
+    summary = read_json(folder / "summary.json")
+    if summary is not None:
+        same_run(folder / "recipe.yaml", recipe)
+    return summary
+
+
+def _claim(folder: Path, recipe: Recipe, source: Source, data: TrainingData, world: World) -> None:
+    """Write down what the folder's run is, or make sure that the run begun there is this one.
+
+    Raises:
+        UserError: the folder holds the run of another recipe, model, principles or queries.
+    """
+    inputs = {
+        "model": source_fingerprint(source) if source.kind == "folder" else f"{source} {source.revision or ''}".strip(),
+        "queries": _digest([[q.id, q.text, q.task] for q in data.queries]),
+        "principles": _digest(
+            {k: [[p.id, p.definition, p.antithesis] for p in ps] for k, ps in data.principles.items()}
+        ),
+        "templates": _digest({kind: template.hash for kind, template in data.templates.items()}),
+    }
+    known = read_json(folder / "inputs.json")
+    if known is not None:
+        same_run(folder / "recipe.yaml", recipe)
+        for key, value in inputs.items():
+            if known.get(key) != value:
+                raise UserError(f"{folder}: a run with other {key} was begun here; name another folder with -o")
+    elif world.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        write_json(folder / "inputs.json", inputs)
+    world.barrier()
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:32]
+
+
 class _Run:
-    """One call of `train`: holds the loaded model between the parts of an iteration."""
+    """One call of `train`: the parts of an iteration, one after another."""
 
     def __init__(
         self,
@@ -96,309 +187,330 @@ class _Run:
         source: Source,
         data: TrainingData,
         folder: Path,
-        device: str,
+        world: World,
         trust_remote_code: bool,
         progress: Progress,
+        note: Callable[[str], None],
+        trackers: Any,
     ) -> None:
-        self.recipe, self.source, self.data, self.folder = recipe, source, data, folder
-        self.device, self.trust_remote_code, self.progress = device, trust_remote_code, progress
-        self._loaded: tuple[str, Any] | None = None
-        self._tokenizer: Any = None
+        from sami_train.sampling import Sampler
+        from sami_train.weights import Weights
+
+        self.recipe, self.source, self.data, self.folder, self.world = recipe, source, data, folder, world
+        self.progress, self.note, self.trackers = progress, note, trackers
+        self.weights = Weights(
+            recipe,
+            source,
+            world,
+            trust_remote_code=trust_remote_code,
+            loading=lambda name, done: progress("loading", int(done), 1, name),
+        )
+        self.sampler = Sampler(
+            recipe,
+            data.templates,
+            self.weights.tokenizer,
+            world,
+            self.weights.for_sampling,
+            trust_remote_code=trust_remote_code,
+            release=self.weights.release,
+        )
 
     def iteration(self, number: int, half: Sequence[Query], unseen: Sequence[Query]) -> None:
         place = self.folder / f"iteration-{number}"
         if (place / "summary.json").is_file():
             return
-        place.mkdir(parents=True, exist_ok=True)
-        sampled_from = (
-            self.source if number == 1 else Source("folder", str(self.folder / f"iteration-{number - 1}" / "model"))
-        )
-        recipe = self.recipe
-        queries = list(half[: recipe.queries_needed(number)])
-        contrasts = self._contrasts(queries, seed=recipe.seed * 1000 + number)
-        label = f"iteration {number}"
+        if self.world.main:
+            place.mkdir(parents=True, exist_ok=True)
+        self.world.barrier()
+        recipe, label = self.recipe, f"iteration {number}"
+        sampled_from = self.source
+        if number > 1:
+            sampled_from = Source("folder", str(self.folder / f"iteration-{number - 1}" / "model"))
+        contrasts = self._contrasts(half[: recipe.queries_needed(number)], seed=recipe.seed * 1000 + number)
         examples = self._sample(contrasts, sampled_from, place / "pairs.jsonl", f"{label} responses")
         kept = [e for e in examples if e.filtered is None][: recipe.batch_size * recipe.batches(number)]
         filtered: dict[str, int] = {rule: sum(e.filtered == rule for e in examples) for rule in recipe.filters}
+        self._check_pairs(place, kept, filtered, number)
+        training = _Training(self, number, place, kept, filtered, self._unseen(unseen))
+        summary = {"iteration": number, "queries": len(contrasts), **training.run()}
+        self.weights.save(place / "model", summary, self.data.provenance)
+        if self.world.main:
+            write_json(place / "summary.json", summary)
+
+    def _check_pairs(self, place: Path, kept: Sequence[Example], filtered: Mapping[str, int], number: int) -> None:
+        wanted = self.recipe.batch_size * self.recipe.batches(number)
+        counts = ", ".join(f"{rule} {count}" for rule, count in filtered.items() if count)
         if not kept:
             raise UserError(
-                f"{place}/pairs.jsonl: every pair was filtered out ({filtered}); relax 'filters' or raise max_new_tokens"
+                f"{place / 'pairs.jsonl'}: every pair was filtered out ({counts}); relax 'filters' or raise max_new_tokens"
             )
-        unseen_examples = self._sample(
-            self._contrasts(unseen, seed=recipe.seed * 1000),
-            self.source,
-            self.folder / "unseen.jsonl",
-            "unseen responses",
-        )
-        unseen_examples = [e for e in unseen_examples if e.filtered is None]
-        before = self._measure(unseen_examples, self.folder / "unseen-before.json", self.source)
-        steps = self._steps(number, kept, filtered, place, f"{label} steps")
-        evaluation = None
-        if before is not None:
-            after = self._contrast_figures(unseen_examples)
-            evaluation = {"n": len(unseen_examples), "before": before, "after": after}
-        self._save_model(place / "model")
-        summary = {
-            "iteration": number,
-            "queries": len(queries),
-            "pairs": len(kept),
-            "filtered": filtered,
-            "steps": len(steps),
-            "loss_first": steps[0]["loss"],
-            "loss_last": steps[-1]["loss"],
-            "accuracy_last": (steps[-1]["accuracy/row"] + steps[-1]["accuracy/col"]) / 2,
-            "mi_lower_bound_last": steps[-1]["mi_lower_bound"],
-            "evaluation": evaluation,
-        }
-        write_json(place / "summary.json", summary)
+        if len(kept) < wanted:
+            self.note(
+                f"iteration {number} has {len(kept)} pairs left for {wanted} ({counts}), so it takes fewer or smaller steps; "
+                "raise 'oversample'"
+            )
 
     def _contrasts(self, queries: Sequence[Query], seed: int) -> list[Contrast]:
         return plan_contrasts(queries, self.data.principles, self.data.templates, self.recipe, seed)
 
-    # Sampling
-
     def _sample(self, contrasts: Sequence[Contrast], source: Source, file: Path, label: str) -> list[Example]:
-        """One example per contrast, read from `file` where it is there already; batches follow the plan, not what is missing."""
-        from sami_train.generation import Generated, encode_prompt, generate
+        began = time.monotonic()
 
-        recipe = self.recipe
-        raw = {(row["query_id"], row["side"]): row for row in read_rows(file)}
-        flat = [(contrast, side) for contrast in contrasts for side in range(len(contrast.prompts))]
-        done = {index for index, (c, side) in enumerate(flat) if (c.query.id, side) in raw}
-        if len(done) < len(flat):
-            model, tokenizer = self._model(source), self._tokenizer
-            by_task: dict[str, list[int]] = {}
-            for index, (contrast, _) in enumerate(flat):
-                by_task.setdefault(contrast.query.task, []).append(index)
-            for task, indices in by_task.items():
-                batches: Iterator[dict[int, Generated]] = generate(
-                    model,
-                    tokenizer,
-                    [flat[i][0].sampling_prompts[flat[i][1]] for i in indices],
-                    max_new_tokens=recipe.max_new_tokens,
-                    max_prompt_tokens=recipe.max_prompt_tokens,
-                    stop=self.data.templates[task].stop(recipe.style),
-                    temperature=recipe.temperature,
-                    top_p=recipe.top_p,
-                    seed=recipe.seed,
-                    batch_size=recipe.sampling_batch_size,
-                    done={place for place, index in enumerate(indices) if index in done},
-                )
-                for batch in batches:
-                    rows = []
-                    for place, generated in batch.items():
-                        contrast, side = flat[indices[place]]
-                        if (contrast.query.id, side) not in raw:
-                            trained_on = encode_prompt(tokenizer, contrast.prompts[side], recipe.max_prompt_tokens)
-                            rows.append(_raw_row(contrast, side, generated, trained_on.ids))
-                    append_rows(file, rows)
-                    raw.update({(row["query_id"], row["side"]): row for row in rows})
-                    done.update(indices[place] for place in batch)
-                    self.progress(label, len(done), len(flat), "")
-        return [self._example(contrast, raw) for contrast in contrasts]
+        def show(done: int, total: int) -> None:
+            self.progress(label, done, total, f"{done / (time.monotonic() - began):.1f} responses/s")
 
-    def _example(self, contrast: Contrast, raw: Mapping[tuple[str, int], Mapping[str, Any]]) -> Example:
-        rows = [raw[contrast.query.id, side] for side in range(len(contrast.prompts))]
-        texts = tuple(str(row["text"]) for row in rows)
-        ids = tuple(tuple(row["response_ids"]) for row in rows)
-        rule = filter_rule(self.recipe.filters, contrast.query.task, texts, ids, [row["finish_reason"] for row in rows])
-        return Example(
-            contrast.query.id,
-            contrast.query.task,
-            tuple(c.id for c in contrast.constitutions),
-            tuple(tuple(row["prompt_ids"]) for row in rows),
-            ids,
-            texts,
-            rule,
-        )
+        return self.sampler.examples(contrasts, source, file, show)
 
-    # Gradient steps
+    def _unseen(self, queries: Sequence[Query]) -> _Unseen | None:
+        """The evaluation on unseen queries, whose responses come from the base; None where too few are left."""
+        contrasts = self._contrasts(queries, seed=self.recipe.seed * 1000)
+        examples = self._sample(contrasts, self.source, self.folder / "unseen.jsonl", "unseen responses")
+        usable = [e for e in examples if e.filtered is None]
+        if len(usable) < 2:
+            if queries:
+                self.note(f"{len(usable)} of {len(queries)} unseen queries have usable responses: nothing is evaluated")
+            return None
+        return _Unseen(self, usable, contrasts[: self.recipe.eval_samples])
 
-    def _steps(
-        self, number: int, examples: Sequence[Example], filtered: Mapping[str, int], place: Path, label: str
-    ) -> list[dict[str, float]]:
-        """Take the iteration's steps from the base weights; leaves the trained model loaded. Returns the metrics of each."""
-        import torch
 
+class _Unseen:
+    """The evaluation on unseen queries: the same ones before, during and after training."""
+
+    def __init__(self, run: _Run, examples: Sequence[Example], sampled: Sequence[Contrast]) -> None:
+        self.run, self.examples, self.sampled = run, examples, sampled
+        self.file = run.folder / "unseen-before.json"
+
+    def before(self, model: Any) -> dict[str, Any]:
+        """Figures, reference and samples of the base, measured once in a run and kept."""
+        if (known := self.run.world.gather(read_json(self.file))[0]) is not None:
+            return dict(known)
+        figures, reference, samples = self.measure(model, None)
+        found = {"figures": figures, "reference": reference, "samples": samples}
+        if self.run.world.main:
+            write_json(self.file, found)
+        self.run.world.barrier()
+        return found
+
+    def measure(
+        self, model: Any, reference: Mapping[str, Sequence[float]] | None
+    ) -> tuple[dict[str, Any], dict[str, list[float]], list[dict[str, Any]]]:
+        """Figures (and the mean length of some sampled responses, in tokens), log-probabilities, and the samples."""
+        from sami_train.evaluation import contrast_figures
+
+        run = self.run
+        figures, logprobs = contrast_figures(model, self.examples, run.recipe, run.world, reference)
+        if not self.sampled:
+            return figures, logprobs, []
+        was_training = model.training
+        model.eval()
+        rows = run.sampler.texts(self.sampled, model)
+        model.train(was_training)
+        figures["completions/mean_length"] = sum(len(row["response_ids"]) for row in rows) / len(rows)
+        return figures, logprobs, [{k: row[k] for k in ("query_id", "constitution", "text")} for row in rows]
+
+
+class _Training:
+    """The gradient steps of one iteration, from the base weights, with the evaluations among them."""
+
+    def __init__(
+        self,
+        run: _Run,
+        number: int,
+        place: Path,
+        examples: Sequence[Example],
+        filtered: Mapping[str, int],
+        unseen: _Unseen | None,
+    ) -> None:
+        self.run_, self.recipe, self.world = run, run.recipe, run.world
+        self.number, self.place, self.examples, self.filtered, self.unseen = number, place, examples, filtered, unseen
+        size = self.recipe.batch_size
+        self.batches = [examples[start : start + size] for start in range(0, len(examples), size)]
+        self.label = f"iteration {number} steps"
+        self.metrics, self.evaluations = place / "metrics.jsonl", place / "evaluations.jsonl"
+        self.keep: Callable[[], object] = lambda: None
+        self.history: list[dict[str, Any]] = []
+        self.base: dict[str, Any] = {}
+        self.steps_before = sum(self.recipe.batches(n) for n in range(1, number))
+
+    def run(self) -> dict[str, Any]:
+        """Take the steps; leaves the trained model with `Weights`. Returns what the iteration's summary says of them."""
+        model = self.run_.weights.for_training()
+        if self.recipe.method == "sami":
+            from sami_train.logprobs import check_fast_path
+
+            first = self.examples[0]
+            check_fast_path(model, (first.prompt_ids, first.response_ids), tolerance=0.1 if self.recipe.bf16 else 0.02)
+        if self.unseen:
+            self.base = self.unseen.before(model)
+        reference = self._reference(model) if self.recipe.beta and self.recipe.method == "sami" else None
+        parameters = self.run_.weights.trainable()
+        if self.recipe.method == "sami":
+            self._sami(model, parameters, reference)
+        else:
+            self._baseline(model)
+        model.eval()
+        after = self._evaluate(model, len(self.batches)) if self.unseen else None
+        return self._summary(after)
+
+    def _sami(self, model: Any, parameters: Mapping[str, Any], reference: Any) -> None:
         from sami_train.checkpoint import load_checkpoint, save_checkpoint
+        from sami_train.distributed import total_norm
+        from sami_train.optimizers import make_optimizer, set_learning_rate
+        from sami_train.step import accumulate
 
-        recipe = self.recipe
-        model = self._model(self.source, fresh=True)
+        recipe, world = self.recipe, self.world
+        optimizer = make_optimizer(recipe, list(parameters.values()))
+        checkpoint = self.place / "checkpoint"
+        start = load_checkpoint(checkpoint, parameters, optimizer, world)
+        self._resume(start)
         model.train()
-        if recipe.freeze_embeddings:
-            model.get_input_embeddings().weight.requires_grad_(False)
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if wrong := sorted({str(p.dtype) for p in parameters.values()} - {"torch.float32"}):
-            raise UserError(f"the master weights of '{self.source}' are {wrong[0]}; training needs them in float32")
-        optimizer = torch.optim.AdamW(
-            list(parameters.values()),
-            lr=recipe.learning_rate,
-            betas=(recipe.adam_beta1, recipe.adam_beta2),
-            eps=recipe.adam_epsilon,
-            weight_decay=recipe.weight_decay,
-        )
-        batches = [examples[i : i + recipe.batch_size] for i in range(0, len(examples), recipe.batch_size)]
-        metrics_file = place / "metrics.jsonl"
-        start = load_checkpoint(place / "checkpoint", parameters, optimizer)
-        history = list(read_rows(metrics_file))[:start]
-        metrics_file.unlink(missing_ok=True)
-        append_rows(metrics_file, history)
-        for step in range(start, len(batches)):
+        for step in range(start, len(self.batches)):
             began = time.monotonic()
-            figures, tokens = self._gradients(model, batches[step], label, step, len(batches))
-            norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm))
-            if not math.isfinite(norm):
-                raise UserError(
-                    f"{place}: the gradient of step {step + 1} is not finite; lower learning_rate and run again"
-                )
-            rate = recipe.learning_rate_at(step, len(batches))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            queries = len(self.batches[step])
+
+            def show(done: int, step: int = step, queries: int = queries) -> None:
+                self.run_.progress(self.label, step, len(self.batches), f"query {done * world.size}/{queries}")
+
+            try:
+                result = accumulate(model, self.batches[step], recipe, world, reference=reference, on_query=show)
+                norm = total_norm(list(parameters.values()), recipe.max_grad_norm)
+                if not math.isfinite(norm):
+                    ids = ", ".join(f"'{e.query_id}'" for e in self.batches[step][:3])
+                    raise UserError(
+                        f"the gradient is not finite (queries {ids} and others); finished work and checkpoints are kept; "
+                        "lower learning_rate"
+                    )
+            except UserError as error:
+                raise UserError(f"{self.place}: step {step + 1}: {error}") from None
+            rate = recipe.learning_rate_at(step, len(self.batches))
+            set_learning_rate(optimizer, rate)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            row: dict[str, float] = {
-                "iteration": number,
-                "step": step + 1,
-                "learning_rate": rate,
-                **figures,
-                "grad_norm": norm,
-            }
-            row.update({f"filtered/{rule}": count for rule, count in filtered.items()})
+            self._record(step + 1, {"learning_rate": rate, **result.figures, "grad_norm": norm}, result.tokens, began)
+            last = step + 1 == len(self.batches)
+            if last:
+                break
+            self.keep = functools.partial(save_checkpoint, checkpoint, parameters, optimizer, step + 1, world)
+            if self.unseen and recipe.eval_steps and (step + 1) % recipe.eval_steps == 0:
+                self._evaluate(model, step + 1)
+                model.train()
+            if recipe.save_steps and (step + 1) % recipe.save_steps == 0:
+                self.keep()  # after the evaluation: a run that goes on from here has it
+        self.keep = functools.partial(save_checkpoint, checkpoint, parameters, optimizer, len(self.batches), world)
+
+    def _baseline(self, model: Any) -> None:
+        from sami_train.baselines import train_baseline
+
+        self._resume(0)
+        began = time.monotonic()
+
+        def record(row: dict[str, float]) -> None:
+            self._record(int(row["step"]), {k: v for k, v in row.items() if k != "step"}, 0, began)
+
+        train_baseline(
+            self.recipe,
+            model,
+            self.run_.weights.tokenizer,
+            self.examples,
+            steps=len(self.batches),
+            folder=self.place / "trl",
+            on_step=record,
+        )
+
+    def _resume(self, start: int) -> None:
+        """Go back to the rows of the first `start` steps: what came after the checkpoint is done again."""
+        self.history = [row for row in self.world.gather(read_rows(self.metrics))[0] if row["step"] <= start]
+        for alarm in self._alarms_at(start):
+            raise UserError(f"{self.place}: {alarm.sentence}")
+        if self.world.main:
+            _keep_rows(self.metrics, start)
+            _keep_rows(self.evaluations, start)
+            _keep_rows(self.place / "samples.jsonl", start)
+        self.world.barrier()
+
+    def _alarms_at(self, step: int) -> list[Alarm]:
+        """The limits of `stop_if` that the evaluation at a step is beyond."""
+        rows = [r for r in self.world.gather(read_rows(self.evaluations))[0] if r["step"] == step]
+        return alarms(self.recipe.stop_if, base=self.base["figures"], now=rows[-1]) if rows and step else []
+
+    def _record(self, step: int, figures: Mapping[str, float], tokens: int, began: float) -> None:
+        row = {"iteration": self.number, "step": step, **figures}
+        row.update({f"filtered/{rule}": count for rule, count in self.filtered.items()})
+        speed = ""
+        if tokens:
             row["tokens_per_second"] = tokens / (time.monotonic() - began)
-            append_rows(metrics_file, [row])
-            history.append(row)
-            self.progress(label, step + 1, len(batches), f"loss {row['loss']:.3f}")
-            if recipe.save_steps and (step + 1) % recipe.save_steps == 0 and step + 1 < len(batches):
-                save_checkpoint(place / "checkpoint", parameters, optimizer, step + 1)
-        model.eval()
-        return history
+            speed = f" · {row['tokens_per_second']:.0f} tok/s"
+        self.history.append(row)
+        if self.world.main:
+            append_rows(self.metrics, [row])
+        if self.run_.trackers:
+            self.run_.trackers.log(row, self.steps_before + step)
+        self.run_.progress(self.label, step, len(self.batches), f"loss {row['loss']:.3f}{speed}")
 
-    def _gradients(
-        self, model: Any, batch: Sequence[Example], label: str, step: int, steps: int
-    ) -> tuple[dict[str, float], int]:
-        """Accumulate the gradient of the batch's mean loss, a query at a time. Returns mean metrics and the tokens run."""
-        from sami_train.logprobs import response_logprobs
-        from sami_train.loss import contrast_metrics, sami_loss
+    def _reference(self, model: Any) -> dict[str, list[float]]:
+        """The base's log-probabilities of the responses, kept row by row: what the KL penalty pulls towards.
 
-        rows: list[dict[str, float]] = []
-        tokens = 0
-        for example in batch:
-            matrix = response_logprobs(model, example.prompt_ids, example.response_ids)
-            loss = sami_loss(matrix)
-            if not math.isfinite(loss.item()):
-                raise UserError(
-                    f"{self.folder}: the loss of query '{example.query_id}' is not finite in step {step + 1}; "
-                    "finished iterations are kept; lower learning_rate or leave that query out"
-                )
-            (loss / len(batch)).backward()
-            lengths = [len(ids) for ids in example.response_ids]
-            tokens += sum(len(ids) + sum(lengths) for ids in example.prompt_ids)
-            rows.append({**contrast_metrics(matrix), "completions/mean_length": statistics.fmean(lengths)})
-            self.progress(label, step, steps, f"query {len(rows)}/{len(batch)}")
-        return {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}, tokens
+        They are computed before the first step, when the model is still the base, so no second model is held.
+        """
+        from sami_train.step import reference_logprobs
 
-    # Measuring on unseen queries
+        file = self.place / "reference.jsonl"
+        known = {row["query_id"]: row["logprobs"] for row in self.world.gather(read_rows(file))[0]}
+        for number, example in enumerate(self.examples):
+            if example.query_id not in known:
+                known[example.query_id] = reference_logprobs(model, example, self.recipe, self.world)
+                if self.world.main:
+                    append_rows(file, [{"query_id": example.query_id, "logprobs": known[example.query_id]}])
+            self.run_.progress(f"iteration {self.number} reference", number + 1, len(self.examples), "")
+        return known
 
-    def _measure(self, examples: Sequence[Example], file: Path, source: Source) -> dict[str, Any] | None:
-        """The contrast of a model that is not trained yet, measured once and kept in `file`."""
-        if len(examples) < 2:
-            return None
-        if known := read_json_file(file):
-            return known
-        self._model(source)
-        figures = self._contrast_figures(examples)
-        write_json(file, figures)
+    def _evaluate(self, model: Any, step: int) -> dict[str, Any]:
+        """Measure on the unseen queries; warn, or stop with the checkpoint kept, where a limit is passed."""
+        assert self.unseen is not None
+        figures, _, samples = self.unseen.measure(model, self.base["reference"])
+        row = {"iteration": self.number, "step": step, **figures}
+        if self.world.main:
+            for file in (self.evaluations, self.place / "samples.jsonl"):
+                _keep_rows(file, step - 1)  # a run that went on from its last step looks again
+            append_rows(self.evaluations, [row])
+            append_rows(self.place / "samples.jsonl", [{"iteration": self.number, "step": step, **s} for s in samples])
+        if self.run_.trackers:
+            place = self.steps_before + step
+            numbers = {f"eval/{k}": v for k, v in figures.items() if isinstance(v, int | float)}
+            self.run_.trackers.log(numbers, place)
+            self.run_.trackers.text("eval/samples", samples, place)
+        for alarm in alarms(self.recipe.warn_if, base=self.base["figures"], now=figures):
+            self.run_.note(f"iteration {self.number}, step {step}: {alarm.sentence}")
+        for alarm in alarms(self.recipe.stop_if, base=self.base["figures"], now=figures):
+            self.keep()
+            raise UserError(f"{self.place}: stopped at step {step} by stop_if.{alarm.sign}: {alarm.sentence}")
         return figures
 
-    def _contrast_figures(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Mean contrastive loss (nats) and accuracy of the loaded model, with 95% t intervals over queries."""
-        import torch
-
-        from sami_train.logprobs import response_logprobs
-        from sami_train.loss import contrast_metrics
-
-        assert self._loaded is not None
-        with torch.inference_mode():
-            rows = [
-                contrast_metrics(response_logprobs(self._loaded[1], e.prompt_ids, e.response_ids)) for e in examples
-            ]
-        losses = [row["loss"] for row in rows]
-        accuracies = [(row["accuracy/row"] + row["accuracy/col"]) / 2 for row in rows]
-        low, high = _mean_interval(accuracies)
-        return {
-            "loss": statistics.fmean(losses),
-            "loss_ci": _mean_interval(losses),
-            "accuracy": statistics.fmean(accuracies),
-            "accuracy_ci": [max(0.0, low), min(1.0, high)],
+    def _summary(self, after: Mapping[str, Any] | None) -> dict[str, Any]:
+        first, last = self.history[0], self.history[-1]
+        summary: dict[str, Any] = {
+            "pairs": len(self.examples),
+            "filtered": dict(self.filtered),
+            "steps": len(self.history),
+            "loss_first": first["loss"],
+            "loss_last": last["loss"],
         }
-
-    # Models
-
-    def _model(self, source: Source, *, fresh: bool = False) -> Any:
-        """The model of `source` in float32; the one in memory when it is that one and untouched by training."""
-        from sami_train.models import load_model, load_tokenizer
-
-        key = str(source)
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
-        if self._loaded is None or self._loaded[0] != key:
-            self._loaded = None
-            self.progress("loading", 0, 1, key if source.kind != "folder" else Path(key).name)
-            model = load_model(source, device=self.device, trust_remote_code=self.trust_remote_code)
-            self._loaded = (key, model)
-        model = self._loaded[1]
-        if fresh:
-            self._loaded = ("being trained", model)
-        return model
-
-    def _save_model(self, target: Path) -> None:
-        """Write the trained model beside `target` and rename it, so that a half-written one never bears the name."""
-        assert self._loaded is not None
-        work = target.with_name(f".{target.name}-being-written")
-        shutil.rmtree(work, ignore_errors=True)
-        try:
-            self._loaded[1].save_pretrained(work)
-            self._tokenizer.save_pretrained(work)
-            shutil.rmtree(target, ignore_errors=True)
-            work.rename(target)
-        except OSError as error:
-            shutil.rmtree(work, ignore_errors=True)
-            raise UserError(
-                f"{target}: the model cannot be written ({error.strerror}); free some space and run again"
-            ) from error
-        shutil.rmtree(target.parent / "checkpoint", ignore_errors=True)
-        self._loaded = (str(target), self._loaded[1])
+        if self.recipe.method == "sami":
+            summary["accuracy_last"] = (last["accuracy/row"] + last["accuracy/col"]) / 2
+            summary["mi_lower_bound_last"] = last["mi_lower_bound"]
+        summary["warnings"] = [
+            f"step {row['step']}: {alarm.sentence}"
+            for row in self.world.gather(read_rows(self.evaluations))[0]
+            for alarm in alarms(self.recipe.warn_if, base=self.base["figures"], now=row)
+        ]
+        summary["evaluation"] = None
+        if after is not None:
+            summary["evaluation"] = {"n": after["n"], "before": self.base["figures"], "after": after}
+        return summary
 
 
-def _raw_row(contrast: Contrast, side: int, generated: Any, prompt_ids: list[int]) -> dict[str, Any]:
-    return {
-        "query_id": contrast.query.id,
-        "task": contrast.query.task,
-        "side": side,
-        "constitution": contrast.constitutions[side].id,
-        "prompt": generated.prompt.text,
-        "prompt_truncated": generated.prompt.truncated,
-        "prompt_ids": prompt_ids,
-        "response_ids": generated.ids,
-        "text": generated.text,
-        "finish_reason": generated.finish_reason,
-    }
-
-
-def _mean_interval(values: Sequence[float]) -> list[float]:
-    """Student's t interval of a mean at 95%. Two values at least."""
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return [statistics.fmean(values) - half, statistics.fmean(values) + half]
-
-
-def read_json_file(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no file. Raises UserError when it is damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        raise UserError(f"{path}: this file is damaged; delete it and run again, the rest is kept") from None
-    return value if isinstance(value, dict) else None
+def _keep_rows(file: Path, steps: int) -> None:
+    """Leave only the rows of the first steps."""
+    rows = [row for row in read_rows(file) if row["step"] <= steps]
+    file.unlink(missing_ok=True)
+    append_rows(file, rows)

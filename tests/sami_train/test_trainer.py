@@ -37,8 +37,15 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def data() -> TrainingData:
-    principles = load_principle_set("verifiable").select("dialogue", "learned")
-    return TrainingData(QUERIES, {"dialogue": principles}, {"dialogue": load_template("dialogue")})
+    chosen = load_principle_set("verifiable")
+    principles = chosen.select("dialogue", "learned")
+    provenance = {
+        "queries": [{"file": "numbers.jsonl", "n": len(QUERIES), "sha256": "0" * 64}],
+        "principle_sets": [
+            {"name": chosen.name, "version": chosen.version, "hash": chosen.hash, "source": chosen.source}
+        ],
+    }
+    return TrainingData(QUERIES, {"dialogue": principles}, {"dialogue": load_template("dialogue")}, provenance)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -49,7 +56,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("undisturbed")
-    train(recipe(save_steps=1), parse_source(str(tiny_model)), data(), folder)
+    train(recipe(save_steps=1, eval_steps=1, warn_if={"kl": 1e-4}), parse_source(str(tiny_model)), data(), folder)
     return folder
 
 
@@ -117,7 +124,8 @@ from pathlib import Path
 import test_trainer
 from sami_train.models import parse_source
 from sami_train.trainer import train
-train(test_trainer.recipe(save_steps=1), parse_source({model!r}), test_trainer.data(), Path({folder!r}),
+recipe = test_trainer.recipe(save_steps=1, eval_steps=1, warn_if=dict(kl=1e-4))
+train(recipe, parse_source({model!r}), test_trainer.data(), Path({folder!r}),
       progress=lambda what, done, total, figure: print(what, done, flush=True))
 """
 
@@ -153,11 +161,18 @@ def test_a_killed_run_ends_with_the_same_weights(
             for f in (undisturbed, tmp_path)
         ]
         assert rows[0] == rows[1]
+        evaluations = [
+            (f / f"iteration-{iteration}" / "evaluations.jsonl").read_text() for f in (undisturbed, tmp_path)
+        ]
+        assert evaluations[0] == evaluations[1]
+    summaries = [json.loads((f / "summary.json").read_text()) for f in (undisturbed, tmp_path)]
+    assert summaries[0] == summaries[1]
+    assert any(row["warnings"] for row in summaries[0]["iterations"])
 
 
 def test_a_finished_run_is_not_run_again(undisturbed: Path, tiny_model: Path) -> None:
     began = time.monotonic()
-    train(recipe(save_steps=1), parse_source(str(tiny_model)), data(), undisturbed)
+    train(recipe(save_steps=1, eval_steps=1, warn_if={"kl": 1e-4}), parse_source(str(tiny_model)), data(), undisturbed)
     assert time.monotonic() - began < 1
 
 
@@ -200,3 +215,158 @@ def test_split_is_seeded_and_disjoint() -> None:
     assert split_queries(QUERIES, recipe(seed=1))[0] != one
     assert len(one) + len(two) + len(unseen) == len(QUERIES)
     assert {q.id for q in one} | {q.id for q in two} | {q.id for q in unseen} == {q.id for q in QUERIES}
+
+
+def test_evaluations_and_samples_are_kept(tiny_model: Path, tmp_path: Path) -> None:
+    settings = recipe(iterations=1, batches_at_start=3, eval_steps=1, eval_samples=2, eval_queries=4, beta=0.05)
+    train(settings, parse_source(str(tiny_model)), data(), tmp_path)
+    place = tmp_path / "iteration-1"
+    rows = [json.loads(line) for line in (place / "evaluations.jsonl").open()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    wanted = {"loss", "loss_ci", "accuracy", "mi_lower_bound", "kl", "completions/mean_length", "logps/diagonal"}
+    assert all(wanted <= row.keys() for row in rows)
+    assert 0 < rows[0]["kl"] < rows[-1]["kl"]
+    samples = [json.loads(line) for line in (place / "samples.jsonl").open()]
+    assert len(samples) == 3 * 2 * 2
+    before = json.loads((tmp_path / "unseen-before.json").read_text())
+    assert before["samples"][0].keys() == {"query_id", "constitution", "text"}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["evaluation"]["before"] == before["figures"]
+    assert summary["evaluation"]["after"]["loss"] == rows[-1]["loss"]
+
+
+def test_stop_if_keeps_the_checkpoint_and_holds_when_run_again(tiny_model: Path, tmp_path: Path) -> None:
+    settings = recipe(
+        iterations=1,
+        batch_size=2,
+        batches_at_start=4,
+        eval_steps=2,
+        learning_rate=0.05,
+        stop_if={"kl": 1e-4},
+        warn_if={"kl": 1e-5},
+    )
+    notes: list[str] = []
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"iteration-1.*KL on response tokens"):
+            train(settings, parse_source(str(tiny_model)), data(), tmp_path, note=notes.append)
+    assert json.loads((tmp_path / "iteration-1" / "checkpoint" / "progress.json").read_text()) == {"step": 2}
+    assert any("KL" in note for note in notes)
+    allowed = settings.model_copy(update={"stop_if": recipe().stop_if})
+    train(allowed, parse_source(str(tiny_model)), data(), tmp_path)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "iteration-1" / "metrics.jsonl").open()]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_folder_of_another_run_is_refused(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a run with learning_rate = 0\.001 was begun here, now it is 0\.002"):
+        train(recipe(save_steps=1, learning_rate=2e-3), parse_source(str(tiny_model)), data(), undisturbed)
+    (tmp_path / "inputs.json").write_bytes((undisturbed / "inputs.json").read_bytes())
+    (tmp_path / "recipe.yaml").write_bytes((undisturbed / "recipe.yaml").read_bytes())
+    other = TrainingData(QUERIES[1:], data().principles, data().templates)
+    with pytest.raises(UserError, match="a run with other queries was begun here"):
+        train(recipe(), parse_source(str(tiny_model)), other, tmp_path)
+
+
+def test_too_few_pairs_left_is_said(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """One of six pairs has equal responses: it is counted, and the last batch is smaller."""
+    rows = [json.loads(line) for line in (undisturbed / "iteration-1" / "pairs.jsonl").open()]
+    for row in rows:
+        if row["query_id"] == rows[0]["query_id"]:
+            row["text"] = "the same"
+    (tmp_path / "iteration-1").mkdir()
+    (tmp_path / "iteration-1" / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    notes: list[str] = []
+    summary = train(recipe(iterations=1), parse_source(str(tiny_model)), data(), tmp_path, note=notes.append)
+    assert summary["iterations"][0]["pairs"] == 5
+    assert summary["iterations"][0]["filtered"] == {"empty": 0, "identical": 1}
+    assert notes == [
+        "iteration 1 has 5 pairs left for 6 (identical 1), so it takes fewer or smaller steps; raise 'oversample'"
+    ]
+
+
+def test_a_nan_loss_names_the_query_and_keeps_the_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+    wild = recipe(learning_rate=1e30, warmup_steps=0, iterations=1, batches_at_start=3, save_steps=1, eval_queries=0)
+    with pytest.raises(UserError, match=r"step 2: the (loss of query 'q\d+'|gradient) is not finite"):
+        train(wild, parse_source(str(tiny_model)), data(), tmp_path)
+    assert json.loads((tmp_path / "iteration-1" / "checkpoint" / "progress.json").read_text()) == {"step": 1}
+    assert len((tmp_path / "iteration-1" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_lora_exports_a_merged_model_and_the_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed (pip install 'sami-harness[peft]')")
+    settings = recipe(iterations=1, use_peft=True, lora_r=4, lora_alpha=8)
+    train(settings, parse_source(str(tiny_model)), data(), tmp_path)
+    folder = final_model(tmp_path, settings)
+    trained, base = weights(folder), weights(tiny_model)
+    assert trained.keys() == base.keys()
+    moved = [name for name in base if not torch.equal(trained[name], base[name])]
+    assert moved
+    assert all(name.endswith("_proj.weight") for name in moved)
+    from peft import PeftModel
+
+    with_adapter = PeftModel.from_pretrained(load_model(parse_source(str(tiny_model))), folder / "adapter")
+    ids = torch.tensor([[1, 7, 30, 9, 60]])
+    with torch.no_grad():
+        one, other = with_adapter(ids).logits, load_model(parse_source(str(folder)))(ids).logits
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_lora_on_layers_that_are_not_there(tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed (pip install 'sami-harness[peft]')")
+    settings = recipe(use_peft=True, lora_target_modules=["nowhere"])
+    with pytest.raises(UserError, match="lora_target_modules: the adapter cannot be added"):
+        train(settings, parse_source(str(tiny_model)), data(), tmp_path)
+
+
+def test_the_checkpoint_tells_its_story(undisturbed: Path) -> None:
+    card = (final_model(undisturbed, recipe()) / "README.md").read_text()
+    assert card.startswith("---\n")
+    for piece in ("learning_rate: 0.001", "transformers", "numbers.jsonl", load_principle_set("verifiable").hash):
+        assert piece in card
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_baselines_learn_from_the_same_pairs(undisturbed: Path, tiny_model: Path, tmp_path: Path, method: str) -> None:
+    pytest.importorskip("trl", reason="trl is not installed (pip install 'sami-harness[trl]')")
+    settings = recipe(iterations=1, method=method, beta=0.1)
+    summary = train(settings, parse_source(str(tiny_model)), data(), tmp_path)
+    first = (undisturbed / "iteration-1" / "pairs.jsonl").read_text()
+    assert (tmp_path / "iteration-1" / "pairs.jsonl").read_text() == first
+    assert summary["method"] == method
+    assert summary["evaluation"]["after"]["loss"] != summary["evaluation"]["before"]["loss"]
+    trained, base = weights(final_model(tmp_path, settings)), weights(tiny_model)
+    assert max((trained[name] - base[name]).abs().max().item() for name in base) > 1e-5
+    assert not (tmp_path / "iteration-1" / "trl").exists()
+
+
+def test_responses_are_sampled_with_reasoning(tiny_model: Path, tmp_path: Path) -> None:
+    """A random model never writes the marker: every pair is filtered, and the rule that did it is counted."""
+    principles = load_principle_set("diverse").select("summarization", "learned")
+    posts = [Query(f"p{n}", f"We moved house {n} times and the cat left.", "summarization") for n in range(24)]
+    posts_data = TrainingData(posts, {"summarization": principles}, {"summarization": load_template("summarization")})
+    settings = recipe(
+        reasoning=True, filters=["no_answer", "empty"], iterations=1, eval_queries=0, max_prompt_tokens=900
+    )
+    with pytest.raises(UserError, match=r"every pair was filtered out \(no_answer 6\)"):
+        train(settings, parse_source(str(tiny_model)), posts_data, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "iteration-1" / "pairs.jsonl").open()]
+    assert all(row["reasoning"] and not row["text"] for row in rows)
+
+
+def test_a_limit_passed_at_the_end_keeps_a_checkpoint_too(tiny_model: Path, tmp_path: Path) -> None:
+    settings = recipe(iterations=1, learning_rate=0.05, stop_if={"kl": 1e-4})
+    with pytest.raises(UserError, match=r"stopped at step 2 by stop_if\.kl"):
+        train(settings, parse_source(str(tiny_model)), data(), tmp_path)
+    assert json.loads((tmp_path / "iteration-1" / "checkpoint" / "progress.json").read_text()) == {"step": 2}
+    allowed = settings.model_copy(update={"stop_if": recipe().stop_if})
+    steps: list[int] = []
+    train(
+        allowed,
+        parse_source(str(tiny_model)),
+        data(),
+        tmp_path,
+        progress=lambda what, done, _total, _figure: steps.append(done) if what.endswith("steps") else None,
+    )
+    assert steps == [], "no step is taken again"
+    evaluations = [json.loads(line) for line in (tmp_path / "iteration-1" / "evaluations.jsonl").open()]
+    assert [row["step"] for row in evaluations] == [2]

@@ -1,0 +1,189 @@
+"""The model in memory: loaded for sampling or for training, sharded where there are many processes, written at the end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sami_train.adapters import add_adapter, merged_state, save_adapter
+from sami_train.config import Recipe
+from sami_train.distributed import World, shard, spread_weights, whole_state
+from sami_train.errors import UserError
+from sami_train.models import Source, load_model, load_tokenizer
+
+
+class Weights:
+    """Holds one model at a time. A model that training has touched is not given out as the base again."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        base: Source,
+        world: World,
+        *,
+        trust_remote_code: bool = False,
+        loading: Callable[[str, bool], None] = lambda *_: None,
+    ) -> None:
+        self.recipe, self.base, self.world = recipe, base, world
+        self.trust_remote_code, self.loading = trust_remote_code, loading
+        self.tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
+        self._model: Any = None
+        self._holds: tuple[str, str] | None = None
+
+    def for_sampling(self, source: Source) -> Any:
+        """A model in evaluation mode; in bfloat16 where the recipe computes in it."""
+        dtype = "bfloat16" if self.recipe.bf16 and self.world.size == 1 else self.recipe.master_dtype
+        return self._load(source, dtype).eval()
+
+    def for_training(self) -> Any:
+        """The base with its master weights, adapters added and embeddings frozen as the recipe says, in evaluation mode.
+
+        Raises:
+            UserError: the weights that are to be trained are not of the recipe's `master_dtype`.
+        """
+        recipe = self.recipe
+        model = self._load(self.base, recipe.master_dtype, adapters=recipe.use_peft).eval()
+        self._holds = None
+        if recipe.freeze_embeddings:
+            model.get_input_embeddings().weight.requires_grad_(False)
+        if recipe.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if wrong := sorted({str(p.dtype) for p in self.trainable().values()} - {f"torch.{recipe.master_dtype}"}):
+            raise UserError(
+                f"the master weights of '{self.base}' are {wrong[0]}; training needs them in {recipe.master_dtype}"
+            )
+        return model
+
+    def trainable(self) -> dict[str, Any]:
+        """The parameters that are trained, by name. Shards, where there are any: a forward without a backward pass leaves the
+        root's weights gathered, and then the model's parameters are not those that the optimizer must hold."""
+        if self.world.size > 1:
+            self._model.reshard()
+        return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+
+    def release(self) -> None:
+        """Let the model go, for the memory that it takes."""
+        self._model, self._holds = None, None
+        if self.world.device_type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def _load(self, source: Source, dtype: str, *, adapters: bool = False) -> Any:
+        wanted = (str(source), dtype)
+        sharded = self.world.size > 1  # adapters must be there before the weights are sharded
+        if self._holds != wanted or (adapters and sharded):
+            self.release()
+            name = Path(source.name).parent.name if source.kind == "folder" else str(source)
+            self.loading(name, False)
+            self._model = self._read(source, dtype, adapters)
+            self.loading(name, True)
+        elif adapters:
+            add_adapter(self._model, self.recipe)
+        self._holds = wanted
+        return self._model
+
+    def _read(self, source: Source, dtype: str, adapters: bool) -> Any:
+        """The model on this process. With many, the first one reads it and the others get their shards from it."""
+        world = self.world
+        if world.size == 1:
+            model = load_model(source, dtype=dtype, device=world.device, trust_remote_code=self.trust_remote_code)
+            if adapters:
+                add_adapter(model, self.recipe)
+            return model
+        return self._read_sharded(source, dtype, adapters)
+
+    def _read_sharded(self, source: Source, dtype: str, adapters: bool) -> Any:
+        import torch
+
+        world, error, whole, config = self.world, None, None, None
+        try:
+            if world.main:
+                whole = load_model(source, dtype=dtype, device="cpu", trust_remote_code=self.trust_remote_code)
+                config = whole.config
+        except UserError as reason:
+            error = reason
+        world.together(error)
+        (config, *_) = world.gather(config)
+        with torch.device("meta"):
+            model = _empty_model(config, dtype, self.trust_remote_code)
+        for one in (model, whole):
+            if adapters and one is not None:
+                add_adapter(one, self.recipe)
+        trained = {name: p.requires_grad for name, p in model.named_parameters()}
+        shard(model, self.recipe, world)
+        spread_weights(
+            model,
+            whole.state_dict() if whole is not None else {},
+            dict(whole.named_buffers()) if whole is not None else {},
+            world,
+        )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
+        if whole is not None:
+            model.generation_config = whole.generation_config
+        (model.generation_config, *_) = world.gather(model.generation_config)
+        return model
+
+    def save(self, target: Path, summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+        """Write the trained model, adapters merged, with tokenizer and model card; it gets its name by a rename, when whole.
+
+        Gathered, where it is sharded, weight by weight in the first process's main memory, never on one device.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        recipe, model, world = self.recipe, self._model, self.world
+        if recipe.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        state = whole_state(model, world)
+        work = target.with_name(f".{target.name}-being-written")
+        error = None
+        if world.main:
+            shutil.rmtree(work, ignore_errors=True)
+            try:
+                exported = merged_state(state, recipe) if recipe.use_peft else state
+                model.save_pretrained(work, state_dict=exported)
+                self.tokenizer.save_pretrained(work)
+                if recipe.use_peft:
+                    save_adapter(state, recipe, str(self.base), work / "adapter")
+                (work / "README.md").write_text(self._card(summary, provenance), encoding="utf-8")
+                shutil.rmtree(target, ignore_errors=True)
+                work.rename(target)
+            except OSError as reason:
+                shutil.rmtree(work, ignore_errors=True)
+                error = UserError(
+                    f"{target}: the model cannot be written ({reason.strerror}); free some space and run again"
+                )
+        world.together(error)
+        if world.main:
+            shutil.rmtree(target.parent / "checkpoint", ignore_errors=True)
+        if not recipe.use_peft:
+            self._holds = (str(target), recipe.master_dtype)
+
+    def _card(self, summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+        from sami_train.card import licence_of, model_card, versions
+
+        return model_card(
+            recipe=self.recipe,
+            base=self.base,
+            licence=licence_of(self.base),
+            data=provenance,
+            principles=provenance,
+            metrics=summary,
+            versions=versions(),
+        )
+
+
+def _empty_model(config: Any, dtype: str, trust_remote_code: bool) -> Any:
+    """The model of a configuration without weights, on whatever device is set."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust_remote_code
+    )
+    model.tie_weights()
+    return model.eval()

@@ -1,0 +1,145 @@
+"""Two real processes over gloo against one: the same weights, norms, metrics and files; kill, resume, refusals.
+
+The processes run this file, started by torchrun, on a tiny model in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+SETTINGS: dict[str, dict[str, Any]] = {
+    # batches of 3 on two processes: one of them goes along with an example of weight 0
+    "plain": {"eval_steps": 1, "eval_samples": 2, "beta": 0.1, "save_steps": 1},
+    "cached, every": {
+        "gradient_caching": True,
+        "gradient_sync": "every",
+        "per_device_train_batch_size": 2,
+        "optim": "rmsprop",
+    },
+    "lora": {"use_peft": True, "gradient_checkpointing": True, "constitutions_per_query": 3},
+}
+
+
+def settings(name: str) -> dict[str, Any]:
+    # epsilon is large because Adam's first steps divide a gradient by itself: rounding of a zero would be as large as the rate
+    return {"max_new_tokens": 8, "adam_epsilon": 1e-3, "rmsprop_epsilon": 1e-3, **SETTINGS[name]}
+
+
+def start(model: Path, folder: Path, name: str, processes: int) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    program = [str(Path(__file__)), str(model), str(folder), name]
+    command = [sys.executable, *program]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [*launcher, *program]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def weights(folder: Path, iteration: int) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / f"iteration-{iteration}" / "model" / "model.safetensors")
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def assert_same_run(one: Path, two: Path, tolerance: float) -> None:
+    for iteration in (1, 2):
+        a, b = weights(one, iteration), weights(two, iteration)
+        assert a.keys() == b.keys()
+        assert max((a[name] - b[name]).abs().max().item() for name in a) <= tolerance
+        place = f"iteration-{iteration}"
+        assert rows(one / place / "pairs.jsonl") == rows(two / place / "pairs.jsonl")
+        for x, y in zip(rows(one / place / "metrics.jsonl"), rows(two / place / "metrics.jsonl"), strict=True):
+            x.pop("tokens_per_second")
+            y.pop("tokens_per_second")
+            assert x == pytest.approx(y, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_train_as_one(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    finish(start(tiny_model, tmp_path / "one", name, 1))
+    finish(start(tiny_model, tmp_path / "two", name, 2))
+    assert_same_run(tmp_path / "one", tmp_path / "two", 1e-6)
+    base = __import__("safetensors.torch").torch.load_file(tiny_model / "model.safetensors")
+    trained = weights(tmp_path / "two", 2)
+    assert max((trained[n] - base[n]).abs().max().item() for n in base) > 1e-4
+    if name == "lora":
+        assert (tmp_path / "two" / "iteration-2" / "model" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_two_killed_processes_go_on_as_two_or_as_one(tiny_model: Path, tmp_path: Path) -> None:
+    finish(start(tiny_model, tmp_path / "undisturbed", "plain", 1))
+    for number, again in enumerate((2, 1)):
+        folder = tmp_path / str(number)
+        process = start(tiny_model, folder, "plain", 2)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("iteration 2 steps 2"):
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+        process.wait()
+        assert (folder / "iteration-2" / "checkpoint" / "progress.json").is_file()
+        assert not list(folder.rglob("*.pt"))
+        output = finish(start(tiny_model, folder, "plain", again))
+        assert "iteration 1 steps" not in output
+        assert "iteration 2 steps 1" not in output, "the step before the checkpoint was taken again"
+        assert_same_run(tmp_path / "undisturbed", folder, 1e-6)
+
+
+def test_an_error_ends_all_processes_with_one_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny_model.iterdir():
+        if file.suffix != ".safetensors":
+            (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes()[:5000])
+    began = time.monotonic()
+    process = start(broken, tmp_path / "run", "plain", 2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "UserError" in output
+    assert "cannot be loaded" in output
+    assert time.monotonic() - began < 200
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE))
+    import test_trainer
+    import torch
+
+    from sami_train.distributed import start as start_world
+    from sami_train.models import parse_source
+    from sami_train.trainer import train
+
+    torch.set_num_threads(1)
+    world = start_world("cpu")
+    train(
+        test_trainer.recipe(**settings(sys.argv[3])),
+        parse_source(sys.argv[1]),
+        test_trainer.data(),
+        Path(sys.argv[2]),
+        world=world,
+        progress=lambda what, done, total, figure: print(what, done, flush=True),  # noqa: T201
+    )
+    world.close()
