@@ -1,0 +1,126 @@
+"""Steps, tokens and operations of a run, and the time that they take at a given speed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sami_train.config import Recipe
+from sami_train.errors import UserError
+from sami_train.files import read_rows
+
+if TYPE_CHECKING:
+    from sami_train.planning.rehearsal import Lengths
+    from sami_train.planning.shape import Architecture, Parameters
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What an iteration takes. Tokens are those that go through the model; `plain_tokens` are those of the C x C sequences that
+    define the objective. `flops`: floating-point operations of its gradient steps; of sampling, `sampling_flops`."""
+
+    number: int
+    steps: int
+    queries: int
+    responses: int
+    tokens: int
+    plain_tokens: int
+    sampled_tokens: int
+    flops: float
+    sampling_flops: float
+
+
+FORMULA = (
+    "forward: 2 operations per active parameter and token, 4 x width x row per token and layer for attention (Kaplan et al. "
+    "2020, arXiv 2001.08361; Chowdhery et al. 2022, arXiv 2204.02311, appendix B), the head for response tokens only; backward: "
+    "the same again, and once more for weights that are trained; one more forward of what is done again: recomputed layers, "
+    "logits that are not kept, everything with gradient caching"
+)
+
+
+def plan_work(architecture: Architecture, parameters: Parameters, recipe: Recipe, lengths: Lengths) -> list[Iteration]:
+    """What every iteration takes, for examples of these lengths."""
+    return [_iteration(architecture, parameters, recipe, lengths, n) for n in range(1, recipe.iterations + 1)]
+
+
+def _iteration(
+    architecture: Architecture, parameters: Parameters, recipe: Recipe, lengths: Lengths, number: int
+) -> Iteration:
+    size = recipe.constitutions_per_query
+    steps = recipe.batches(number)
+    queries = steps * (recipe.gradient_queries or recipe.batch_size)
+    width = lengths.prompt + size * (lengths.response - 1)
+    tokens, heads = size * width, size * size * lengths.response
+    passes = 2 if recipe.caches_gradients else 1
+    layers = 2.0 * parameters.active * tokens + attention_flops(architecture, tokens, width)
+    head = 2.0 * parameters.head * heads
+    flops = queries * _passes(layers, head, parameters, recipe)
+    if not _logits_are_kept(architecture, recipe, lengths):
+        flops += queries * head
+    if recipe.beta:
+        flops += steps * recipe.batch_size * (layers + head)
+    responses = recipe.queries_needed(number) * size
+    whole = lengths.prompt + lengths.response
+    sampling = 2.0 * parameters.active * whole + attention_flops(architecture, whole, whole / 2)
+    return Iteration(
+        number=number,
+        steps=steps,
+        queries=queries,
+        responses=responses,
+        tokens=queries * tokens * passes,
+        plain_tokens=queries * size * size * whole,
+        sampled_tokens=responses * lengths.response,
+        flops=flops,
+        sampling_flops=responses * (sampling + 2.0 * parameters.head * lengths.response),
+    )
+
+
+def _passes(layers: float, head: float, parameters: Parameters, recipe: Recipe) -> float:
+    """Operations of a query's forward and backward passes."""
+    trained = parameters.layer_trainable / parameters.layer
+    forward = layers + head
+    backward = layers * (1 + trained) + head * (2 if parameters.root_trainable >= parameters.head else 1)
+    again = layers if recipe.gradient_checkpointing else 0.0
+    return forward + backward + again + (forward if recipe.caches_gradients else 0.0)
+
+
+def _logits_are_kept(architecture: Architecture, recipe: Recipe, lengths: Lengths) -> bool:
+    """Whether the head keeps a micro-step's logits for the backward pass (see `sami_train.head`)."""
+    from sami_train.head import keeps_logits
+
+    rows = 1 if recipe.caches_gradients else recipe.constitutions_per_query
+    positions = recipe.per_device_train_batch_size * rows * recipe.constitutions_per_query * lengths.response
+    vocabulary = architecture.config.get_text_config().vocab_size
+    return keeps_logits(positions, vocabulary, 2 if recipe.bf16 or recipe.master_dtype == "bfloat16" else 4)
+
+
+def attention_flops(architecture: Architecture, tokens: float, keys: float) -> float:
+    """Operations of all layers' attention: every token against so many keys, products with keys and with values."""
+    return 4.0 * architecture.layers * architecture.attention_width * tokens * keys
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Packed tokens that all devices train on in a second, and where the figure comes from."""
+
+    tokens_per_second: float
+    source: str
+
+
+def speed_of_run(folder: Path) -> Speed:
+    """The speed of an earlier run: the harmonic mean of its steps' tokens_per_second, the first step left out of many.
+
+    Raises:
+        UserError: the folder has no such figures.
+    """
+    files = sorted(folder.glob("iteration-*/metrics.jsonl"))
+    rows = [row for file in files for row in read_rows(file)]
+    speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second", 0) > 0]
+    if not speeds:
+        raise UserError(
+            f"{folder}: there is no tokens_per_second in an iteration-*/metrics.jsonl; name the folder of a run of sami-train"
+        )
+    used = speeds[1:] or speeds
+    return Speed(len(used) / math.fsum(1 / speed for speed in used), f"{len(used)} steps of the run in {folder}")
