@@ -19,7 +19,7 @@ from harness.score import ExpectedPair
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
 from harness.store import RowFile, fingerprint
 from harness.tasks import TaskData, load_task
-from sami_train.config import Recipe, load_recipe
+from sami_train.config import NOT_TRAINED_BY, Recipe, load_recipe
 from sami_train.constitutions import Constitution, Principle, PrincipleSet, load_principle_set, sample_constitutions
 from sami_train.data import Query
 from sami_train.errors import UserError
@@ -29,7 +29,7 @@ from sami_train.trainer import final_model
 
 ROW_VERSION = 1
 """Enters every fingerprint; a change of what rows mean makes them all anew."""
-MODEL_CODE_VERSION = 1
+MODEL_CODE_VERSION = 2
 """Enters the fingerprint of a trained model; a change of the training code that changes weights raises it."""
 JUDGING_VERSION = 1
 """Enters the fingerprint of a verdict; a change of how a judge is asked, shown text or read, or of a check, raises it."""
@@ -195,6 +195,20 @@ class Plan:
         kinds = {query.task for query in self.training_queries(name)}
         return {kind: [p for s in self.sets.values() for p in s.select(kind, "learned")] for kind in sorted(kinds)}
 
+    def training_provenance(self, name: str) -> dict[str, Any]:
+        """Where a trained model's queries and principles come from, for its model card."""
+        tasks = self._training_tasks(name)
+        return {
+            "queries": [
+                {"file": self.tasks[t].source, "n": len(self.tasks[t].train), "sha256": self.tasks[t].hash}
+                for t in tasks
+            ],
+            "principle_sets": [
+                {"name": s.name, "version": s.version, "hash": s.hash, "file": str(s.file), "source": s.source}
+                for s in self.sets.values()
+            ],
+        }
+
     def training_templates(self, name: str) -> dict[str, Template]:
         """The prompt templates by kind of task, those that the evaluation uses."""
         found: dict[str, Template] = {}
@@ -229,7 +243,7 @@ class Plan:
                     "version": MODEL_CODE_VERSION,
                     "recipe": self.recipe(name).model_dump(
                         mode="json",
-                        exclude={"name", "description", "model", "queries", "principles", "save_steps"},
+                        exclude=set(NOT_TRAINED_BY),
                     ),
                     "from": self._weights_fingerprint(model.train.from_),
                     "queries": [[q.id, q.text, q.task] for q in self.training_queries(name)],

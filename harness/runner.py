@@ -175,6 +175,7 @@ class _Runner:
         return place if os.access(place, os.W_OK) else None
 
     def _train_in(self, stage: Stage, place: Path) -> None:
+        from sami_train.distributed import World
         from sami_train.trainer import TrainingData, train
 
         assert stage.model is not None
@@ -183,7 +184,10 @@ class _Runner:
         name, model = stage.model, self.spec.models[stage.model]
         assert model.train is not None
         data = TrainingData(
-            self.plan.training_queries(name), self.plan.training_principles(name), self.plan.training_templates(name)
+            self.plan.training_queries(name),
+            self.plan.training_principles(name),
+            self.plan.training_templates(name),
+            self.plan.training_provenance(name),
         )
         with writing(place):
             train(
@@ -191,8 +195,9 @@ class _Runner:
                 self.plan.source(model.train.from_),
                 data,
                 place,
-                device=engine["device"],
+                world=World(device=engine["device"]),
                 trust_remote_code=self.spec.models[model.train.from_].trust_remote_code,
+                note=self.display.note,
                 progress=lambda what, done, total, figure: self.display.part(stage.name, what, done, total, figure),
             )
 

@@ -502,7 +502,8 @@ def _training(results: Results) -> Section:
     for model, summary in (results.get("training") or {}).items():
         if not summary:
             continue
-        heading = f"{model}: recipe {summary.get('recipe', 'unknown')}, from {summary.get('from', 'unknown')}"
+        method = str(summary.get("method") or "sami").upper()
+        heading = f"{model}: {method}, recipe {summary.get('recipe', 'unknown')}, from {summary.get('from', 'unknown')}"
         iterations = [
             (
                 str(row.get("iteration", NONE)),
@@ -530,15 +531,30 @@ def _training(results: Results) -> Section:
                     "accuracy",
                     *(rate(x.get("accuracy"), *(x.get("accuracy_ci") or (None, None))) for x in (before, after)),
                 ),
+                (
+                    "MI bound (log C − loss), nats",
+                    *(number(x.get("mi_lower_bound"), x.get("mi_lower_bound_ci")) for x in (before, after)),
+                ),
+                (
+                    "log-probability of the own response, nats/token",
+                    *(number(x.get("logps/diagonal")) for x in (before, after)),
+                ),
+                ("KL to the base, nats/token", NONE, number(after.get("kl"))),
             ]
             unseen = f"{model} on {_count(evaluation.get('n', 0), 'query')} not trained on"
             tables.append(Table(("measure", "before", "after"), measures, unseen, frozenset(("before", "after"))))
+    warnings = [
+        f"Warning, {model}, iteration {row.get('iteration')}, {sentence}"
+        for model, summary in (results.get("training") or {}).items()
+        for row in (summary or {}).get("iterations") or ()
+        for sentence in row.get("warnings") or ()
+    ]
     remark = (
         "Contrastive loss and accuracy tell a response's own constitution from its opposite (means over tokens, so not "
-        "on the scale of the InfoNCE above); loss and accuracy per iteration are those of single steps (first → last). "
-        "s: seconds."
+        "on the scale of the InfoNCE above); loss and accuracy per iteration are those of single steps (first → last), "
+        "the loss being the method's own. s: seconds."
     )
-    return Section("Training", (), tuple(tables), (remark,))
+    return Section("Training", (), tuple(tables), (remark, *warnings))
 
 
 def _lengths(results: Results) -> Section:
