@@ -1,4 +1,3 @@
-# ruff: noqa: T201
 """How often do the harness's 95% intervals cover the truth? Run: python benchmarks/coverage.py (a minute or two).
 
 Not simulated: every outcome that n queries can give (wins and ties, or wins of a only and of b only) is weighted by

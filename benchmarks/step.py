@@ -1,114 +1,231 @@
-"""A SAMI micro-step (forward, loss, backward for one query), packed against plain, in one process.
+"""A SAMI micro-step (forward, loss, backward for one query): packed against plain, side by side.
 
-    python benchmarks/step.py [--models gemma-3-270m smollm2-135m-instruct] [--constitutions 2 4] [--repeats 5]
+    python benchmarks/step.py [--models gemma-3-270m smollm2-135m-instruct] [--constitutions 2 4 8] [--dtypes float32 bfloat16]
 
-Plain is the definition: C^2 sequences of prompt and response with logits at every position, one at a time. Prints medians over
-the repeats, taken in turns; memory is the peak of the process's resident size over what it was with the model loaded.
+Plain is the definition: C^2 sequences of prompt and response with logits at every position, one at a time ("plain") or four at a
+time, padded ("batched"); ratios are against the faster of the two. "packed" is what the trainer runs, "cached" the same with
+gradient caching. bfloat16 is the trainer's: autocast over float32 weights.
+
+Times are medians of repeats taken in turns in one process. Memory is measured in a process of its own for every path: the peak
+of its resident size over what it was with the model loaded, freed memory given back to the system. Rows are printed, and with
+--output appended as JSON lines, as they come.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
+import json
+import os
 import random
 import statistics
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
 from sami_train import response_logprobs, response_logprobs_naive, sami_loss
+from sami_train.config import Recipe
+from sami_train.distributed import World
 from sami_train.models import load_model, parse_source
+from sami_train.pairs import Example
+from sami_train.step import accumulate
+
+Ids = list[list[int]]
+BATCH = 4
+"""Sequences that the batched plain path runs together."""
+
+
+def batched_logprobs(model: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> Tensor:
+    """The plain matrix with BATCH sequences in a forward pass, padded on the right."""
+    pairs = [(prompt, response) for prompt in prompts for response in responses]
+    cells = []
+    for start in range(0, len(pairs), BATCH):
+        part = pairs[start : start + BATCH]
+        width = max(len(p) + len(r) for p, r in part)
+        ids = torch.tensor([[*p, *r, *[0] * (width - len(p) - len(r))] for p, r in part])
+        mask = torch.tensor([[1] * (len(p) + len(r)) + [0] * (width - len(p) - len(r)) for p, r in part])
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        for row, (p, r) in zip(logits, part, strict=True):
+            logprobs = row[len(p) - 1 : len(p) + len(r) - 1].float().log_softmax(-1)
+            cells.append(logprobs.gather(1, torch.tensor(r)[:, None]).mean())
+    return torch.stack(cells).view(len(prompts), len(responses))
+
+
+def micro_step(path: str, model: Any, prompts: Ids, responses: Ids, bf16: bool) -> float:
+    """One micro-step; returns the loss. Gradients are left on the model."""
+    if path == "cached":
+        recipe = Recipe(
+            name="benchmark", learning_rate=1.0, batch_size=1, bf16=bf16, gradient_caching=True,
+            constitutions_per_query=len(prompts),
+        )  # fmt: skip
+        sides = tuple(str(n) for n in range(len(prompts)))
+        example = Example("q", "dialogue", sides, tuple(map(tuple, prompts)), tuple(map(tuple, responses)), sides, None)
+        return accumulate(model, [example], recipe, World()).figures["loss"]
+    paths: dict[str, Callable[..., Tensor]] = {
+        "plain": response_logprobs_naive,
+        "batched": batched_logprobs,
+        "packed": response_logprobs,
+    }
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        loss = sami_loss(paths[path](model, prompts, responses))
+    loss.backward()
+    return loss.item()
+
+
+def load(name: str) -> Any:
+    """An embedded model in float32, without weight gradients of its embeddings left out: everything is trained."""
+    return load_model(parse_source(f"embedded/{name}"))
+
+
+def data(vocabulary: int, size: int, prompt: int, response: int, shared: int) -> tuple[Ids, Ids]:
+    """Random tokens: prompts of `prompt` tokens, the first `shared` of them alike, responses of about `response` (uneven)."""
+    rng = random.Random(size)
+    beginning = [rng.randrange(10, vocabulary) for _ in range(shared)]
+    prompts = [beginning + [rng.randrange(10, vocabulary) for _ in range(prompt - shared)] for _ in range(size)]
+    responses = [
+        [rng.randrange(10, vocabulary) for _ in range(response + (-1) ** j * (j % 5) * 2)] for j in range(size)
+    ]
+    return prompts, responses
 
 
 def resident_bytes() -> int:
     """The process's resident size."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-class PeakMemory:
-    """Samples the resident size every few milliseconds; `.bytes` is the peak over the start."""
+@contextlib.contextmanager
+def peak_over_start(found: list[int]) -> Iterator[None]:
+    """Appends the peak of the resident size over the start, sampled every 2 ms."""
+    gc.collect()
+    start, peak, stop = resident_bytes(), [0], threading.Event()
 
-    def __enter__(self) -> PeakMemory:
-        gc.collect()
-        self._start = self._peak = resident_bytes()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
+    def watch() -> None:
+        while not stop.wait(0.002):
+            peak[0] = max(peak[0], resident_bytes() - start)
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.bytes = self._peak - self._start
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.003):
-            self._peak = max(self._peak, resident_bytes())
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        found.append(peak[0])
 
 
-def measure(
-    function: Callable[..., Any], model: Any, prompts: list[list[int]], responses: list[list[int]]
-) -> tuple[float, int, float]:
-    """Seconds, peak bytes and loss of one forward and backward pass."""
-    model.zero_grad(set_to_none=True)
-    with PeakMemory() as memory:
-        began = time.perf_counter()
-        loss = sami_loss(function(model, prompts, responses))
-        loss.backward()
-        seconds = time.perf_counter() - began
-    return seconds, memory.bytes, loss.item()
+def memory_in_child(options: argparse.Namespace, model: str, size: int, dtype: str, path: str) -> int:
+    """Peak bytes of one micro-step in a process of its own."""
+    arguments = ["--models", model, "--constitutions", str(size), "--dtypes", dtype, "--memory-of", path]
+    lengths = ["--prompt", str(options.prompt), "--response", str(options.response), "--shared", str(options.shared)]
+    lengths += ["--threads", str(options.threads)]
+    # freed blocks above 64 KiB go back to the system at once, so that the resident size is what is in use
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "MALLOC_ARENA_MAX": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments, *lengths], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return -1  # killed: it did not fit
+    return int(done.stdout.split()[-1])
+
+
+def print_memory(options: argparse.Namespace) -> None:
+    """What the child does."""
+    (name,), (size,), (dtype,) = options.models, options.constitutions, options.dtypes
+    model = load(name)
+    found: list[int] = []
+    micro_step(options.memory_of, model, *data(model.config.vocab_size, 2, 8, 4, 0), dtype == "bfloat16")  # lazy set-up
+    for parameter in model.parameters():  # gradients belong to the loaded model: every path fills the same ones
+        assert parameter.grad is not None
+        parameter.grad.zero_()
+    prompts, responses = data(model.config.vocab_size, size, options.prompt, options.response, options.shared)
+    with peak_over_start(found):
+        micro_step(options.memory_of, model, prompts, responses, dtype == "bfloat16")
+    print(found[0])
+
+
+def times(
+    options: argparse.Namespace, model: Any, size: int, dtype: str
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of every repeat and the loss, by path; paths take turns."""
+    prompts, responses = data(model.config.vocab_size, size, options.prompt, options.response, options.shared)
+    seconds: dict[str, list[float]] = {path: [] for path in options.paths}
+    losses: dict[str, float] = {}
+    for repeat in range(options.repeats + 1):
+        for path in options.paths:
+            if repeat == 0 and path in ("plain", "batched"):
+                continue  # a round to warm up, short: what is lazy is shared by all paths
+            model.zero_grad(set_to_none=True)
+            gc.collect()
+            began = time.perf_counter()
+            losses[path] = micro_step(path, model, prompts, responses, dtype == "bfloat16")
+            if repeat:
+                seconds[path].append(time.perf_counter() - began)
+    return seconds, losses
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["gemma-3-270m", "smollm2-135m-instruct"])
     parser.add_argument("--constitutions", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--paths", nargs="+", default=["plain", "batched", "packed", "cached"])
     parser.add_argument("--prompt", type=int, default=300, help="tokens")
     parser.add_argument("--response", type=int, default=80, help="tokens")
+    parser.add_argument("--shared", type=int, default=0, help="tokens that the prompts begin with alike (the query)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--output", type=Path, help="append a JSON line for every row")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    table = Table(title=f"prompt {options.prompt}, response {options.response} tokens, fp32, {options.threads} threads")
-    for column in (
-        "model",
-        "C",
-        "plain s",
-        "packed s",
-        "time ratio",
-        "plain GiB",
-        "packed GiB",
-        "memory ratio",
-        "loss difference",
-    ):
-        table.add_column(column, justify="right")
-    rng = random.Random(0)
+    if options.memory_of:
+        print_memory(options)
+        return
+    print(f"prompt {options.prompt} ({options.shared} alike), response {options.response} tokens, {options.threads} threads, "
+          f"medians of {options.repeats}; plain = the faster of one at a time and {BATCH} at a time")  # fmt: skip
     for name in options.models:
-        model = load_model(parse_source(f"embedded/{name}"))
-        vocabulary = model.config.vocab_size
-        for size in options.constitutions:
-            prompts = [[rng.randrange(10, vocabulary) for _ in range(options.prompt)] for _ in range(size)]
-            responses = [[rng.randrange(10, vocabulary) for _ in range(options.response)] for _ in range(size)]
-            measure(response_logprobs, model, prompts, responses)
-            runs = [
-                (
-                    measure(response_logprobs_naive, model, prompts, responses),
-                    measure(response_logprobs, model, prompts, responses),
-                )
-                for _ in range(options.repeats)
-            ]
-            plain, packed = ([statistics.median(run[side][k] for run in runs) for k in range(3)] for side in (0, 1))
-            table.add_row(
-                name, str(size), f"{plain[0]:.2f}", f"{packed[0]:.2f}", f"{packed[0] / plain[0]:.2f}", f"{plain[1] / 2**30:.2f}",
-                f"{packed[1] / 2**30:.2f}", f"{packed[1] / plain[1]:.2f}", f"{abs(plain[2] - packed[2]):.1e}",
-            )  # fmt: skip
-    Console().print(table)
+        for dtype in options.dtypes:
+            for size in options.constitutions:
+                measure(options, name, dtype, size)
+
+
+def measure(options: argparse.Namespace, name: str, dtype: str, size: int) -> None:
+    """One model, one precision, one C: times, then memory, then the row."""
+    model = load(name)
+    seconds, losses = times(options, model, size, dtype)
+    del model
+    gc.collect()
+    memory = {} if options.no_memory else {p: memory_in_child(options, name, size, dtype, p) for p in options.paths}
+    median = {path: statistics.median(values) for path, values in seconds.items()}
+    row = {
+        "model": name, "dtype": dtype, "C": size, "prompt": options.prompt, "response": options.response, "shared": options.shared,
+        "threads": options.threads, "seconds": seconds, "median": median, "loss": losses, "memory": memory,
+    }  # fmt: skip
+    if options.output:
+        with options.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    print(f"\n{name}, {dtype}, C = {size}")
+    plain = min((p for p in ("plain", "batched") if p in median), key=lambda p: median[p], default=None)
+    for path in options.paths:
+        ratio = f"  time x {median[path] / median[plain]:.2f}" if plain else ""
+        used = f"  {memory[path] / 2**30:6.2f} GiB" if memory.get(path, -1) >= 0 else "  did not fit" if memory else ""
+        fits = plain and memory.get(plain, -1) > 0 and memory.get(path, -1) >= 0
+        share = f"  memory x {memory[path] / memory[plain]:.2f}" if fits else ""
+        print(f"  {path:8} {median[path]:8.2f} s{ratio}{used}{share}  loss {losses[path]:.7f}", flush=True)
 
 
 if __name__ == "__main__":
