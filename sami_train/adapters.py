@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sami_train.config import Recipe
 from sami_train.errors import MissingPackage, UserError
-
-_A, _B, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
 
 
 def require_adapters(recipe: Recipe) -> None:
@@ -24,32 +23,54 @@ def add_adapter(model: Any, recipe: Recipe) -> None:
     """Put a LoRA adapter into the model, in place; only the adapter is left to train. Its start is drawn from the seed.
 
     Raises:
-        UserError: the model has no layer of the names given.
+        UserError: the model has no layer of the names given, or one of them shares its weights with another.
     """
     import torch
     from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     torch.manual_seed(recipe.seed)
     try:
-        inject_adapter_in_model(_config(recipe), model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft's advice on experts and on tied weights
+            inject_adapter_in_model(_config(recipe), model)
     except ValueError as error:
         raise UserError(
             f"lora_target_modules: the adapter cannot be added ({str(error).splitlines()[0]}); name layers of the model"
         ) from None
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if model.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise UserError(
+            "lora_target_modules: this model's embeddings and head share their weights, so an adapter of one cannot be merged; "
+            "leave them out"
+        )
 
 
-def merged_state(state: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """A state dict with adapters as one without: W + B A lora_alpha / r, under the names of the base model."""
-    scale = recipe.lora_alpha / recipe.lora_r
-    merged: dict[str, Any] = {}
-    for name, value in state.items():
-        if ".lora_" in name:
-            continue
-        layer = name.split(_BASE)[0]
-        if name.endswith(f"{_BASE}weight") and layer + _A in state:
-            delta = state[layer + _B].float() @ state[layer + _A].float() * scale
-            value = (value.float() + delta).to(value.dtype)
-        merged[name.replace(_BASE, ".")] = value
+def merged_state(empty: Any, state: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """A state dict with adapters as one without, under the names of the base model; its weights are changed in place.
+
+    `empty` is the base model on the meta device, without adapters. Which weights an adapter belongs to and how it is merged
+    (a mixture of experts keeps its experts in one tensor) is left to peft.
+
+    Raises:
+        UserError: something would be left out of the merged model.
+    """
+    from peft import get_peft_model
+
+    names = set(empty.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's advice on experts
+        adapted = get_peft_model(empty, _config(recipe))
+        known = adapted.load_state_dict(
+            {f"base_model.model.{k}": v for k, v in state.items()}, assign=True, strict=False
+        )
+        merged: dict[str, Any] = adapted.merge_and_unload().state_dict()
+    lost = [*known.unexpected_keys, *known.missing_keys, *(names ^ merged.keys())]
+    if lost or any(value.is_meta for value in merged.values()):
+        raise UserError(
+            f"the adapter cannot be merged into this model ({lost[0] if lost else 'a weight'} would be lost); set "
+            "lora_target_modules to the names of linear layers"
+        )
     return merged
 
 

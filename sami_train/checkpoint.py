@@ -42,11 +42,16 @@ def save_checkpoint(
             )
         if world.main:
             write_json(work / PROGRESS, {"step": step})
-            shutil.rmtree(folder, ignore_errors=True)
+            old = _put_aside(folder)
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.is_dir():
+                folder.rename(old)
             work.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
     except (OSError, UserError, dcp.api.CheckpointException) as reason:
         shutil.rmtree(work, ignore_errors=True)
-        why = getattr(reason, "strerror", None) or _first_line(reason)
+        cause = next(iter(getattr(reason, "failures", {}).values()), (reason,))[0]
+        why = getattr(cause, "strerror", None) or _first_line(cause)
         error = UserError(f"{folder}: the checkpoint cannot be written ({why}); free some space and run again")
     world.together(error)
 
@@ -60,6 +65,9 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, Any], optimizer: Any,
     import torch.distributed.checkpoint as dcp
 
     world = world or World()
+    if world.main and not folder.is_dir() and _put_aside(folder).is_dir():
+        _put_aside(folder).rename(folder)  # a kill between two renames
+    world.barrier()
     if not folder.is_dir():
         return 0
     error, step = None, 0
@@ -75,7 +83,7 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, Any], optimizer: Any,
         for state in optimizer.state.values():
             if "step" in state:
                 state["step"].fill_(step)
-    except Exception as reason:
+    except (Exception, dcp.api.CheckpointException) as reason:  # torch's own is no Exception
         if isinstance(reason, MemoryError):
             raise
         error = UserError(
@@ -83,6 +91,11 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, Any], optimizer: Any,
         )
     world.together(error)
     return step
+
+
+def _put_aside(folder: Path) -> Path:
+    """Where the older checkpoint is while a newer one takes its name."""
+    return folder.with_name(f".{folder.name}-older")
 
 
 def _tensors(parameters: Mapping[str, Any], optimizer: Any, world: World) -> dict[str, Any]:

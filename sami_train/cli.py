@@ -134,8 +134,9 @@ ends the others meanwhile, and the sentence appears once."""
 def _run(options: argparse.Namespace) -> int:
     from sami_train.config import load_recipe, parse_changes
 
-    recipe = load_recipe(options.recipe, parse_changes(options.set))
-    source, data = inputs(recipe, folders_of(options.recipe))
+    folders = folders_of(options.recipe)
+    recipe = located(load_recipe(options.recipe, parse_changes(options.set)), folders)
+    source, data = inputs(recipe, folders)
     folder = options.output or Path("runs/sami") / recipe.name.replace("/", "-")
 
     import torch
@@ -253,6 +254,18 @@ def parent_of(file: Path) -> Path | None:
     return beside if beside.is_file() else find_recipe(str(parent))
 
 
+def located(recipe: Recipe, folders: Sequence[Path]) -> Recipe:
+    """The recipe with the files that it names given by whole paths, so that it can be run from anywhere."""
+
+    def whole(name: str) -> str:
+        found = _beside(name, folders)
+        return str(found.resolve()) if found.is_file() else name
+
+    return recipe.model_copy(
+        update={field: tuple(map(whole, getattr(recipe, field))) for field in ("queries", "principles")}
+    )
+
+
 def _beside(name: str, folders: Iterable[Path]) -> Path:
     return next((folder / name for folder in folders if (folder / name).exists()), Path(name))
 
@@ -298,21 +311,23 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the recipe as JSON, and nothing else")
-    form.add_argument("--fields", action="store_true", help="print a table of the fields: value, default, meaning")
+    form.add_argument(
+        "--fields", action="store_true", help="print a table of the fields: value, what it differs from, meaning"
+    )
 
 
 def _show(options: argparse.Namespace) -> int:
     from sami_train.config import find_recipe, load_recipe, parse_changes
 
     changes = parse_changes(options.set)
-    recipe = load_recipe(options.recipe, changes)
+    recipe = located(load_recipe(options.recipe, changes), folders_of(options.recipe))
     if options.json:
         _print_json(recipe.model_dump(mode="json"))
         return 0
     fields = _fields(recipe, _parent(find_recipe(options.recipe)), changes)
     if options.fields:
-        cells = [[f.name, _short(f.value), f.default_text, f.mark, f.description] for f in fields]
-        _print_table(["field", "value", "default", "differs", "meaning"], cells)
+        cells = [[f.name, _short(f.value), f.mark, f.description] for f in fields]
+        _print_table(["field", "value", "differs from", "meaning"], cells)
     else:
         print(_annotated(find_recipe(options.recipe), fields), end="")  # noqa: T201
     return 0
@@ -324,7 +339,6 @@ class _Field:
 
     name: str
     value: Any
-    default_text: str
     mark: str
     description: str
 
@@ -360,8 +374,7 @@ def _fields(recipe: Recipe, parent: Recipe | None, changes: dict[str, Any]) -> l
             marks.append(f"parent {_short(_plain(getattr(parent, name)))}")
         if name in changes:
             marks.append("--set")
-        default = "–" if info.is_required() else _short(_plain(defaults[name]))
-        found.append(_Field(name, plain[name], default, ", ".join(marks), str(info.description)))
+        found.append(_Field(name, plain[name], ", ".join(marks), str(info.description)))
     return found
 
 
@@ -434,6 +447,10 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))  # noqa: T201
 
 
+_WIDTHS = {"value": 24, "differs from": 20}
+"""Most characters of a column's lines."""
+
+
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table for a person; where the output goes to a file or a program, rows with tabs between the cells."""
     if not sys.stdout.isatty():
@@ -446,7 +463,7 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("recipe", "field"))
+        table.add_column(column, overflow="fold", no_wrap=column in ("recipe", "field"), max_width=_WIDTHS.get(column))
     for row in rows:
         table.add_row(*map(Text, row))
     Console(highlight=False).print(table)

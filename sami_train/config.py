@@ -221,11 +221,18 @@ class Recipe(BaseModel):
             )
         if self.stop_if.length_ratio is not None and not self.eval_samples:
             raise ValueError("'stop_if.length_ratio' looks at sampled responses: set 'eval_samples'")
+        if self.eval_queries == 1:
+            raise ValueError("'eval_queries' is 1, which gives no interval; set 0, or 2 at least")
         if self.eval_samples > self.eval_queries:
             raise ValueError("'eval_samples' is above 'eval_queries'; they are drawn from them")
         if self.caches_gradients and self.use_peft and self.lora_dropout:
             raise ValueError("gradient caching runs every row twice, which must agree: set 'lora_dropout' to 0")
         return self
+
+    @property
+    def rules(self) -> tuple[FilterRule, ...]:
+        """The filters, and that of empty responses, which is never off."""
+        return self.filters if "empty" in self.filters else (*self.filters, "empty")
 
     @property
     def caches_gradients(self) -> bool:
@@ -285,7 +292,10 @@ def load_recipe(name_or_path: str, changes: Mapping[str, Any] | None = None) -> 
     try:
         return Recipe.model_validate({**fields, **(changes or {})})
     except ValidationError as error:
-        raise UserError(first_problem(error, document, Recipe)) from None
+        problem, location = first_problem(error, document, Recipe), error.errors()[0]["loc"]
+        if location and location[0] in (changes or {}):
+            problem = problem.replace(document.where(location), f"--set {location[0]}", 1)
+        raise UserError(problem) from None
 
 
 def _with_parent(document: LinedDocument, children: tuple[Path, ...]) -> dict[str, Any]:

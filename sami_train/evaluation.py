@@ -13,6 +13,7 @@ from typing import Any
 
 from sami_train.config import Recipe
 from sami_train.distributed import World
+from sami_train.errors import UserError
 from sami_train.logprobs import cell_logprobs, diagonal_tokens, pack, token_logprobs
 from sami_train.loss import contrast_metrics, kl_to_base
 from sami_train.pairs import Example
@@ -26,6 +27,9 @@ def contrast_figures(
 
     loss, mi_lower_bound (InfoNCE: log C - loss, of mean token log-probabilities) and kl are in nats, accuracy is a fraction,
     logps are in nats per token. `kl` is there when a reference is.
+
+    Raises:
+        UserError: a figure of a query is not finite: the model is broken (on every device, naming the query).
     """
     import torch
 
@@ -50,6 +54,12 @@ def contrast_figures(
     for ids, part, known in world.gather(([e.query_id for e in mine], rows, logprobs)):
         found.update(zip(ids, part, strict=True))
         logprobs.update(known)
+    for example in examples:
+        if not all(map(math.isfinite, found[example.query_id].values())):
+            raise UserError(
+                f"the model gives no finite log-probabilities for the unseen query '{example.query_id}'; finished work is kept; "
+                "lower learning_rate"
+            )
     return _summary([found[example.query_id] for example in examples]), logprobs
 
 

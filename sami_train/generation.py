@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sami_train.errors import UserError
@@ -20,11 +20,13 @@ DEFAULT_BATCH = {"cpu": 64, "cuda": 128}
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt as token ids (BOS first, once, where the model has one); `truncated`: its body was shortened to fit."""
+    """A prompt as token ids (BOS first, once, where the model has one); `truncated`: its body was shortened to fit, to so many
+    of its words (`words`)."""
 
     ids: list[int]
     text: str
     truncated: bool
+    words: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,12 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_tokens: int) -> Encoded:
         return Encoded(ids, text, False)
     words = body.split(" ")
     low, high = 0, len(words) - 1
-    best: tuple[list[int], str] | None = None
+    best: tuple[list[int], str, int] | None = None
     while low <= high:
         keep = (low + high) // 2
         ids, text = encode(" ".join(words[:keep]))
         if len(ids) <= max_tokens:
-            best, low = (ids, text), keep + 1
+            best, low = (ids, text, keep), keep + 1
         else:
             high = keep - 1
     if best is None:
@@ -71,7 +73,21 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_tokens: int) -> Encoded:
             f"a prompt has {len(ids)} tokens without its query, more than the {max_tokens} allowed; "
             "raise max_prompt_tokens or use fewer principles"
         )
-    return Encoded(best[0], best[1], True)
+    return Encoded(best[0], best[1], True, best[2])
+
+
+def encode_alike(tokenizer: Any, prompts: Sequence[Prompt], max_tokens: int) -> list[Encoded]:
+    """Prompts with one body between them, shortened in all to the length that fits the longest. Raises as `encode_prompt`."""
+    encoded = [encode_prompt(tokenizer, prompt, max_tokens) for prompt in prompts]
+    words = [one.words for one in encoded if one.words is not None]
+    if not words:
+        return encoded
+    shortest = min(words)
+    bodies = [" ".join(without_control_tokens(tokenizer, prompt.body).split(" ")[:shortest]) for prompt in prompts]
+    return [
+        replace(encode_prompt(tokenizer, prompt.with_body(body), max_tokens), truncated=True, words=shortest)
+        for prompt, body in zip(prompts, bodies, strict=True)
+    ]
 
 
 def without_control_tokens(tokenizer: Any, text: str) -> str:

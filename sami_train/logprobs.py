@@ -228,6 +228,11 @@ def check_fast_path(model: Any, contrasted: Contrasted, *, tolerance: float = 0.
     """
     import torch
 
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        raise UserError(
+            f"a {model.config.model_type} model caps its attention's logits, which no fused attention does, so it cannot be "
+            "trained here; use a Llama, Mistral, Mixtral, Gemma 3 or Qwen model"
+        )
     prompts = [ids[:32] for ids in contrasted[0]]
     responses = [ids[:8] for ids in contrasted[1]]
     with torch.no_grad():

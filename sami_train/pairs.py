@@ -63,6 +63,7 @@ def split_queries(queries: Sequence[Query], recipe: Recipe) -> tuple[list[Query]
             raise UserError(
                 f"iteration {iteration} of the recipe '{recipe.name}' needs {needed} queries (batch_size x batches) but its half "
                 f"of the training queries has {len(half)}; give more queries, or lower batch_size or batches_at_start"
+                + (f", or eval_queries ({recipe.eval_queries} are kept unseen)" if recipe.eval_queries else "")
             )
     return halves[0], halves[1], unseen
 
@@ -169,7 +170,10 @@ def answer_of(tokenizer: Any, generated: Any, template: Template, recipe: Recipe
 def filter_rule(
     recipe: Recipe, task: str, responses: Sequence[str], ids: Sequence[Sequence[int]], finish: Sequence[str]
 ) -> FilterRule | None:
-    """The first of the recipe's rules that takes an example out, or None. The first response is that of the drawn constitution."""
+    """The first of the recipe's rules that takes an example out, or None. The first response is that of the drawn constitution.
+
+    Empty responses are always left out: there is nothing in them to learn from.
+    """
     lengths = [len(tokens) for tokens in ids]
     empty = any(not text.strip() or not tokens for text, tokens in zip(responses, ids, strict=True))
     broken: dict[FilterRule, bool] = {
@@ -182,4 +186,4 @@ def filter_rule(
         "cut_off": "length" in finish,
         "length_ratio": max(lengths) > recipe.max_length_ratio * min(lengths),
     }
-    return next((rule for rule in broken if rule in recipe.filters and broken[rule]), None)
+    return next((rule for rule in broken if rule in recipe.rules and broken[rule]), None)

@@ -18,7 +18,7 @@ from sami_train.generation import (
     DEFAULT_BATCH,
     Encoded,
     Generated,
-    encode_prompt,
+    encode_alike,
     end_ids,
     finish,
     generate_batch,
@@ -26,7 +26,7 @@ from sami_train.generation import (
 )
 from sami_train.models import Source, generation_settings, local_folder
 from sami_train.pairs import Contrast, Example, answer_of, filter_rule
-from sami_train.prompts import Template
+from sami_train.prompts import Prompt, Template
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -57,6 +57,7 @@ class Sampler:
     ) -> None:
         self.recipe, self.templates, self.tokenizer, self.world = recipe, templates, tokenizer, world
         self.load, self.release, self.trust_remote_code = load, release, trust_remote_code
+        self._last: tuple[tuple[Prompt, ...], list[Encoded]] | None = None
 
     def examples(self, contrasts: Sequence[Contrast], source: Source, file: Path, progress: Progress) -> list[Example]:
         """One example per contrast, filtered ones marked. Rows already in `file` are used, the others are sampled."""
@@ -186,10 +187,16 @@ class Sampler:
         return self.templates[task].stop(self.recipe.style, reasoning=self.recipe.reasoning)
 
     def _encode(self, contrast: Contrast, side: int) -> Encoded:
-        return encode_prompt(self.tokenizer, contrast.sampling_prompts[side], self.recipe.max_prompt_tokens)
+        return self._alike(contrast.sampling_prompts)[side]
+
+    def _alike(self, prompts: tuple[Prompt, ...]) -> list[Encoded]:
+        """The prompts of a query, whose constitutions differ and whose query must not. The last ones are kept for the next side."""
+        if self._last is None or self._last[0] is not prompts:
+            self._last = (prompts, encode_alike(self.tokenizer, prompts, self.recipe.max_prompt_tokens))
+        return self._last[1]
 
     def _row(self, contrast: Contrast, side: int, generated: Generated) -> Row:
-        trained_on = encode_prompt(self.tokenizer, contrast.prompts[side], self.recipe.max_prompt_tokens)
+        trained_on = self._alike(contrast.prompts)[side]
         answer = answer_of(self.tokenizer, generated, self.templates[contrast.query.task], self.recipe)
         row = {
             "query_id": contrast.query.id,

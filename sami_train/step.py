@@ -73,7 +73,7 @@ def accumulate(
     gathered = world.gather((rows, broken, tokens))
     if everywhere := [query for _, ids, _ in gathered for query in ids]:
         raise UserError(
-            f"the loss of query '{everywhere[0]}' is not finite; finished work and checkpoints are kept; lower learning_rate, "
+            f"the loss of query '{everywhere[0]}' is not finite; what came before is kept; lower learning_rate, "
             "or leave that query out"
         )
     everyone = [row for part, _, _ in gathered for row in part]

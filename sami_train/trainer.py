@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -78,11 +79,12 @@ def train(
             disk, a folder that holds another run, a package that is missing.
     """
     world = world or World()
-    if finished := _finished(folder, recipe):
+    inputs = _inputs(source, data)
+    if finished := _finished(folder, recipe, inputs):
         return finished
     _require_packages(recipe, world)
     first, second, unseen = split_queries(data.queries, recipe)
-    _claim(folder, recipe, source, data, world)
+    _claim(folder, recipe, inputs, world)
     if not world.main:
         progress, note = (lambda *_: None), (lambda _: None)
     with ExitStack() as stack:
@@ -139,21 +141,19 @@ def _require_packages(recipe: Recipe, world: World) -> None:
             raise UserError(f"the method '{recipe.method}' trains in one process; start it without torchrun")
 
 
-def _finished(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """The summary of a finished run of this recipe."""
+def _finished(folder: Path, recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any] | None:
+    """The summary of a finished run of this recipe on these inputs. Raises UserError where it is another run's."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: this is a file; name a folder with -o")
     summary = read_json(folder / "summary.json")
     if summary is not None:
-        same_run(folder / "recipe.yaml", recipe)
+        _same_inputs(folder, recipe, inputs)
     return summary
 
 
-def _claim(folder: Path, recipe: Recipe, source: Source, data: TrainingData, world: World) -> None:
-    """Write down what the folder's run is, or make sure that the run begun there is this one.
-
-    Raises:
-        UserError: the folder holds the run of another recipe, model, principles or queries.
-    """
-    inputs = {
+def _inputs(source: Source, data: TrainingData) -> dict[str, str]:
+    """Digests of all that a recipe is applied to."""
+    return {
         "model": source_fingerprint(source) if source.kind == "folder" else f"{source} {source.revision or ''}".strip(),
         "queries": _digest([[q.id, q.text, q.task] for q in data.queries]),
         "principles": _digest(
@@ -161,17 +161,36 @@ def _claim(folder: Path, recipe: Recipe, source: Source, data: TrainingData, wor
         ),
         "templates": _digest({kind: template.hash for kind, template in data.templates.items()}),
     }
-    known = read_json(folder / "inputs.json")
-    if known is not None:
-        same_run(folder / "recipe.yaml", recipe)
-        for key, value in inputs.items():
-            if known.get(key) != value:
-                raise UserError(f"{folder}: a run with other {key} was begun here; name another folder with -o")
-    elif world.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        write_json(folder / "inputs.json", inputs)
-    world.barrier()
+
+
+def _claim(folder: Path, recipe: Recipe, inputs: Mapping[str, str], world: World) -> None:
+    """Write down what the folder's run is, or make sure that the run begun there is this one.
+
+    Raises:
+        UserError: the folder holds the run of another recipe, model, principles or queries, or cannot be made.
+    """
+    error = None
+    try:
+        if (folder / "inputs.json").is_file():
+            _same_inputs(folder, recipe, inputs)
+        elif world.main:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+            write_json(folder / "inputs.json", dict(inputs))
+    except OSError as reason:
+        error = UserError(f"{folder}: the folder cannot be written ({reason.strerror}); name another one with -o")
+    except UserError as reason:
+        error = reason
+    world.together(error)
+
+
+def _same_inputs(folder: Path, recipe: Recipe, inputs: Mapping[str, str]) -> None:
+    """Raises UserError when the folder's run is of another recipe, model, principles or queries."""
+    same_run(folder / "recipe.yaml", recipe)
+    known = read_json(folder / "inputs.json") or {}
+    for key, value in inputs.items():
+        if known.get(key) != value:
+            raise UserError(f"{folder}: a run with other {key} was begun here; name another folder with -o")
 
 
 def _digest(value: object) -> str:
@@ -229,13 +248,18 @@ class _Run:
         contrasts = self._contrasts(half[: recipe.queries_needed(number)], seed=recipe.seed * 1000 + number)
         examples = self._sample(contrasts, sampled_from, place / "pairs.jsonl", f"{label} responses")
         kept = [e for e in examples if e.filtered is None][: recipe.batch_size * recipe.batches(number)]
-        filtered: dict[str, int] = {rule: sum(e.filtered == rule for e in examples) for rule in recipe.filters}
+        filtered: dict[str, int] = {rule: sum(e.filtered == rule for e in examples) for rule in recipe.rules}
         self._check_pairs(place, kept, filtered, number)
         training = _Training(self, number, place, kept, filtered, self._unseen(unseen))
         summary = {"iteration": number, "queries": len(contrasts), **training.run()}
-        self.weights.save(place / "model", summary, self.data.provenance)
+        try:
+            self.weights.save(place / "model", summary, self.data.provenance)
+        except UserError:
+            training.keep()
+            raise
         if self.world.main:
             write_json(place / "summary.json", summary)
+            shutil.rmtree(place / "checkpoint", ignore_errors=True)
 
     def _check_pairs(self, place: Path, kept: Sequence[Example], filtered: Mapping[str, int], number: int) -> None:
         wanted = self.recipe.batch_size * self.recipe.batches(number)
@@ -267,8 +291,11 @@ class _Run:
         examples = self._sample(contrasts, self.source, self.folder / "unseen.jsonl", "unseen responses")
         usable = [e for e in examples if e.filtered is None]
         if len(usable) < 2:
+            found = f"{len(usable)} of {len(queries)} unseen queries have usable responses"
+            if any(limit is not None for limit in self.recipe.stop_if.model_dump().values()):
+                raise UserError(f"{found}, and 'stop_if' looks at two at least; raise eval_queries or relax 'filters'")
             if queries:
-                self.note(f"{len(usable)} of {len(queries)} unseen queries have usable responses: nothing is evaluated")
+                self.note(f"{found}: nothing is evaluated")
             return None
         return _Unseen(self, usable, contrasts[: self.recipe.eval_samples])
 
@@ -349,8 +376,22 @@ class _Training:
         else:
             self._baseline(model)
         model.eval()
+        self._check_alive(model)
         after = self._evaluate(model, len(self.batches)) if self.unseen else None
         return self._summary(after)
+
+    def _check_alive(self, model: Any) -> None:
+        """One more forward pass: the last step's loss was that of the weights before it."""
+        from sami_train.step import reference_logprobs
+
+        example = self.examples[-1]
+        values = reference_logprobs(model, example, self.recipe, self.world)
+        if not all(map(math.isfinite, values)):
+            self.keep()
+            raise UserError(
+                f"{self.place}: after the last step the model gives no finite log-probabilities (query '{example.query_id}'); "
+                "no model was written; lower learning_rate"
+            )
 
     def _sami(self, model: Any, parameters: Mapping[str, Any], reference: Any) -> None:
         from sami_train.checkpoint import load_checkpoint, save_checkpoint
@@ -366,10 +407,11 @@ class _Training:
         model.train()
         for step in range(start, len(self.batches)):
             began = time.monotonic()
-            queries = len(self.batches[step])
+            queries = len(self.batches[step][-(recipe.gradient_queries or 0) :])
 
             def show(done: int, step: int = step, queries: int = queries) -> None:
-                self.run_.progress(self.label, step, len(self.batches), f"query {done * world.size}/{queries}")
+                done = min(done * world.size, queries)
+                self.run_.progress(self.label, step, len(self.batches), f"query {done}/{queries}")
 
             try:
                 result = accumulate(model, self.batches[step], recipe, world, reference=reference, on_query=show)
@@ -377,10 +419,11 @@ class _Training:
                 if not math.isfinite(norm):
                     ids = ", ".join(f"'{e.query_id}'" for e in self.batches[step][:3])
                     raise UserError(
-                        f"the gradient is not finite (queries {ids} and others); finished work and checkpoints are kept; "
+                        f"the gradient of its {queries} queries ({ids}, ...) is not finite; what came before is kept; "
                         "lower learning_rate"
                     )
             except UserError as error:
+                self.keep()
                 raise UserError(f"{self.place}: step {step + 1}: {error}") from None
             rate = recipe.learning_rate_at(step, len(self.batches))
             set_learning_rate(optimizer, rate)
@@ -454,20 +497,26 @@ class _Training:
         """
         from sami_train.step import reference_logprobs
 
-        file = self.place / "reference.jsonl"
-        known = {row["query_id"]: row["logprobs"] for row in self.world.gather(read_rows(file))[0]}
-        for number, example in enumerate(self.examples):
-            if example.query_id not in known:
-                known[example.query_id] = reference_logprobs(model, example, self.recipe, self.world)
-                if self.world.main:
-                    append_rows(file, [{"query_id": example.query_id, "logprobs": known[example.query_id]}])
-            self.run_.progress(f"iteration {self.number} reference", number + 1, len(self.examples), "")
+        file, world = self.place / "reference.jsonl", self.world
+        known = {row["query_id"]: row["logprobs"] for row in world.gather(read_rows(file))[0]}
+        missing = [example for example in self.examples if example.query_id not in known]
+        for start in range(0, len(missing), world.size):
+            mine = missing[min(start + world.rank, len(missing) - 1)]  # a process without one goes along with the last
+            made = dict(world.gather((mine.query_id, reference_logprobs(model, mine, self.recipe, world))))
+            if world.main:
+                append_rows(file, [{"query_id": query, "logprobs": values} for query, values in made.items()])
+            known.update(made)
+            self.run_.progress(f"iteration {self.number} reference", len(known), len(self.examples), "")
         return known
 
     def _evaluate(self, model: Any, step: int) -> dict[str, Any]:
         """Measure on the unseen queries; warn, or stop with the checkpoint kept, where a limit is passed."""
         assert self.unseen is not None
-        figures, _, samples = self.unseen.measure(model, self.base["reference"])
+        try:
+            figures, _, samples = self.unseen.measure(model, self.base["reference"])
+        except UserError as error:
+            self.keep()
+            raise UserError(f"{self.place}: step {step}: {error}") from None
         row = {"iteration": self.number, "step": step, **figures}
         if self.world.main:
             for file in (self.evaluations, self.place / "samples.jsonl"):

@@ -29,6 +29,8 @@ class Weights:
         self.recipe, self.base, self.world = recipe, base, world
         self.trust_remote_code, self.loading = trust_remote_code, loading
         self.tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
+        if recipe.style == "chat" and not self.tokenizer.chat_template:
+            raise UserError(f"style: 'chat' needs a chat template, and '{base}' has none; set style: completion")
         self._model: Any = None
         self._holds: tuple[str, str] | None = None
 
@@ -76,7 +78,10 @@ class Weights:
         sharded = self.world.size > 1  # adapters must be there before the weights are sharded
         if self._holds != wanted or (adapters and sharded):
             self.release()
-            name = Path(source.name).parent.name if source.kind == "folder" else str(source)
+            place = Path(source.name)
+            name = str(source)
+            if source.kind == "folder":  # the model of an iteration lies in iteration-N/model
+                name = place.parent.name if place.name == "model" else place.name
             self.loading(name, False)
             self._model = self._read(source, dtype, adapters)
             self.loading(name, True)
@@ -95,9 +100,14 @@ class Weights:
             return model
         return self._read_sharded(source, dtype, adapters)
 
-    def _read_sharded(self, source: Source, dtype: str, adapters: bool) -> Any:
+    def _empty(self, config: Any, dtype: str | None = None) -> Any:
+        """The model of a configuration on the meta device, without weights."""
         import torch
 
+        with torch.device("meta"):
+            return _empty_model(config, dtype or self.recipe.master_dtype, self.trust_remote_code)
+
+    def _read_sharded(self, source: Source, dtype: str, adapters: bool) -> Any:
         world, error, whole, config = self.world, None, None, None
         try:
             if world.main:
@@ -107,8 +117,7 @@ class Weights:
             error = reason
         world.together(error)
         (config, *_) = world.gather(config)
-        with torch.device("meta"):
-            model = _empty_model(config, dtype, self.trust_remote_code)
+        model = self._empty(config, dtype)
         for one in (model, whole):
             if adapters and one is not None:
                 add_adapter(one, self.recipe)
@@ -135,6 +144,8 @@ class Weights:
         Raises:
             UserError: the disk refuses.
         """
+        from safetensors import SafetensorError
+
         recipe, model, world = self.recipe, self._model, self.world
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_disable()
@@ -144,7 +155,7 @@ class Weights:
         if world.main:
             shutil.rmtree(work, ignore_errors=True)
             try:
-                exported = merged_state(state, recipe) if recipe.use_peft else state
+                exported = merged_state(self._empty(model.config), state, recipe) if recipe.use_peft else state
                 model.save_pretrained(work, state_dict=exported)
                 self.tokenizer.save_pretrained(work)
                 if recipe.use_peft:
@@ -152,15 +163,16 @@ class Weights:
                 (work / "README.md").write_text(self._card(summary, provenance), encoding="utf-8")
                 shutil.rmtree(target, ignore_errors=True)
                 work.rename(target)
-            except OSError as reason:
+            except (OSError, SafetensorError) as reason:
                 shutil.rmtree(work, ignore_errors=True)
-                error = UserError(
-                    f"{target}: the model cannot be written ({reason.strerror}); free some space and run again"
-                )
+                why = getattr(reason, "strerror", None) or reason
+                error = UserError(f"{target}: the model cannot be written ({why}); free some space and run again")
+            except UserError as reason:
+                error = reason
         world.together(error)
-        if world.main:
-            shutil.rmtree(target.parent / "checkpoint", ignore_errors=True)
-        if not recipe.use_peft:
+        if recipe.use_peft:
+            self.release()  # its weights have the adapter merged in
+        else:
             self._holds = (str(target), recipe.master_dtype)
 
     def _card(self, summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ def first_problem(error: ValidationError, document: LinedDocument, model: type[B
     """One sentence for the first thing pydantic found: file, line, field, what is wrong, the nearest valid name."""
     problem = error.errors(include_url=False)[0]
     location: Location = tuple(problem["loc"])
-    shown = ".".join(str(part) for part in _real(location, document)) or "the document"
+    shown = ".".join(str(part) for part in _real(location, document))
     where = document.where(_real(location, document))
     kind, value = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
@@ -106,6 +106,8 @@ def first_problem(error: ValidationError, document: LinedDocument, model: type[B
     if kind == "literal_error" and isinstance(value, str):
         expected = [part.strip("' ") for part in str(problem["ctx"]["expected"]).replace(" or ", ", ").split(",")]
         return f"{where}: '{shown}' cannot be '{value}'; {nearest(value, expected)}"
+    if not shown:  # several fields do not fit together
+        return f"{document.path}: {message}"
     got = "" if isinstance(value, dict | list) or kind == "value_error" else f" (it is {value!r})"
     return f"{where}: '{shown}': {message}{got}"
 

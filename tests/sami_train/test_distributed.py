@@ -26,6 +26,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 2,
         "optim": "rmsprop",
     },
+    **{
+        f"16 queries, {size} at a time": {
+            "batch_size": 16,
+            "batches_at_start": 1,
+            "iterations": 1,
+            "eval_queries": 0,
+            "per_device_train_batch_size": size,
+        }
+        for size in (1, 8, 16)
+    },
     "lora": {"use_peft": True, "gradient_checkpointing": True, "constitutions_per_query": 3},
 }
 
@@ -76,7 +86,7 @@ def assert_same_run(one: Path, two: Path, tolerance: float) -> None:
             assert x == pytest.approx(y, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", ["plain", "cached, every", "lora"])
 def test_two_processes_train_as_one(tiny_model: Path, tmp_path: Path, name: str) -> None:
     finish(start(tiny_model, tmp_path / "one", name, 1))
     finish(start(tiny_model, tmp_path / "two", name, 2))
@@ -86,6 +96,20 @@ def test_two_processes_train_as_one(tiny_model: Path, tmp_path: Path, name: str)
     assert max((trained[n] - base[n]).abs().max().item() for n in base) > 1e-4
     if name == "lora":
         assert (tmp_path / "two" / "iteration-2" / "model" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_neither_micro_batches_nor_processes_change_the_update(tiny_model: Path, tmp_path: Path) -> None:
+    """16 queries as 1 x 16, 2 x 8 and 16 x 1 on one process, and as 2 x (8 x 1) and 2 x (1 x 8) on two."""
+    found = {}
+    for size, processes in ((1, 1), (8, 1), (16, 1), (1, 2), (8, 2)):
+        folder = tmp_path / f"{size}-{processes}"
+        finish(start(tiny_model, folder, f"16 queries, {size} at a time", processes))
+        found[size, processes] = weights(folder, 1)
+    first = found.pop((1, 1))
+    base = __import__("safetensors.torch").torch.load_file(tiny_model / "model.safetensors")
+    assert max((first[n] - base[n]).abs().max().item() for n in base) > 1e-4
+    for other in found.values():
+        assert max((first[n] - other[n]).abs().max().item() for n in first) <= 1e-6
 
 
 def test_two_killed_processes_go_on_as_two_or_as_one(tiny_model: Path, tmp_path: Path) -> None:
@@ -137,7 +161,7 @@ if __name__ == "__main__":
     train(
         test_trainer.recipe(**settings(sys.argv[3])),
         parse_source(sys.argv[1]),
-        test_trainer.data(),
+        test_trainer.data(40),
         Path(sys.argv[2]),
         world=world,
         progress=lambda what, done, total, figure: print(what, done, flush=True),  # noqa: T201

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,12 @@ from sami_train.pairs import split_queries
 from sami_train.prompts import load_template
 from sami_train.trainer import TrainingData, final_model, train
 
-QUERIES = [Query(f"q{n}", f"What is number {n}? {'Say more. ' * (n % 4)}", "dialogue") for n in range(24)]
+
+def some_queries(count: int) -> list[Query]:
+    return [Query(f"q{n}", f"What is number {n}? {'Say more. ' * (n % 4)}", "dialogue") for n in range(count)]
+
+
+QUERIES = some_queries(24)
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -36,7 +42,7 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.model_validate({**fields, **changes})
 
 
-def data() -> TrainingData:
+def data(count: int = len(QUERIES)) -> TrainingData:
     chosen = load_principle_set("verifiable")
     principles = chosen.select("dialogue", "learned")
     provenance = {
@@ -45,7 +51,8 @@ def data() -> TrainingData:
             {"name": chosen.name, "version": chosen.version, "hash": chosen.hash, "source": chosen.source}
         ],
     }
-    return TrainingData(QUERIES, {"dialogue": principles}, {"dialogue": load_template("dialogue")}, provenance)
+    templates = {"dialogue": load_template("dialogue")}
+    return TrainingData(some_queries(count), {"dialogue": principles}, templates, provenance)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -209,6 +216,105 @@ def test_a_half_written_checkpoint_is_named(tiny_model: Path, tmp_path: Path) ->
         train(recipe(), parse_source(str(tiny_model)), data(), tmp_path)
 
 
+def checkpointed(tiny_model: Path, folder: Path) -> Path:
+    """A run that stopped after its first step, with a whole checkpoint."""
+    wild = recipe(iterations=1, eval_steps=1, stop_if={"kl": 1e-9}, save_steps=1)
+    with pytest.raises(UserError, match="stop_if"):
+        train(wild, parse_source(str(tiny_model)), data(), folder)
+    return folder / "iteration-1" / "checkpoint"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
+def test_a_damaged_shard_is_named(tiny_model: Path, tmp_path: Path, damage: str) -> None:
+    checkpoint = checkpointed(tiny_model, tmp_path)
+    (shard, *_) = sorted(checkpoint.glob("*.safetensors"))
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:400] if damage == "cut" else b"")
+    with pytest.raises(UserError, match="checkpoint is damaged"):
+        train(recipe(iterations=1, eval_steps=1, save_steps=1), parse_source(str(tiny_model)), data(), tmp_path)
+
+
+def test_a_kill_between_two_renames_loses_no_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+    checkpoint = checkpointed(tiny_model, tmp_path)
+    checkpoint.rename(checkpoint.with_name(".checkpoint-older"))
+    steps: list[tuple[str, int]] = []
+    train(
+        recipe(iterations=1, eval_steps=1, save_steps=1),
+        parse_source(str(tiny_model)),
+        data(),
+        tmp_path,
+        progress=lambda what, done, *_: steps.append((what, done)),
+    )
+    assert ("iteration 1 steps", 2) in steps
+    assert ("iteration 1 steps", 0) not in steps, "the first step was taken again"
+
+
+def test_a_model_that_is_broken_after_its_last_step_is_not_written(tiny_model: Path, tmp_path: Path) -> None:
+    wild = recipe(learning_rate=1e38, optim="rmsprop", warmup_steps=0, iterations=1, batches_at_start=1, eval_queries=0)
+    with pytest.raises(UserError, match=r"after the last step .* no finite log-probabilities .*lower learning_rate"):
+        train(wild, parse_source(str(tiny_model)), data(), tmp_path)
+    assert not (tmp_path / "iteration-1" / "model").exists()
+
+
+def test_an_evaluation_that_finds_a_broken_model_keeps_the_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+    wild = recipe(learning_rate=1e30, warmup_steps=0, iterations=1, batches_at_start=3, eval_steps=1)
+    with pytest.raises(UserError, match=r"step 1: .* for the unseen query 'q\d+'"):
+        train(wild, parse_source(str(tiny_model)), data(), tmp_path)
+    assert (tmp_path / "iteration-1" / "checkpoint" / "progress.json").is_file()
+
+
+def test_a_full_disk_at_the_export_keeps_the_steps(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+    from transformers import LlamaForCausalLM
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "save_pretrained", full)
+        with pytest.raises(UserError, match=r"model cannot be written .*No space left"):
+            train(recipe(iterations=1), parse_source(str(tiny_model)), data(), tmp_path)
+    assert json.loads((tmp_path / "iteration-1" / "checkpoint" / "progress.json").read_text()) == {"step": 2}
+    train(recipe(iterations=1), parse_source(str(tiny_model)), data(), tmp_path)
+    assert not (tmp_path / "iteration-1" / "checkpoint").exists()
+
+
+def test_empty_responses_are_left_out_even_without_filters(tiny_model: Path, tmp_path: Path) -> None:
+    plain = recipe(iterations=1, filters=[], batches_at_start=1, batch_size=12, eval_queries=0)
+    summary = train(plain, parse_source(str(tiny_model)), data(), tmp_path)
+    assert "empty" in summary["iterations"][0]["filtered"]
+
+
+def test_a_finished_run_of_other_principles_is_refused(undisturbed: Path, tiny_model: Path) -> None:
+    known = data()
+    fewer = TrainingData(QUERIES, {"dialogue": known.principles["dialogue"][1:]}, known.templates)
+    with pytest.raises(UserError, match="a run with other principles was begun here"):
+        train(recipe(save_steps=1), parse_source(str(tiny_model)), fewer, undisturbed)
+
+
+def test_a_folder_that_is_a_file(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="this is a file; name a folder"):
+        train(recipe(), parse_source(str(tiny_model)), data(), tmp_path / "file")
+
+
+def test_prompts_of_a_query_are_shortened_alike(tiny_model: Path, tmp_path: Path) -> None:
+    long = [Query(q.id, " ".join(f"word{n}" for n in range(200)), q.task) for q in QUERIES]
+    known = data()
+    short = recipe(iterations=1, batches_at_start=1, eval_queries=0, max_prompt_tokens=400, filters=[])
+    train(short, parse_source(str(tiny_model)), TrainingData(long, known.principles, known.templates), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "iteration-1" / "pairs.jsonl").read_text().splitlines()]
+    assert all(row["prompt_truncated"] for row in rows)
+    lasts: dict[str, set[str]] = {}
+    for row in rows:
+        lasts.setdefault(row["query_id"], set()).add(re.findall(r"word\d+", row["prompt"])[-1])
+    assert all(len(last) == 1 for last in lasts.values())
+
+
 def test_split_is_seeded_and_disjoint() -> None:
     one, two, unseen = split_queries(QUERIES, recipe())
     assert split_queries(QUERIES, recipe()) == (one, two, unseen)
@@ -309,6 +415,44 @@ def test_lora_exports_a_merged_model_and_the_adapter(tiny_model: Path, tmp_path:
     with torch.no_grad():
         one, other = with_adapter(ids).logits, load_model(parse_source(str(folder)))(ids).logits
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["llama", "mixtral", "gemma3", "qwen2"])
+def test_a_merged_model_says_what_the_adapted_one_did(shape: str) -> None:
+    pytest.importorskip("peft", reason="peft is not installed (pip install 'sami-harness[peft]')")
+    from conftest import tiny_model as model_of
+    from transformers import AutoModelForCausalLM
+
+    from sami_train.adapters import add_adapter, merged_state
+
+    model, ids = model_of(shape), torch.tensor([[1, 7, 30, 9, 60]])
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(model.config)
+    names = set(model.state_dict())
+    settings = recipe(use_peft=True, lora_r=4)
+    add_adapter(model, settings)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter.data, std=0.1)
+    with torch.no_grad():
+        adapted, plain = model(ids).logits, model_of(shape)(ids).logits
+    merged = merged_state(empty, model.state_dict(), settings)
+    assert merged.keys() == names
+    again = model_of(shape, seed=5)
+    again.load_state_dict(merged)
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, adapted, rtol=1e-4, atol=1e-4)
+    assert (adapted - plain).abs().max() > 0.01
+
+
+def test_lora_on_tied_embeddings_is_refused() -> None:
+    pytest.importorskip("peft", reason="peft is not installed (pip install 'sami-harness[peft]')")
+    from conftest import tiny_model as model_of
+
+    from sami_train.adapters import add_adapter
+
+    with pytest.raises(UserError, match="embeddings and head share their weights"):
+        add_adapter(model_of("gemma3"), recipe(use_peft=True, lora_target_modules=["embed_tokens", "q_proj"]))
 
 
 def test_lora_on_layers_that_are_not_there(tiny_model: Path, tmp_path: Path) -> None:
