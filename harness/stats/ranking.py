@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +24,9 @@ ELO_POINTS = 400 / math.log(10)
 
 PSEUDO_TIES = 0.5
 """Ties added to every pair that met, where the likelihood has no maximum."""
+
+CONVERGED = 1e-10
+"""A last step of the fit, in strength."""
 
 SANDWICH = "query-clustered sandwich"
 BOOTSTRAP = "bootstrap over queries"
@@ -120,7 +123,7 @@ def bradley_terry(
     covariance = _sandwich(strength, games + pseudo, met, anchor)
     limits, resampled_unbounded = _intervals(strength, covariance, queries, level), 0
     if resamples:
-        drawn, resampled_unbounded = _resampled(met, anchor, resamples, seed)
+        drawn, resampled_unbounded = _resampled(strength, met, anchor, resamples, seed)
         limits = _percentiles(drawn, limits, unbounded, level)
     low, high, rank_low, rank_high = limits
     rank = _ranks(strength[None])[0]
@@ -208,10 +211,10 @@ class _Meetings:
 
 def _meetings(a: ArrayLike, b: ArrayLike, scores: ArrayLike, query_ids: ArrayLike, what: str) -> _Meetings:
     s = finite_vector(scores, what, 0, 1)
-    one, two, ids = (np.asarray(column) for column in (a, b, query_ids))
+    one, two, ids = (np.asarray(c).tolist() if not isinstance(c, list) else c for c in (a, b, query_ids))
     for column in (one, two, ids):
         same_length(what, s, column)
-    names, index = np.unique(np.concatenate([one, two]), return_inverse=True)
+    names, index = _numbered(one + two)
     first, second = index[: s.size], index[s.size :]
     if (first == second).any():
         at = int((first == second).argmax())
@@ -220,13 +223,20 @@ def _meetings(a: ArrayLike, b: ArrayLike, scores: ArrayLike, query_ids: ArrayLik
         )
     low, high = np.minimum(first, second), np.maximum(first, second)
     codes, pair = np.unique(low * len(names) + high, return_inverse=True)
-    queries, query = np.unique(ids, return_inverse=True)
-    shape = (queries.size, codes.size)
+    queries, query = _numbered(ids)
+    shape = (len(queries), codes.size)
     cell = query * codes.size + pair
     counts = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
     sums = np.bincount(cell, weights=np.where(first == low, s, 1 - s), minlength=shape[0] * shape[1]).reshape(shape)
     pairs = np.column_stack([codes // len(names), codes % len(names)])
-    return _Meetings(tuple(str(name) for name in names), pairs, sums / np.maximum(counts, 1), counts > 0)
+    return _Meetings(tuple(map(str, names)), pairs, sums / np.maximum(counts, 1), counts > 0)
+
+
+def _numbered(values: list[Any]) -> tuple[list[Any], Ints]:
+    """The distinct values, in order, and the place of each value among them: np.unique, without sorting all the rows."""
+    names = sorted(set(values), key=str)
+    places = {name: place for place, name in enumerate(names)}
+    return names, np.fromiter(map(places.__getitem__, values), dtype=np.int64, count=len(values))
 
 
 def _queries_of(met: _Meetings) -> Ints:
@@ -246,14 +256,35 @@ def _fit(won: Floats, games: Floats, met: _Meetings, anchor: int) -> Floats:
     free = np.zeros((len(won), design.shape[1]))
     for _ in range(200):
         p = _expit(free @ design.T)
-        gradient = (won - games * p) @ design
-        hessian = np.einsum("pi,rp,pj->rij", design, games * p * (1 - p), design, optimize=True)
-        step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        hessian = np.matmul(design.T * (games * p * (1 - p))[:, None, :], design)
+        step = np.linalg.solve(hessian, ((won - games * p) @ design)[:, :, None])[:, :, 0]
         reach = np.abs(step @ design.T).max(axis=1, keepdims=True)
         free += step / np.maximum(1, reach)
-        if reach.max() < 1e-9:
+        if reach.max() < CONVERGED:
             break
     return np.insert(free, anchor, 0.0, axis=1)
+
+
+def _refit(won: Floats, games: Floats, start: Floats, start_games: Floats, met: _Meetings, anchor: int) -> Floats:
+    """As `_fit`, for data like those that gave the strengths `start`, shape (K,): a solve for each is saved.
+
+    The steps use the Hessian at the start, which is a little off; those that it does not bring home go to `_fit`.
+    """
+    design = np.delete(met.contrast, anchor, axis=1)
+    near = np.delete(start, anchor)
+    p = _expit(design @ near)
+    inverse = np.linalg.inv(design.T @ (design * (start_games * p * (1 - p))[:, None]))
+    free, away = np.tile(near, (len(won), 1)), np.arange(len(won))
+    for _ in range(40):
+        step = (won[away] - games[away] * _expit(free[away] @ design.T)) @ design @ inverse
+        free[away] += step
+        away = away[np.abs(step).max(axis=1) >= CONVERGED]
+        if not away.size:
+            break
+    found = np.insert(free, anchor, 0.0, axis=1)
+    if away.size:
+        found[away] = _fit(won[away], games[away], met, anchor)
+    return found
 
 
 def _sandwich(strength: Floats, games: Floats, met: _Meetings, anchor: int) -> Floats:
@@ -313,7 +344,7 @@ def _ranks(strengths: Floats) -> Ints:
     return ahead
 
 
-def _resampled(met: _Meetings, anchor: int, resamples: int, seed: int) -> tuple[Floats, int]:
+def _resampled(strength: Floats, met: _Meetings, anchor: int, resamples: int, seed: int) -> tuple[Floats, int]:
     """Strengths for resampled queries, shape (resamples, K), and how many of them needed PSEUDO_TIES."""
     rng = np.random.default_rng(seed)
     queries, pairs = met.means.shape
@@ -325,7 +356,7 @@ def _resampled(met: _Meetings, anchor: int, resamples: int, seed: int) -> tuple[
         won, games = np.hsplit(weights.astype(float) @ each, [pairs])
         open_ended = np.asarray(_unbounded(won, games, met, anchor).any(axis=1))
         pseudo = np.where(open_ended, PSEUDO_TIES, 0.0)[:, None]
-        drawn.append(_fit(won + pseudo / 2, games + pseudo, met, anchor))
+        drawn.append(_refit(won + pseudo / 2, games + pseudo, strength, met.present.sum(axis=0), met, anchor))
         unbounded += int(open_ended.sum())
     return np.concatenate(drawn), unbounded
 
@@ -335,12 +366,17 @@ def _resampled(met: _Meetings, anchor: int, resamples: int, seed: int) -> tuple[
 
 def _unbounded(won: Floats, games: Floats, met: _Meetings, anchor: int) -> NDArray[np.bool_]:
     """Models without a finite estimate, shape (R, K): no chain of points leads from them to the base, or back."""
-    taken = np.zeros((len(won), len(met.names), len(met.names)), dtype=np.float32)  # 1: row took something off column
-    first, second = met.pairs.T
-    taken[:, first, second] = won > CONSTANT * games
-    taken[:, second, first] = games - won > CONSTANT * games
-    closed = _reach(taken)
-    return np.logical_not(closed[:, anchor, :] & closed[:, :, anchor])
+    lost = games - won
+    one_sided = ((won <= CONSTANT * games) | (lost <= CONSTANT * games)).any(axis=1)  # otherwise points went both ways
+    found = np.zeros((len(won), len(met.names)), dtype=np.bool_)
+    if one_sided.any():
+        won, lost, least = won[one_sided], lost[one_sided], CONSTANT * games[one_sided]
+        taken = np.zeros((len(won), len(met.names), len(met.names)), dtype=np.float32)  # 1: row took from column
+        first, second = met.pairs.T
+        taken[:, first, second], taken[:, second, first] = won > least, lost > least
+        closed = _reach(taken)
+        found[one_sided] = ~np.logical_and(closed[:, anchor, :], closed[:, :, anchor])
+    return found
 
 
 def _reach(edges: NDArray[np.float32]) -> NDArray[np.bool_]:
