@@ -198,23 +198,34 @@ def plain_leaderboard(columns: Columns, replicates: int, check: BradleyTerry) ->
     once = time.process_time() - started
 
     draws = np.random.default_rng(0).integers(0, len(names), (replicates, len(names))).tolist()
+    order = [places.get(model.name, -1) for model in check.models]
+    se = plain_errors(check)
     started = time.process_time()
     found = []
     for draw in draws:
-        strengths = plain_fit([names[pick] for pick in draw], by_query, len(models))
-        found.append((strengths, plain_ranks([*strengths, 0.0])))
+        strengths = [*plain_fit([names[pick] for pick in draw], by_query, len(models)), 0.0]
+        found.append(([strengths[at] for at in order], plain_largest(strengths, [*fitted, 0.0], order, se)))
     each = (time.process_time() - started) / replicates
 
-    ours = {model.name: model.strength for model in check.models}
-    assert max(abs(ours[name] - value) for name, value in zip(models, fitted, strict=True)) < 1e-8
-    same = bradley_terry(*columns, base=BASE, resamples=replicates, level=0.5)
-    low, high = np.quantile([strengths for strengths, _ in found], [0.25, 0.75], axis=0)
-    for model in same.models:
-        if model.name != BASE:
-            at = places[model.name]
-            limits = min(low[at], model.strength), max(high[at], model.strength)
-            assert max(abs(model.low - limits[0]), abs(model.high - limits[1])) < 1e-8
+    same = bradley_terry(*columns, base=BASE, resamples=replicates)
+    assert max(abs(model.strength - [*fitted, 0.0][at]) for model, at in zip(check.models, order, strict=True)) < 1e-8
+    assert np.abs(same.resampled - [strengths for strengths, _ in found]).max() < 1e-8
     return once, each
+
+
+def plain_errors(board: BradleyTerry) -> list[list[float]]:
+    """Standard errors of the differences between models."""
+    v = board.covariance.tolist()
+    return [[math.sqrt(max(v[i][i] + v[j][j] - 2 * v[i][j], 0)) for j in range(len(v))] for i in range(len(v))]
+
+
+def plain_largest(drawn: list[float], fitted: list[float], order: list[int], se: list[list[float]]) -> list[float]:
+    """For each model the largest studentised difference from it in one replicate, which its rank's interval is made of."""
+    moved = [drawn[at] - fitted[at] for at in order]
+    return [
+        max(abs(one - other) / e for other, e in zip(moved, errors, strict=True) if e > 0)
+        for one, errors in zip(moved, se, strict=True)
+    ]
 
 
 def plain_fit(drawn: list[str], by_query: dict[str, list[tuple[int, int, float]]], size: int) -> list[float]:
@@ -263,10 +274,6 @@ def plain_solve(matrix: list[list[float]], right: list[float]) -> list[float]:
     for k in reversed(range(size)):
         right[k] = (right[k] - sum(matrix[k][j] * right[j] for j in range(k + 1, size))) / matrix[k][k]
     return right
-
-
-def plain_ranks(strengths: list[float]) -> list[int]:
-    return [1 + sum(other > own + 1e-9 for other in strengths) for own in strengths]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,10 +26,13 @@ PSEUDO_TIES = 0.5
 """Ties added to every pair that met, where the likelihood has no maximum."""
 
 CONVERGED = 1e-10
-"""A last step of the fit, in strength."""
+"""The last step of a fit, in strength."""
 
-SANDWICH = "query-clustered sandwich"
-BOOTSTRAP = "bootstrap over queries"
+TIED = 1e-9
+"""Strengths this near are equal."""
+
+BONFERRONI = "Bonferroni"
+BOOTSTRAP = "bootstrap of the largest difference"
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,12 @@ class BradleyTerry:
     models: tuple[RankedModel, ...]  # the strongest first
     base: str
     n: int  # queries
-    method: str  # SANDWICH or BOOTSTRAP: where the intervals come from
-    covariance: Floats  # of the strengths, sandwich, shape (K, K) in the order of `models`; 0 for the base
+    covariance: Floats  # of the strengths, shape (K, K) in the order of `models`; 0 for the base
+    rank_method: str  # BONFERRONI or BOOTSTRAP: how ranks allow for many comparisons
     unbounded: tuple[str, ...]  # models whose strength has no finite maximum-likelihood estimate
     pseudo_ties: float  # PSEUDO_TIES where some model is unbounded, otherwise 0
-    resamples: int  # bootstrap replicates, 0 for none
-    resamples_unbounded: int  # those of them that needed PSEUDO_TIES
+    resampled: Floats  # strengths refitted to resampled queries, shape (resamples, K) in the order of `models`
+    resampled_unbounded: int  # resamples that needed PSEUDO_TIES
 
 
 def bradley_terry(
@@ -92,12 +95,11 @@ def bradley_terry(
 
     Intervals are Student's t over queries with the sandwich covariance clustered by query (Liang and Zeger 1986), times
     Q / (Q - 1). A pair whose scores are all equal says nothing of their spread, and has the model's own variance there.
-    A rank's interval counts the models that are better, and those that are worse, with differences tested at
-    (1 - level) / (K - 1): it holds the model's true rank with at least the probability `level` (Bonferroni).
-
-    With `resamples` (2,000 is usual), intervals are percentiles of strengths and ranks refitted to resampled queries; a model
-    that won all, lost all or tied all does not move there, and has the sandwich's interval. Ranks by bootstrap are
-    narrower, and too narrow among models of nearly equal strength.
+    A rank's interval counts the models that are clearly better, and those that are clearly worse: it holds the model's true
+    rank with at least the probability `level`, whatever the number of models and also among equals. Differences
+    are tested at (1 - level) / (K - 1) (Bonferroni) or, with `resamples` (2,000 is usual), against the largest studentised
+    difference from the model among strengths refitted to resampled queries (Mogstad, Romano, Shaikh and Wilhelm 2024),
+    which is no wider: differences from one model are correlated.
 
     A model, or a group, that lost nothing to the others (or won nothing) has no finite estimate (Ford 1957). It is named in
     `unbounded`, and half a tie is added to every pair that met, which keeps every strength finite. Resamples likewise.
@@ -121,24 +123,22 @@ def bradley_terry(
     pseudo = PSEUDO_TIES if unbounded.any() else 0.0
     strength = _fit((won + pseudo / 2)[None], (games + pseudo)[None], met, anchor)[0]
     covariance = _sandwich(strength, games + pseudo, met, anchor)
-    limits, resampled_unbounded = _intervals(strength, covariance, queries, level), 0
-    if resamples:
-        drawn, resampled_unbounded = _resampled(strength, met, anchor, resamples, seed)
-        limits = _percentiles(drawn, limits, unbounded, level)
-    low, high, rank_low, rank_high = limits
-    rank = _ranks(strength[None])[0]
+    drawn, drawn_unbounded = _resampled(strength, met, anchor, resamples, seed)
+    half = _student(queries, level) * np.sqrt(np.diag(covariance))
+    rank_low, rank_high = _rank_limits(strength, covariance, drawn, unbounded, queries, level)
+    rank = 1 + (strength[None, :] > strength[:, None] + TIED).sum(axis=1)  # equal strengths share the better rank
     order = np.lexsort((np.arange(len(names)), -strength))
     asked = _queries_of(met)
     models = tuple(
         RankedModel(
             name=names[k],
             strength=float(strength[k]),
-            low=float(min(low[k], strength[k])),
-            high=float(max(high[k], strength[k])),
+            low=float(strength[k] - half[k]),
+            high=float(strength[k] + half[k]),
             se=math.sqrt(covariance[k, k]),
             rank=int(rank[k]),
-            rank_low=int(min(rank_low[k], rank[k])),
-            rank_high=int(max(rank_high[k], rank[k])),
+            rank_low=int(rank_low[k]),
+            rank_high=int(rank_high[k]),
             n=int(asked[k]),
         )
         for k in order
@@ -147,12 +147,12 @@ def bradley_terry(
         models=models,
         base=base,
         n=queries,
-        method=BOOTSTRAP if resamples else SANDWICH,
         covariance=covariance[np.ix_(order, order)],
+        rank_method=BOOTSTRAP if resamples else BONFERRONI,
         unbounded=tuple(name for name, is_so in zip(names, unbounded, strict=True) if is_so),
         pseudo_ties=pseudo,
-        resamples=resamples,
-        resamples_unbounded=resampled_unbounded,
+        resampled=drawn[:, order],
+        resampled_unbounded=drawn_unbounded,
     )
 
 
@@ -275,12 +275,13 @@ def _refit(won: Floats, games: Floats, start: Floats, start_games: Floats, met: 
     p = _expit(design @ near)
     inverse = np.linalg.inv(design.T @ (design * (start_games * p * (1 - p))[:, None]))
     free, away = np.tile(near, (len(won), 1)), np.arange(len(won))
-    for _ in range(40):
-        step = (won[away] - games[away] * _expit(free[away] @ design.T)) @ design @ inverse
-        free[away] += step
-        away = away[np.abs(step).max(axis=1) >= CONVERGED]
-        if not away.size:
-            break
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(40):
+            step = (won[away] - games[away] * _expit(free[away] @ design.T)) @ design @ inverse
+            free[away] += step
+            away = away[~(np.abs(step).max(axis=1) < CONVERGED)]
+            if not away.size:
+                break
     found = np.insert(free, anchor, 0.0, axis=1)
     if away.size:
         found[away] = _fit(won[away], games[away], met, anchor)
@@ -302,46 +303,28 @@ def _sandwich(strength: Floats, games: Floats, met: _Meetings, anchor: int) -> F
     return np.insert(np.insert(covariance, anchor, 0.0, axis=0), anchor, 0.0, axis=1)
 
 
-class _Limits(NamedTuple):
-    """Shapes (K,)."""
+def _rank_limits(
+    strength: Floats, covariance: Floats, drawn: Floats, unbounded: NDArray[np.bool_], queries: int, level: float
+) -> tuple[Ints, Ints]:
+    """The best and the worst rank of each model, shapes (K,)."""
+    size, own = strength.size, np.diag(covariance)
+    se = np.sqrt(np.maximum(own[:, None] + own[None, :] - 2 * covariance, 0))
+    difference = strength[:, None] - strength[None, :]
+    careful = _student(queries, 1 - (1 - level) / (size - 1))
+    critical = np.full(size, careful)
+    if len(drawn):
+        for k in np.flatnonzero(~unbounded):  # resampling cannot show what was not seen once
+            moved = np.abs(drawn[:, [k]] - drawn - difference[k])
+            largest = (moved / np.where(se[k] > TIED, se[k], np.inf)).max(axis=1)
+            critical[k] = np.clip(np.quantile(largest, level, method="higher"), _student(queries, level), careful)
+    clear = np.abs(difference) > np.maximum(critical[:, None] * se, TIED)
+    return 1 + (clear & (difference < 0)).sum(axis=1), size - (clear & (difference > 0)).sum(axis=1)
 
-    low: Floats
-    high: Floats
-    rank_low: Ints
-    rank_high: Ints
 
-
-def _intervals(strength: Floats, covariance: Floats, queries: int, level: float) -> _Limits:
+def _student(queries: int, level: float) -> float:
     from scipy.special import stdtrit
 
-    size = strength.size
-    half = float(stdtrit(queries - 1, (1 + level) / 2)) * np.sqrt(np.diag(covariance))
-    careful = float(stdtrit(queries - 1, 1 - (1 - level) / (2 * (size - 1))))
-    difference = strength[:, None] - strength[None, :]
-    variance = np.diag(covariance)[:, None] + np.diag(covariance)[None, :] - 2 * covariance
-    clear = np.abs(difference) > np.maximum(careful * np.sqrt(np.maximum(variance, 0)), CONSTANT)
-    better, worse = (clear & (difference < 0)).sum(axis=1), (clear & (difference > 0)).sum(axis=1)
-    return _Limits(strength - half, strength + half, 1 + better, size - worse)
-
-
-def _percentiles(drawn: Floats, sandwich: _Limits, unbounded: NDArray[np.bool_], level: float) -> _Limits:
-    tails, ranks = [(1 - level) / 2, (1 + level) / 2], _ranks(drawn)
-    low, high = np.quantile(drawn, tails, axis=0)
-    rank_low = np.quantile(ranks, tails[0], axis=0, method="lower")
-    rank_high = np.quantile(ranks, tails[1], axis=0, method="higher")
-    dull = unbounded | (np.ptp(drawn, axis=0) <= CONSTANT)  # resampling cannot show what has not been seen once
-    return _Limits(
-        np.where(dull, np.minimum(low, sandwich.low), low),
-        np.where(dull, np.maximum(high, sandwich.high), high),
-        np.where(dull, np.minimum(rank_low, sandwich.rank_low), rank_low),
-        np.where(dull, np.maximum(rank_high, sandwich.rank_high), rank_high),
-    )
-
-
-def _ranks(strengths: Floats) -> Ints:
-    """Ranks, shape (R, K), 1 for the strongest; equal strengths share the better rank."""
-    ahead: Ints = (strengths[:, None, :] > strengths[:, :, None] + 1e-9).sum(axis=2) + 1
-    return ahead
+    return float(stdtrit(queries - 1, (1 + level) / 2))
 
 
 def _resampled(strength: Floats, met: _Meetings, anchor: int, resamples: int, seed: int) -> tuple[Floats, int]:
@@ -349,7 +332,7 @@ def _resampled(strength: Floats, met: _Meetings, anchor: int, resamples: int, se
     rng = np.random.default_rng(seed)
     queries, pairs = met.means.shape
     each = np.concatenate([met.means * met.present, met.present], axis=1)  # (Q, 2 P)
-    drawn, unbounded = [], 0
+    drawn, unbounded = [np.empty((0, len(met.names)))], 0
     for rows in chunks(resamples, queries):
         picks = rng.integers(0, queries, size=(rows, queries)) + queries * np.arange(rows)[:, None]
         weights = np.bincount(picks.ravel(), minlength=rows * queries).reshape(rows, queries)

@@ -157,26 +157,35 @@ def test_bootstrap_replicates_are_refits_to_resampled_queries() -> None:
     """The same draws, each refitted by statsmodels."""
     rows = league(30, 7)
     queries = rows[3]
-    result = bradley_terry(*rows, base="base", resamples=21, seed=5, level=0.5)
+    result = bradley_terry(*rows, base="base", resamples=21, seed=5)
     names = sorted(set(queries))
-    found = []
-    for picks in np.random.default_rng(5).integers(0, 30, (21, 30)):
+    order = [model.name for model in result.models]
+    for ours, picks in zip(result.resampled, np.random.default_rng(5).integers(0, 30, (21, 30)), strict=True):
         kept = [k for pick in picks for k, query in enumerate(queries) if query == names[pick]]
-        found.append(fitted_by_statsmodels(tuple([column[k] for k in kept] for column in rows))[1])  # type: ignore[arg-type]
-    low, high = np.quantile(found, [0.25, 0.75], axis=0)
-    for k, name in enumerate(["fair", "good", "poor"]):
-        model = next(m for m in result.models if m.name == name)
-        assert model.low == pytest.approx(min(low[k], model.strength), abs=1e-6)
-        assert model.high == pytest.approx(max(high[k], model.strength), abs=1e-6)
-    assert (result.resamples, result.method) == (21, "bootstrap over queries")
+        others, expected, _ = fitted_by_statsmodels(tuple([column[k] for k in kept] for column in rows))  # type: ignore[arg-type]
+        assert [ours[order.index(name)] for name in others] == pytest.approx(expected, abs=1e-6)
+        assert ours[order.index("base")] == 0
 
 
-def test_bootstrap_and_sandwich_agree_on_many_queries() -> None:
-    rows = league(300, 8, spread=1.0)
-    one, two = bradley_terry(*rows, base="base"), bradley_terry(*rows, base="base", resamples=2000)
-    for x, y in zip(one.models, two.models, strict=True):
-        assert (x.low, x.high) == pytest.approx((y.low, y.high), abs=0.05)
-        assert x.rank_low <= y.rank_low <= y.rank <= y.rank_high <= x.rank_high
+def test_resamples_spread_as_the_covariance_says() -> None:
+    result = bradley_terry(*league(300, 8, spread=1.0), base="base", resamples=2000)
+    assert np.cov(result.resampled.T) == pytest.approx(result.covariance, abs=0.003)
+
+
+def test_ranks_by_bootstrap_cover_and_are_no_wider() -> None:
+    """Four models of equal strength and one better: each of the four may have any rank from 2 to 5."""
+    truth = {"base": 0.0, "x": 0.0, "y": 0.0, "z": 0.0, "best": 0.9}
+    covered = narrower = 0
+    for seed in range(200):
+        rows = league(50, 500 + seed, truth, spread=0.5)
+        wide, narrow = bradley_terry(*rows, base="base"), bradley_terry(*rows, base="base", resamples=300)
+        for one, two in zip(wide.models, narrow.models, strict=True):
+            assert one.rank_low <= two.rank_low <= two.rank <= two.rank_high <= one.rank_high
+            narrower += (one.rank_low, one.rank_high) != (two.rank_low, two.rank_high)
+            if two.name == "x":
+                covered += two.rank_low <= 2 and two.rank_high >= 5
+    assert covered / 200 >= 0.935 - 2 * math.sqrt(0.05 * 0.95 / 200)
+    assert narrower > 0
 
 
 # --- Without a finite estimate ----------------------------------------------------------------------------------------
@@ -211,15 +220,17 @@ def test_a_group_that_lost_nothing_to_the_rest_is_named() -> None:
 def test_ties_alone_are_equal_strengths_with_intervals(resamples: int) -> None:
     result = bradley_terry(*star({"x": [0.5] * 40, "y": [0.5] * 40}), base="base", resamples=resamples)
     assert result.unbounded == ()
+    assert result.resampled.shape == (resamples, 3)
     for model in result.models:
         assert model.strength == pytest.approx(0)
+        assert (model.rank, model.rank_low, model.rank_high) == (1, 1, 3)
         assert (model.high - model.low > 1) == (model.name != "base")
 
 
 def test_rare_losses_leave_some_resamples_without_a_fit_and_they_are_counted() -> None:
     result = bradley_terry(*star({"x": [1] * 49 + [0]}), base="base", resamples=500)
     assert (result.unbounded, result.pseudo_ties) == ((), 0)
-    assert 0.25 < result.resamples_unbounded / 500 < 0.5  # (49 / 50)^50 = 0.36
+    assert 0.25 < result.resampled_unbounded / 500 < 0.5  # (49 / 50)^50 = 0.36
     assert math.isfinite(result.models[0].high)
 
 
