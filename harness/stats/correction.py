@@ -105,7 +105,7 @@ def ppi_mean(
     sample of all.
 
     The interval is Wilson's at the effective n that this variance gives, with Student's t of n - 1 degrees of freedom: a
-    normal one covers too little near 0 and 1 (benchmarks/coverage.py).
+    normal one covers too little near 0 and 1. Equal scores have the variance of Agresti and Coull (1998).
 
     Raises UnusableScores for fewer than 10 labels, and for empty, unequal-length, NaN or out-of-range input.
     """
@@ -122,7 +122,7 @@ def ppi_mean(
         weight = min(1.0, max(0.0, shared / ((1 + y.size / s.size) * float(np.concatenate([s, f]).var()))))
     errors = y - weight * f
     estimate = min(1.0, max(0.0, weight * float(s.mean()) + float(errors.mean())))
-    variance = weight**2 * _variance_of_mean(s) + _variance_of_mean(errors)
+    variance = _variance_of_mean(errors) + weight**2 * (_smoothed(s, 4)[1] if constant(s) else _variance_of_mean(s))
     inside = estimate * (1 - estimate)
     n_eff = inside / variance if variance > 0 and inside > 0 else y.size - 1
     low, high = wilson(estimate, n_eff, float(stdtrit(y.size - 1, (1 + level) / 2)))
