@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -119,17 +118,21 @@ def length_glm(scores: ArrayLike, lengths_a: ArrayLike, lengths_b: ArrayLike, le
     """The win rate of a at equal lengths: logistic regression of the score on tanh(delta / sd(delta)), read at delta = 0.
 
     delta is a's length minus b's; sd has ddof 1. A binomial GLM without penalty whose outcome may be a fraction
-    (Papke and Wooldridge 1996), with the sandwich covariance over queries (White 1980; factor n / (n - 2)) and
-    a normal interval on the logit scale. This is the part of length-controlled AlpacaEval (Dubois et al. 2024) that does
-    not depend on AlpacaEval's own instructions. All shapes (n,), one entry per query, scores in [0, 1] from a's side.
-    Where all scores are the same fraction the sandwich is zero, and the binomial covariance is used.
+    (Papke and Wooldridge 1996). This is the part of length-controlled AlpacaEval (Dubois et al. 2024) that does not depend
+    on AlpacaEval's own instructions. All shapes (n,), one entry per query, scores in [0, 1] from a's side.
+
+    The interval is Student's t of n - 2 degrees of freedom on the logit scale, with the sandwich that leaves out each query
+    in turn (HC3 of MacKinnon and White 1985): the plain one covers 90% with 50 queries at a win rate of .95. Where all
+    scores are the same fraction that is zero, and the binomial covariance is used.
 
     Raises UnusableScores for fewer than 10 queries, when all differences are equal, when length separates wins
     from losses so that no finite fit exists (Albert and Anderson 1984), and as `length_summary` does.
     """
+    from scipy.special import stdtrit
+
     what = "A length-controlled win rate"
     s, a, b = _checked(scores, lengths_a, lengths_b, what)
-    z = two_sided_z(level)
+    two_sided_z(level)  # refuses a bad level
     if s.size < FEWEST:
         raise UnusableScores(f"{what} needs at least {FEWEST} queries for its regression, and got {s.size}.")
     delta = a - b
@@ -144,32 +147,41 @@ def length_glm(scores: ArrayLike, lengths_a: ArrayLike, lengths_b: ArrayLike, le
             "be told apart; use the plain win rate with the lengths beside it."
         )
     _refuse_separation(x[s > 0], x[s < 1], what)
-    fit = _binomial_fit(s, np.column_stack([np.ones_like(x), x]), robust=not constant(s))
-    logit, slope = (float(value) for value in fit.params)
-    logit_se, slope_se = (float(value) for value in fit.bse)
-    rate, low, high = (_expit(logit + q * logit_se) for q in (0, -z, z))
+    (intercept, slope), covariance = _binomial_fit(s, np.column_stack([np.ones_like(x), x]))
+    half = float(stdtrit(s.size - 2, (1 + level) / 2)) * math.sqrt(covariance[0, 0])
+    rate = _expit(intercept)
     return LengthGlm(
-        rate, low, high, rate * (1 - rate) * logit_se, slope, slope_se, s.size, bool((delta > 0).all() or (delta < 0).all())
-    )  # fmt: skip
+        estimate=rate,
+        low=_expit(intercept - half),
+        high=_expit(intercept + half),
+        se=rate * (1 - rate) * math.sqrt(covariance[0, 0]),
+        slope=slope,
+        slope_se=math.sqrt(covariance[1, 1]),
+        n=s.size,
+        extrapolated=bool((delta > 0).all() or (delta < 0).all()),
+    )
 
 
-def _binomial_fit(s: Floats, design: Floats, *, robust: bool) -> Any:
+def _binomial_fit(s: Floats, design: Floats) -> tuple[tuple[float, float], Floats]:
+    """Intercept and slope, and their jackknife covariance."""
     from statsmodels.genmod.families import Binomial
     from statsmodels.genmod.generalized_linear_model import GLM
 
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a fit that is no use is refused below, in words
-        model = GLM(s, design, family=Binomial())
-        if robust:  # "HC1" would leave out its factor here
-            fit = model.fit(cov_type="cluster", cov_kwds={"groups": np.arange(s.size)}, maxiter=200)
-        else:
-            fit = model.fit(maxiter=200)
-    if not (fit.converged and np.isfinite(fit.params).all() and np.isfinite(fit.bse).all()):
+        fit = GLM(s, design, family=Binomial()).fit(maxiter=200)
+        covariance = bread = np.asarray(fit.normalized_cov_params)
+        if not constant(s):
+            leverage = fit.mu * (1 - fit.mu) * np.einsum("ni,ij,nj->n", design, bread, design)
+            meat = design * ((s - fit.mu) / (1 - leverage))[:, None]
+            covariance = bread @ meat.T @ meat @ bread
+    if not (fit.converged and np.isfinite(fit.params).all() and np.isfinite(covariance).all()):
         raise UnusableScores(
             "A length-controlled win rate could not be fitted: length all but separates wins from losses; "
             "use the plain win rate with the lengths beside it."
         )
-    return fit
+    intercept, slope = (float(value) for value in fit.params)
+    return (intercept, slope), covariance
 
 
 def _refuse_separation(won_at: Floats, lost_at: Floats, what: str) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, logit
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from harness.stats import UnusableScores, length_glm, length_stratified, length_summary
 
@@ -130,7 +130,7 @@ def by_length(n: int, seed: int, at_zero: float = 0.7, slope: float = 1.5) -> tu
     return (rng.random(n) < p).astype(float), a, b
 
 
-def test_length_glm_is_maximum_likelihood_with_the_sandwich() -> None:
+def test_length_glm_is_maximum_likelihood_with_the_leave_one_out_sandwich() -> None:
     """Against a general optimiser on the likelihood, and the sandwich written out."""
     scores, a, b = by_length(200, 1)
     scores[:30] = 0.5
@@ -143,12 +143,13 @@ def test_length_glm_is_maximum_likelihood_with_the_sandwich() -> None:
     beta = minimize(loss, np.zeros(2), tol=1e-12).x
     fitted = expit(x @ beta)
     bread = np.linalg.inv((x * (fitted * (1 - fitted))[:, None]).T @ x)
-    covariance = bread @ (x * ((scores - fitted) ** 2)[:, None]).T @ x @ bread * 200 / 198
+    leverage = np.diag(x @ bread @ x.T) * fitted * (1 - fitted)
+    covariance = bread @ (x * (((scores - fitted) / (1 - leverage)) ** 2)[:, None]).T @ x @ bread
     result = length_glm(scores, a, b)
     assert result.estimate == pytest.approx(expit(beta[0]), abs=1e-5)
     assert result.slope == pytest.approx(beta[1], abs=1e-4)
     assert result.slope_se == pytest.approx(math.sqrt(covariance[1, 1]), rel=1e-4)
-    reach = norm.ppf(0.975) * math.sqrt(covariance[0, 0])
+    reach = t.ppf(0.975, 198) * math.sqrt(covariance[0, 0])
     assert (result.low, result.high) == pytest.approx((expit(beta[0] - reach), expit(beta[0] + reach)), abs=1e-5)
 
 
