@@ -95,7 +95,7 @@ def position_bias(scores_ab: ArrayLike, scores_ba: ArrayLike, level: float = 0.9
 
     a was shown first in `scores_ab` and second in `scores_ba`. The interval of `share_first` is Wilson's at the effective n
     of the ratio of first places to decided verdicts, linearised over pairs (Cochran 1977, section 6.4), since the two
-    verdicts on a pair are not independent.
+    verdicts on a pair are not independent, with Student's t over the pairs.
 
     Raises UnusableScores for empty, unequal-length, NaN or out-of-range input.
     """
@@ -224,9 +224,12 @@ def _kappa(table: NDArray[np.int64], level: float) -> Kappa | None:
 
 
 def _ratio(part: Floats, whole: Floats, level: float) -> tuple[float, float, float]:
-    total = float(whole.sum())
+    from scipy.special import stdtrit
+
+    two_sided_z(level)  # refuses a bad level
+    total, n = float(whole.sum()), int((whole > 0).sum())
     ratio = float(part.sum()) / total
-    variance = float(((part - ratio * whole) ** 2).sum()) / total**2
-    n_eff = ratio * (1 - ratio) / variance if variance > CONSTANT**2 else float((whole > 0).sum())
-    low, high = wilson(ratio, n_eff, two_sided_z(level))
+    variance = float(((part - ratio * whole) ** 2).sum()) / total**2 * n / max(1, n - 1)
+    n_eff = ratio * (1 - ratio) / variance if variance > CONSTANT**2 else float(n)
+    low, high = wilson(ratio, n_eff, float(stdtrit(max(1, n - 1), (1 + level) / 2)))
     return ratio, max(0.0, min(low, ratio)), min(1.0, max(high, ratio))

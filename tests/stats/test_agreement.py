@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t
 from statsmodels.stats import inter_rater
 
 from harness.stats import (
@@ -122,7 +123,8 @@ def test_position_bias_is_its_counts(pairs: list[tuple[float, float]]) -> None:
 def test_the_share_of_first_places_is_clustered_by_pair() -> None:
     """A judge who always takes the first: 40 pairs, not 80 verdicts. A consistent one: one first place in each pair."""
     always = position_bias([1] * 40, [0] * 40)
-    assert always.share_first_low == pytest.approx(win_rate([1] * 40).low)
+    k = t.ppf(0.975, 39) ** 2 / 40  # t^2 / n_eff, in Wilson's equation
+    assert always.share_first_low == pytest.approx(1 / (1 + k))
     consistent = position_bias([1, 0] * 20, [1, 0] * 20)
     assert consistent.share_first == 0.5
 
