@@ -14,8 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.stats._arrays import UnusableScores
+    from harness.stats.agreement import (
+        JudgeAgreement,
+        JudgeNoise,
+        Kappa,
+        PositionBias,
+        cohens_kappa,
+        judge_agreement,
+        judge_noise,
+        position_bias,
+        repeat_agreement,
+    )
+    from harness.stats.correction import PredictionPowered, RoganGladen, ppi_mean, rogan_gladen
     from harness.stats.information import Information, infonce, infonce_responses, sami_repo
-    from harness.stats.length import LengthSummary, length_summary
+    from harness.stats.length import (
+        LengthGlm,
+        LengthStratified,
+        LengthSummary,
+        length_glm,
+        length_stratified,
+        length_summary,
+    )
     from harness.stats.paired import (
         PairedDifference,
         PairedTable,
@@ -28,40 +47,92 @@ if TYPE_CHECKING:
         sign_flip_p,
     )
     from harness.stats.power import minimum_detectable_effect, required_n
+    from harness.stats.ranking import BradleyTerry, RankedModel, WinRateMatrix, bradley_terry, win_rate_matrix
     from harness.stats.winrate import ClusterMeans, ScoreCounts, TieRules, WinRate, cluster_means, tie_rules, win_rate
 
 __all__ = [
+    "BradleyTerry",
     "ClusterMeans",
     "Information",
+    "JudgeAgreement",
+    "JudgeNoise",
+    "Kappa",
+    "LengthGlm",
+    "LengthStratified",
     "LengthSummary",
     "PairedDifference",
     "PairedTable",
+    "PositionBias",
+    "PredictionPowered",
+    "RankedModel",
+    "RoganGladen",
     "ScoreCounts",
     "TieRules",
     "UnusableScores",
     "WinRate",
+    "WinRateMatrix",
+    "bradley_terry",
     "cluster_means",
+    "cohens_kappa",
     "gap",
     "holm",
     "infonce",
     "infonce_responses",
+    "judge_agreement",
+    "judge_noise",
+    "length_glm",
+    "length_stratified",
     "length_summary",
     "mcnemar_p",
     "minimum_detectable_effect",
     "newcombe_interval",
     "paired_difference",
     "paired_table",
+    "position_bias",
+    "ppi_mean",
+    "repeat_agreement",
     "required_n",
+    "rogan_gladen",
     "sami_repo",
     "sign_flip_p",
     "tie_rules",
     "win_rate",
+    "win_rate_matrix",
 ]
 
 _MODULES = {
     "_arrays": ("UnusableScores",),
-    "information": ("Information", "infonce", "infonce_responses", "sami_repo"),
-    "length": ("LengthSummary", "length_summary"),
+    "agreement": (
+        "JudgeAgreement",
+        "JudgeNoise",
+        "Kappa",
+        "PositionBias",
+        "cohens_kappa",
+        "judge_agreement",
+        "judge_noise",
+        "position_bias",
+        "repeat_agreement",
+    ),
+    "correction": (
+        "PredictionPowered",
+        "RoganGladen",
+        "ppi_mean",
+        "rogan_gladen",
+    ),
+    "information": (
+        "Information",
+        "infonce",
+        "infonce_responses",
+        "sami_repo",
+    ),
+    "length": (
+        "LengthGlm",
+        "LengthStratified",
+        "LengthSummary",
+        "length_glm",
+        "length_stratified",
+        "length_summary",
+    ),
     "paired": (
         "PairedDifference",
         "PairedTable",
@@ -73,8 +144,20 @@ _MODULES = {
         "paired_table",
         "sign_flip_p",
     ),
-    "power": ("minimum_detectable_effect", "required_n"),
-    "winrate": ("ClusterMeans", "ScoreCounts", "TieRules", "WinRate", "cluster_means", "tie_rules", "win_rate"),
+    "power": (
+        "minimum_detectable_effect",
+        "required_n",
+    ),
+    "ranking": ("BradleyTerry", "RankedModel", "WinRateMatrix", "bradley_terry", "win_rate_matrix"),
+    "winrate": (
+        "ClusterMeans",
+        "ScoreCounts",
+        "TieRules",
+        "WinRate",
+        "cluster_means",
+        "tie_rules",
+        "win_rate",
+    ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
