@@ -49,10 +49,6 @@ class Judged(NamedTuple):
     length_test: float | None
     length_baseline: float | None
 
-    @property
-    def has_lengths(self) -> bool:
-        return self.length_test is not None and self.length_baseline is not None
-
 
 @dataclass(frozen=True)
 class VerdictTable:
@@ -65,8 +61,18 @@ class VerdictTable:
     rows: tuple[Judged, ...]
 
     @property
-    def scored(self) -> list[Judged]:
-        return [row for row in self.rows if row.score is not None]
+    def scores(self) -> list[float]:
+        """Those of the scored queries."""
+        return [row.score for row in self.rows if row.score is not None]
+
+    @property
+    def measured(self) -> list[tuple[float, float, float]]:
+        """(score, length of the test model's answer, of the baseline's) of the scored queries that have both lengths."""
+        return [
+            (row.score, row.length_test, row.length_baseline)
+            for row in self.rows
+            if row.score is not None and row.length_test is not None and row.length_baseline is not None
+        ]
 
 
 # --- Reading
@@ -158,7 +164,9 @@ def _harness_tables(path: Path) -> list[VerdictTable]:
             measured = [pair for pair in lengths[tuple(key), query] if None not in pair]
             a, b = (sum(side) / len(measured) for side in zip(*measured, strict=True)) if measured else (None, None)
             judged.append(Judged(query, score, a, b))
-        about = f"{key.a} against {key.b}, {key.task}, {key.principle_set} ({key.split.replace('_', '-')}), by {key.judge}"
+        about = (
+            f"{key.a} against {key.b}, {key.task}, {key.principle_set} ({key.split.replace('_', '-')}), by {key.judge}"
+        )
         tables.append(VerdictTable(str(path), about, tuple(judged)))
     return tables
 
@@ -176,7 +184,7 @@ def figures(table: VerdictTable, *, level: float = 0.95, lengths: bool = False) 
     `win_rate` counts a tie as half a win; `tie_rules` has it under all three rules, each with its interval, and looks only at
     the side of one half on which a score lies. `lengths` adds the two length-controlled win rates.
     """
-    scores = [row.score for row in table.scored if row.score is not None]
+    scores = table.scores
     counts = ScoreCounts.of(scores, unscored=len(table.rows) - len(scores))
     notes: list[str] = []
     if not scores:
@@ -225,14 +233,14 @@ def _rate(scores: Sequence[float], level: float) -> dict[str, Any] | None:
 
 def _lengths(table: VerdictTable, level: float, notes: list[str], *, controlled: bool) -> dict[str, Any] | None:
     """Mean lengths and their correlation with the score, over the scored queries that have both lengths."""
-    rows = [row for row in table.scored if row.has_lengths]
+    rows = table.measured
     if not rows:
-        if controlled and table.scored:
+        if controlled and table.scores:
             notes.append("it has no lengths of both answers, so that no length control is possible")
         return None
-    if len(rows) < len(table.scored):
-        notes.append(f"the lengths of both answers are there for {len(rows)} of {len(table.scored)} scored queries")
-    s, test, baseline = ([row[place] for row in rows] for place in (1, 2, 3))
+    if len(rows) < len(table.scores):
+        notes.append(f"the lengths of both answers are there for {len(rows)} of {len(table.scores)} scored queries")
+    s, test, baseline = zip(*rows, strict=True)
     summary = length_summary(test, baseline, s)
     found: dict[str, Any] = {
         "n": summary.n,
@@ -310,7 +318,7 @@ def _paired_row(one: VerdictTable, other: VerdictTable, level: float) -> dict[st
         "notes": [],
     }
     unlike = sum(left[q].length_baseline != right[q].length_baseline for q in both)
-    if unlike and all(side[q].has_lengths for side in (left, right) for q in both):
+    if unlike and len(one.measured) == len(one.scores) and len(other.measured) == len(other.scores):
         row["notes"].append(
             f"the baseline's lengths differ on {unlike} of {len(both)} queries: another opponent, or other queries"
         )

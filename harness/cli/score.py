@@ -97,7 +97,9 @@ def _level(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no confidence level; write a number between 0 and 1, such as 0.95")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no confidence level; write a number between 0 and 1, such as 0.95"
+        )
     return value
 
 
