@@ -180,7 +180,7 @@ def _recomputed(estimator: str, table: VerdictTable) -> tuple[float, tuple[float
 def _compare(row: dict[str, Any], known: dict[str, Any], decimals: int, slack: float) -> None:
     value, paper, unit = row["recomputed"], known["paper"], 10.0**-decimals
     if known.get("rounding") == "down":
-        agrees = math.floor(value / unit + 1e-9) * unit == paper
+        agrees = abs(math.floor(value / unit + 1e-9) * unit - paper) < 1e-9
         row["notes"].insert(0, "the paper cuts the decimals off")
     else:
         agrees = abs(value - paper) <= unit / 2 + slack

@@ -17,8 +17,9 @@ from harness.cli._errors import RunError
 from harness.cli._installed import ENGINES
 from sami_train.errors import UserError
 
-VERB_NAMES = [verb.__name__.rpartition(".")[2].replace("_", "-") for verb in VERBS]
+VERB_NAMES = [verb.__name__.rpartition(".")[2].strip("_").replace("_", "-") for verb in VERBS]
 COMMANDS = [[name] for name in VERB_NAMES] + [["principles", "lint"], ["principles", "sample"]]
+COMMANDS += [["import", "responses"], ["import", "sami-paper"], ["paper", "tables"]]
 HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "pydantic", "rich", "yaml", "openai", "anthropic")
 
 
