@@ -106,7 +106,7 @@ def _sami_table(path: Path) -> VerdictTable:
 
 def _sami_row(row: Any, number: int, path: Path) -> Judged:
     """One row. A bare number is a win without lengths, null no verdict; a single length says nothing about a difference."""
-    where = f"{path}: row {number}"
+    where = f"{path}: item {number + 1}"
     cells = row if isinstance(row, list) else [row]
     if len(cells) not in (1, 2, 3):
         raise UserError(

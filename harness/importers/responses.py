@@ -100,7 +100,8 @@ def read_responses(path: Path, choice: Choice | None = None) -> Responses:
         name, query = _query(row, where, format, choice)
         kinds["summarization" if name == "post" or _POST.match(query) else "dialogue"] += 1
         texts = _texts(row, where, format, choice)
-        found.left_out["without a response"] += not texts
+        if not texts:
+            found.left_out["without a response"] += 1
         identity = _id(row, where) if format == "jsonl" else None
         constitution = _constitution(row, where) if format == "jsonl" else None
         for answer in texts:

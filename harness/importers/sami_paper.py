@@ -203,12 +203,13 @@ def _add_set(name: str, data: str, sides: dict[str, dict[str, str]], source: str
     complete = {key: value for key, value in sides.items() if value.get("definition") and value.get("antithesis")}
     for key in sides.keys() - complete.keys():
         done.skip(source, f"the principle '{key}' has only one of its two sides")
+    origin = f"{SOURCE}; {source}"
     learned = len(complete) - HELD_OUT if len(complete) >= 4 * HELD_OUT else len(complete)
     try:
         done.sets[name] = PrincipleSet(
             name=name,
             description=f"Imported: {len(complete)} principles for {KINDS[data]}.",
-            source=f"{SOURCE}; {source}",
+            source=origin,
             principles=tuple(
                 Principle(
                     id=re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-"),
@@ -216,6 +217,7 @@ def _add_set(name: str, data: str, sides: dict[str, dict[str, str]], source: str
                     antithesis=value["antithesis"],
                     split="learned" if place < learned else "held_out",
                     task=(KINDS[data],),
+                    source=origin,
                 )
                 for place, (key, value) in enumerate(complete.items())
             ),

@@ -92,7 +92,7 @@ class RecordedBackend:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, *, done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[Completion]]:
-        """The recorded answers; lengths (`n_tokens`) are in words, for whose tokens they were is not known."""
+        """The recorded answers. Their prompt is not known and left empty; `n_tokens` counts words."""
         todo = [request for request in requests if request.id not in done]
         for start in range(0, len(todo), BATCH):
             yield [self._complete(request) for request in todo[start : start + BATCH]]
@@ -105,13 +105,10 @@ class RecordedBackend:
             raise UserError(
                 f"model '{self.name}': recorded answers are answers to a run's queries and nothing else; name another model"
             )
-        prompt = request.prompt.text
         found = self._find(request.asked)
         if isinstance(found, str):
-            return Completion(request.id, "", "error", prompt, 0, 0, error=f"missing_response: {found}")
-        return Completion(
-            request.id, found.text, found.finish_reason, prompt, len(prompt.split()), len(found.text.split())
-        )
+            return Completion(request.id, "", "error", "", 0, 0, error=f"missing_response: {found}")
+        return Completion(request.id, found.text, found.finish_reason, "", 0, len(found.text.split()))
 
     def _find(self, asked: Asked) -> RecordedAnswer | str:
         """The answer, or why there is none."""

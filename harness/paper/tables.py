@@ -26,6 +26,8 @@ LEVEL = 0.95
 SOLVER = 0.011
 """Points by which a figure of Tables 2 and 3 may lie beside ours: their fit stopped short of the last digit."""
 
+LOGISTIC_INTERVAL = "length-glm, a tie is a loss"
+
 _PLACE = tuple(field.name for field in fields(Place))
 
 ESTIMATORS = {
@@ -42,7 +44,7 @@ def tables(data: Sequence[Path]) -> dict[str, Any]:
     Percent (mutual information: nats). A cell has `paper`, `recomputed` (null where no data covers it), the estimator, an
     interval (`ci_estimator` says of what), the file, `status` (agrees, differs, missing) and `notes`.
 
-    Raises UserError when a folder is not there or a file that a cell needs cannot be read.
+    A cell whose file cannot be read is missing, with the reason. Raises UserError when a folder is not there.
     """
     known = read_yaml(FIGURES).data
     by_place, names = _files(data)
@@ -112,11 +114,12 @@ def _cell(known: dict[str, Any], decimals: int, by_place: dict[tuple[str, Place]
     files = by_place.get(("verdicts", _place(known)), [])
     if not files:
         return row
-    table = _table(files[0])
-    row |= {"file": files[0].name, "n": len(table.scores), "unscored": len(table.rows) - len(table.scores)}
+    row["file"] = files[0].name
     try:
+        table = _table(files[0])
+        row |= {"n": len(table.scores), "unscored": len(table.rows) - len(table.scores)}
         value, interval = _recomputed(known["estimator"], table)
-    except UnusableScores as error:
+    except (UserError, UnusableScores) as error:
         row["notes"].append(str(error))
         return row
     row["recomputed"] = 100 * value
@@ -174,7 +177,7 @@ def _recomputed(estimator: str, table: VerdictTable) -> tuple[float, tuple[float
         glm = length_glm(strict, test, baseline, LEVEL)
     except UnusableScores:
         return value, None
-    return value, (glm.low, glm.high, "length-glm, a tie is a loss")
+    return value, (glm.low, glm.high, LOGISTIC_INTERVAL)
 
 
 def _compare(row: dict[str, Any], known: dict[str, Any], decimals: int, slack: float) -> None:
@@ -224,12 +227,14 @@ def _information_cell(
     files = by_place.get(("information", _place(known)), [])
     if not files:
         return row
-    values = read_values(files[0].path)
-    if not values:
-        row["notes"].append("the file has no values")
+    row["file"] = files[0].name
+    try:
+        values = read_values(files[0].path)
+        low, high = mean_interval(values)
+    except (UserError, UnusableScores) as error:
+        row["notes"].append(str(error))
         return row
-    low, high = mean_interval(values)
-    row |= {"file": files[0].name, "n": len(values), "recomputed": float(np.mean(values))}
+    row |= {"n": len(values), "recomputed": float(np.mean(values))}
     row |= {"ci_low": low, "ci_high": high, "ci_estimator": "mean, Student's t"}
     _compare(row, known, decimals, slack=1e-6)
     _note_others(row, files)
@@ -237,8 +242,11 @@ def _information_cell(
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's t interval of the mean at `LEVEL`; the mean itself for a single value."""
+    """Student's t interval of the mean at `LEVEL`; the mean itself for a single value. Raises UnusableScores for none."""
     from scipy.special import stdtrit
+
+    if not values:
+        raise UnusableScores("the file has no values")
 
     mean, n = float(np.mean(values)), len(values)
     if n < 2:
@@ -260,7 +268,7 @@ def describe(cell: dict[str, Any]) -> str:
 def headline(cell: dict[str, Any]) -> str:
     """The same for a cell that stands outside of a table."""
     data = {"hh-rlhf": "dialogue", "tldr": "summaries", "tldr-diverse": "varied principles"}[cell["data"]]
-    against = f" against {cell['against']}" if cell.get("against") else ""
+    against = f" against {cell['against']} ({cell['estimator']})" if cell.get("against") else ""
     return f"{data}: {describe(cell)}{against}"
 
 
@@ -282,10 +290,10 @@ def sections(found: dict[str, Any]) -> Iterator[tuple[str, str, list[tuple[str, 
         cells = group["cells"]
         fixed = {cell["estimator"] for cell in cells}
         is_table = group["title"].startswith("Table")
-        estimators = [ESTIMATORS.get(name, "mean over queries") for name in sorted(fixed)]
-        remark = group.get("note") or f"Estimator: {'; '.join(estimators)}."
+        names = (f"{name}: {ESTIMATORS[name]}" for name in ESTIMATORS if name in fixed)
+        remark = group.get("note") or f"Estimator: {'; '.join(names)}."
         kinds = {cell["ci_estimator"] for cell in cells if cell["ci_estimator"]}
-        if "length-glm, a tie is a loss" in kinds:
+        if LOGISTIC_INTERVAL in kinds:
             remark += " Interval: that of the same correction without a penalty (length-glm)."
         yield (
             group["title"],
