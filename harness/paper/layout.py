@@ -62,13 +62,13 @@ class Found:
 
     kind: Kind
     folder: Path
-    """The folder that was named."""
+    """The folder that was named, resolved."""
     path: Path
 
     @property
     def name(self) -> str:
         """Where it lies, from the folder that was named on: the same on every machine."""
-        return f"{self.folder.resolve().name}/{self.path.relative_to(self.folder).as_posix()}"
+        return f"{self.folder.name}/{self.path.relative_to(self.folder).as_posix()}"
 
     @property
     def rank(self) -> tuple[bool, bool, str]:
@@ -79,10 +79,11 @@ class Found:
 
 def find(folders: Sequence[Path]) -> Iterator[Found]:
     """Every file of the layout below `folders`, in a fixed order. Raises UserError for a folder that is not there."""
-    for folder in folders:
+    for named in folders:
+        folder = named.expanduser().resolve()
         if not folder.is_dir():
             raise UserError(
-                f"{folder}: there is no such folder; name a checkout of the authors' repositories, or an import"
+                f"{named}: there is no such folder; name a checkout of the authors' repositories, or an import"
             )
         for place, below, files in os.walk(folder):
             below[:] = sorted(name for name in below if not name.startswith(".") and name not in _SKIPPED)

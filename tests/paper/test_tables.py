@@ -80,6 +80,30 @@ def test_a_tie_is_a_loss_in_tables_4_to_7_and_half_a_win_in_table_9(tmp_path: Pa
     assert weak["ci_low"] < 56.8 < weak["ci_high"]
 
 
+def names_and_wins() -> list[tuple[str, int]]:
+    """A file for each cell of Tables 4 to 7, under the names that the authors gave them, with the paper's wins of 250."""
+    files = []
+    for group in tables([])["groups"][3:7]:
+        for cell in group["cells"]:
+            writer = {"weak": "mistral", "strong": "opus"}[cell["writer"]]
+            n = cell["iteration"]
+            epoch = {0: "", 1: "-epoch-0.12", 2: "-epoch-0.25-from-epoch-0.12", 3: "-epoch-0.38-from-epoch-0.25"}[n]
+            if (cell["model"], writer) == ("mistral", "opus"):
+                epoch = ""
+            name = f"{n}-vs-{cell['against']}{epoch}-{cell['model']}-{writer}-constitution-temperature-0.0.json"
+            wins = 129 if (cell["paper"], cell["model"]) == (24.8, "mixtral") else round(cell["paper"] * 2.5)
+            files.append((name, wins))
+    return files
+
+
+def test_all_28_cells_of_tables_4_to_7_are_found_and_27_agree(tmp_path: Path) -> None:
+    for name, wins in names_and_wins():
+        put(tmp_path, f"tldr/{OPPONENT}/{name}", verdicts(wins, 3, 247 - wins))
+    groups = tables([tmp_path])["groups"][3:7]
+    statuses = [cell["status"] for group in groups for cell in group["cells"]]
+    assert (len(statuses), statuses.count("agrees"), statuses.count("differs")) == (28, 27, 1)
+
+
 def test_a_known_error_of_the_paper_differs_with_its_note(tmp_path: Path) -> None:
     put(
         tmp_path,
