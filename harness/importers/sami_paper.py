@@ -374,6 +374,8 @@ def _responses(file: Found, done: _Import) -> None:
 def _verdicts(file: Found, done: _Import) -> None:
     place = layout.place_of(file)
     (table,) = read_verdicts(file.path, "sami")
+    if any(score not in (0, 0.5, 1) for score in table.scores):
+        raise UserError("it has scores between win, tie and loss, which no verdict row can hold; score the file itself")
     rows = [_verdict(row, place, file) for row in table.rows]
     path = _place_in(done, "verdicts", file)
     write_atomic(path.with_name(f"{path.name}.jsonl"), "".join(row.model_dump_json() + "\n" for row in rows))
@@ -395,9 +397,8 @@ def _verdict(row: Judged, place: Place | None, file: Found) -> Verdict:
         set_name = (
             "sami-diverse" if place.principles else f"{set_name}-{place.writer}-writer" if place.writer else set_name
         )
-    outcome: Literal["a", "b", "tie", "unscored"] = (
-        "unscored" if row.score is None else "tie" if row.score == 0.5 else "a" if row.score > 0.5 else "b"
-    )
+    outcomes: dict[float | None, Literal["a", "b", "tie", "unscored"]] = {1: "a", 0.5: "tie", 0: "b", None: "unscored"}
+    outcome = outcomes[row.score]
     lengths = {"length_a": row.length_test, "length_b": row.length_baseline}
     return Verdict(
         id=fingerprint(["recorded", file.name, row.query])[:24],
@@ -417,7 +418,6 @@ def _verdict(row: Judged, place: Place | None, file: Found) -> Verdict:
         raw="",
         details={
             **{name: value for name, value in lengths.items() if value is not None},
-            **({"score": row.score} if row.score not in (None, 0, 0.5, 1) else {}),
             "order": "not recorded",
         },
         usage={},

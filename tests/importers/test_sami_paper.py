@@ -193,11 +193,12 @@ def test_responses_and_values_are_brought_in(checkout: Path, tmp_path: Path) -> 
 
 def test_a_broken_file_is_left_out_and_named(checkout: Path, tmp_path: Path) -> None:
     put(checkout, "tldr/results_fixed/win_rates/broken.json", "nonsense")
+    put(checkout, "tldr/results_fixed/win_rates/fractions.json", [[0.25, 5, 5]])
     put(checkout, "tldr/results_fixed/responses/broken.json", [1, 2])
     put(checkout, "tldr/constitutions_mistral/9.json", "nonsense")
     about = import_sami_paper([checkout], tmp_path / "out")
     named = {Path(row["file"]).name for row in about["left_out"]}
-    assert {"broken.json", "9.json"} <= named
+    assert {"broken.json", "9.json", "fractions.json"} <= named
     assert "sami-tldr-weak-writer" in about["principle_sets"]
 
 
