@@ -6,6 +6,7 @@ orders the judge saw, and only queries that both runs have scored are compared.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from sami_train.errors import UserError
 LEVEL = 0.95
 
 
-class _Key(NamedTuple):
+class Key(NamedTuple):
     """What one row of the table is about."""
 
     a: str
@@ -72,7 +73,7 @@ def compare(run_a: Path, run_b: Path) -> dict[str, Any]:
     }
 
 
-def _row(key: _Key, one: _Scores, two: _Scores) -> dict[str, Any]:
+def _row(key: Key, one: _Scores, two: _Scores) -> dict[str, Any]:
     shared = sorted(one.keys() & two.keys())
     row: dict[str, Any] = {
         **key._asdict(),
@@ -91,13 +92,13 @@ def _row(key: _Key, one: _Scores, two: _Scores) -> dict[str, Any]:
     return row
 
 
-def _scores_of(run: Path) -> dict[_Key, _Scores]:
+def _scores_of(run: Path) -> dict[Key, _Scores]:
     """Score by query for every comparison of a run."""
     folder = run / "verdicts"
     if not folder.is_dir():
         problem = "holds no verdicts" if run.is_dir() else "does not exist"
         raise UserError(f"the run folder {run} {problem}; name the output folder of a run that has judged something")
-    scores: dict[_Key, _Scores] = {}
+    scores: dict[Key, _Scores] = {}
     for path in sorted(folder.glob("*/*-vs-*.jsonl")):
         rows = [row for row in RowFile(path, Verdict).read().values() if row.kind == "win_rate"]
         scores |= _scores_in(rows)
@@ -108,21 +109,27 @@ def _scores_of(run: Path) -> dict[_Key, _Scores]:
     return scores
 
 
-def _scores_in(rows: list[Verdict]) -> dict[_Key, _Scores]:
-    """Score by query in one file of verdicts. Of a judge that was shown both orders, both must be scored."""
+def _scores_in(rows: list[Verdict]) -> dict[Key, _Scores]:
+    """Score by query in one file of verdicts."""
+    scored = {key: [(q, s) for q, s in pairs if s is not None] for key, pairs in pair_scores(rows).items()}
+    return {key: _means(pairs) for key, pairs in scored.items()}
+
+
+def pair_scores(rows: Sequence[Verdict]) -> dict[Key, list[tuple[str, float | None]]]:
+    """(query, score) of every pair of answers in one file of verdicts, None where it is unscored.
+
+    Of a judge that was shown both orders, both must be scored.
+    """
     orders = {row.order for row in rows}
-    pairs: dict[tuple[_Key, str, str, int], dict[str, Outcome]] = {}
+    pairs: dict[tuple[Key, str, str, int], dict[str, Outcome]] = {}
     for row in rows:
-        key = _Key(row.a, row.b, row.principle_set, row.judge, row.task, row.split)
+        key = Key(row.a, row.b, row.principle_set, row.judge, row.task, row.split)
         pairs.setdefault((key, row.query_id, row.constitution_id, row.epoch), {})[row.order] = row.outcome
-    found: dict[_Key, list[tuple[str, float]]] = {}
+    found: dict[Key, list[tuple[str, float | None]]] = {}
     for (key, query, _, _), outcomes in pairs.items():
-        scored = found.setdefault(key, [])
         one = next(iter(outcomes.values())) if len(orders) == 1 else None  # a single order stands for both
-        score = combine_orders(outcomes.get("ab", one), outcomes.get("ba", one))
-        if score is not None:
-            scored.append((query, score))
-    return {key: _means(scored) for key, scored in found.items()}
+        found.setdefault(key, []).append((query, combine_orders(outcomes.get("ab", one), outcomes.get("ba", one))))
+    return found
 
 
 def _means(scored: list[tuple[str, float]]) -> _Scores:
@@ -133,17 +140,17 @@ def _means(scored: list[tuple[str, float]]) -> _Scores:
     return {str(query): float(mean) for query, mean in zip(found.ids, found.means, strict=True)}
 
 
-def _place(key: _Key) -> tuple[Any, ...]:
+def _place(key: Key) -> tuple[Any, ...]:
     return (*key[:-1], key.split != "learned", key.split)
 
 
-def _named(scores: dict[_Key, _Scores], most: int = 4) -> str:
+def _named(scores: dict[Key, _Scores], most: int = 4) -> str:
     """The comparisons of a run, in words."""
     names = sorted({f"{k.a} against {k.b} on {k.task} ({k.principle_set}, {k.split}) by {k.judge}" for k in scores})
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def _queries(scores: dict[_Key, _Scores], keys: list[_Key]) -> str:
+def _queries(scores: dict[Key, _Scores], keys: list[Key]) -> str:
     names = sorted({query for key in keys for query in scores[key]})
     return f"queries such as {', '.join(names[:3])}" if names else "none that is scored"

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from harness.judges.llm import LLMJudge, load_judge_template
 from harness.models.base import Sampling
+from harness.models.recorded import answers_fingerprint
 from harness.rows import Generation, Likelihood, Row, Verdict
 from harness.score import ExpectedPair
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
@@ -258,6 +259,8 @@ class Plan:
             source = self.source(name)
             check_source(source)
             found = source_fingerprint(source)
+        elif model_backend(model.path or "") == "recorded":
+            found = answers_fingerprint(model.path or "")
         else:
             found = fingerprint([model.path, model.base_url or ""])
         self._weights[name] = found

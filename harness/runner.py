@@ -202,12 +202,15 @@ class _Runner:
             )
 
     def _generate(self, stage: Stage) -> None:
-        from harness.models.base import Completion, Request
+        from harness.models.base import Asked, Completion, Request
 
         assert stage.model is not None
         units = {unit.id: cast(GenerationUnit, unit) for unit in stage.units}
         done = set(stage.finished_rows(self.folder))
-        requests = [Request(unit.id, unit.prompt) for unit in units.values()]
+        requests = [
+            Request(u.id, u.prompt, Asked(u.query.id, u.query.text, tuple(u.constitution.lines()), u.epoch))
+            for u in units.values()
+        ]
         backend = self._model(stage.model)
 
         def row(made: Completion) -> Generation:

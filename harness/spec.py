@@ -38,7 +38,7 @@ ENVIRONMENT = {
 }
 """Environment variables that are read, and the field that each one sets (`*`: for every task)."""
 
-BackendName = Literal["embedded", "transformers", "openai", "anthropic"]
+BackendName = Literal["embedded", "transformers", "recorded", "openai", "anthropic"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -90,7 +90,8 @@ class ModelSpec(_Part):
     """A model: one that exists (`path`) or one that the run trains (`train`)."""
 
     path: str | None = Field(
-        default=None, description="embedded/NAME, a folder, a hub id org/name[@revision], openai/NAME or anthropic/NAME"
+        default=None,
+        description="embedded/NAME, a folder, a hub id org/name[@revision], openai/NAME, anthropic/NAME or recorded/FOLDER",
     )
     train: TrainSpec | None = Field(default=None, description="instead of `path`: train it")
     style: Style = Field(description="completion: a base model continues a text; chat: messages in a chat template")
@@ -276,7 +277,7 @@ def _without_nulls(data: Any) -> Any:
 def model_backend(path: str) -> BackendName:
     """Which back end runs the model of a path. A folder or a hub id is one for transformers."""
     prefix = path.partition("/")[0]
-    for name in ("embedded", "openai", "anthropic"):
+    for name in ("embedded", "recorded", "openai", "anthropic"):
         if prefix == name and "/" in path:
             return name  # type: ignore[return-value]
     return "transformers"
@@ -406,7 +407,7 @@ class _Layers(LinedDocument):
         for location, value in list(_walk(self.data)):
             if not _is_path(location, value):
                 continue
-            prefix = "transformers/" if value.startswith("transformers/") else ""
+            prefix = next((p for p in ("transformers/", "recorded/") if value.startswith(p)), "")
             path = Path(value.removeprefix(prefix)).expanduser()
             in_file = self.where(location) not in self.origins.values()
             bases = [self.path.absolute().parent, Path()] if in_file else [Path()]
@@ -433,7 +434,7 @@ def _is_path(location: Location, value: object) -> bool:
     is_yaml = value.endswith((".yaml", ".yml"))
     match location:
         case ("models", _, "path"):
-            return model_backend(value) == "transformers"
+            return model_backend(value) in ("transformers", "recorded")
         case ("models", _, "train", "recipe") | ("tasks" | "judges", _, "template"):
             return is_yaml
         case ("tasks", _, "source" | "train_source"):

@@ -23,6 +23,7 @@ from harness.judges.llm import load_judge_template
 from harness.models._api import check_base_url, resolve_key
 from harness.models.anthropic import KEY_VARIABLE as ANTHROPIC_KEY
 from harness.models.openai import KEY_VARIABLE as OPENAI_KEY
+from harness.models.recorded import answers_file, read_answers
 from harness.spec import ModelSpec, Spec, SpecError, is_there, model_backend, one_line
 from harness.tasks import TaskData, hh_rlhf, list_tasks, load_task, tldr
 from harness.tasks.base import BUNDLED, HUB
@@ -34,7 +35,7 @@ from sami_train.pairs import split_queries
 from sami_train.prompts import load_template
 from sami_train.yamlfile import LinedDocument, Location, first_problem, read_yaml
 
-BACKENDS = ("embedded", "transformers", "openai", "anthropic")
+BACKENDS = ("embedded", "transformers", "recorded", "openai", "anthropic")
 KINDS = {"hh-rlhf": hh_rlhf.KIND, "tldr": tldr.KIND}
 """Kind by task. What another package's task is shows only when it is loaded, so less of it is checked here."""
 LIGHT_BYTES = 8 << 20
@@ -282,6 +283,10 @@ def _check_models(spec: Spec, found: _Problems) -> None:
         elif (backend := model_backend(model.path or "")) in _API:
             _refuse(model, _LOCAL_ONLY, "an API model", location, found)
             _check_api_model(name, model, backend, name in used, found)
+        elif backend == "recorded":
+            _refuse(model, (*_API_ONLY, *_LOCAL_ONLY), "a model whose answers are recorded", location, found)
+            with found.at((*location, "path")):
+                read_answers(answers_file(model.path or ""))
         else:
             _refuse(model, _API_ONLY, "a model that runs here", location, found)
             _check_local_model(name, model, found)
@@ -397,9 +402,14 @@ def _check_from(spec: Spec, name: str) -> str | None:
     if len(seen) > 2 and list(spec.models).index(seen[1]) > list(spec.models).index(name):
         raise UserError(f"'{seen[1]}' is trained itself; put it above '{name}', for models are trained in their order")
     path = spec.models[seen[-1]].path or ""
-    if model_backend(path) in _API:
+    if (backend := model_backend(path)) in _API or backend == "recorded":
         if len(seen) == 2:
-            raise UserError(f"'{seen[-1]}' is an API model, whose weights are not here; name a local model")
+            what = (
+                "has recorded answers and no weights"
+                if backend == "recorded"
+                else "is an API model, whose weights are not here"
+            )
+            raise UserError(f"'{seen[-1]}' {what}; name a local model")
         return None
     return path
 
@@ -450,6 +460,10 @@ def _check_judges(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) -
             found.add(
                 ("judges", name, "model"),
                 f"there is no model '{judge.model}' here; {nearest(judge.model, spec.models)}",
+            )
+        elif judge.model is not None and model_backend(spec.models[judge.model].path or "") == "recorded":
+            found.add(
+                ("judges", name, "model"), f"'{judge.model}' has recorded answers and cannot judge; name another model"
             )
         if judge.template is not None:
             with found.at(("judges", name, "template")):

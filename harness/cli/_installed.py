@@ -41,6 +41,7 @@ class Engine:
 
 ENGINES = (
     Engine("transformers", "FOLDER or ORG/NAME[@REVISION]", "in this process, CPU or GPU", "transformers"),
+    Engine("recorded", "recorded/FOLDER", "answers made elsewhere, from 'harness import'", DISTRIBUTION),
     Engine("openai", "openai/NAME", "OpenAI, or with base_url a server like it", "openai", "openai", "OPENAI_API_KEY"),
     Engine("anthropic", "anthropic/NAME", "Anthropic", "anthropic", "anthropic", "ANTHROPIC_API_KEY"),
 )

@@ -34,6 +34,10 @@ def open_model(name: str, model: ModelSpec, source_of: Callable[[str], Source], 
             trust_remote_code=model.trust_remote_code,
         )
     assert model.path is not None
+    if kind == "recorded":
+        from harness.models.recorded import RecordedBackend
+
+        return RecordedBackend(name, model.path)
     remote = model.path.partition("/")[2]
     options = {
         "base_url": model.base_url,

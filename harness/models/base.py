@@ -13,11 +13,25 @@ FinishReason = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a prompt was made from, for a back end that looks an answer up instead of writing one."""
+
+    query_id: str
+    query: str
+    principles: tuple[str, ...]
+    """The constitution's sentences, in the order the prompt shows them."""
+    epoch: int
+    """Number of the sample, from 0."""
+
+
+@dataclass(frozen=True)
 class Request:
     """One thing to generate. `id` comes back with the completion."""
 
     id: str
     prompt: Prompt
+    asked: Asked | None = None
+    """None for what is no answer to a run's query: a judge's prompt, a principle writer's."""
 
 
 @dataclass(frozen=True)

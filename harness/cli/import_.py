@@ -1,0 +1,144 @@
+"""`harness import`: responses made elsewhere, and the paper's public data, in the harness's own forms."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.cli._arguments import HarnessParser, add_json, add_verb
+from sami_train.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.cli._arguments import Subparsers
+
+_FORMATS = ("jsonl", "alpaca-eval", "lm-eval", "sami")
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the verb and its two."""
+    parser = add_verb(
+        subparsers,
+        "import",
+        None,
+        usage="VERB [options]",
+        help="bring in responses made elsewhere (responses) or the paper's public data (sami-paper)",
+    )
+    parser.set_defaults(execute=lambda _: _no_verb(parser), parser=parser)
+    verbs = parser.add_subparsers(
+        title="verbs", prog=parser.prog, metavar="VERB", dest="import_verb", parser_class=HarnessParser
+    )
+    responses = add_verb(
+        verbs,
+        "responses",
+        execute_responses,
+        usage="FILE [options]",
+        help="a file of responses as a model whose answers are recorded",
+        description="Read responses that another program made, and write a folder that a run uses as a model: "
+        "{path: recorded/FOLDER}. Its queries.jsonl is a source for a task. The format is found by itself: jsonl (rows "
+        "with a query and a response), alpaca-eval (model_outputs.json), lm-eval (samples_*.jsonl), sami (the SAMI "
+        "authors' responses).",
+        epilog="""\
+examples:
+  harness import responses outputs.jsonl -o answers/mine
+  harness import responses model_outputs.json --model gpt4
+  harness import responses samples_task.jsonl --query-field question""",
+    )
+    responses.add_argument("file", type=Path, metavar="FILE", help="the file of responses")
+    responses.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="where to write (default: responses/ and FILE's name)"
+    )
+    responses.add_argument(
+        "--model", metavar="NAME", help="the model's name (default: as the file says, or its own name)"
+    )
+    responses.add_argument(
+        "--task",
+        choices=("dialogue", "summarization"),
+        metavar="TASK",
+        help="dialogue or summarization: what the queries are (default: as they look)",
+    )
+    responses.add_argument(
+        "--format", choices=_FORMATS, metavar="FORMAT", help=f"{', '.join(_FORMATS)} (default: as it looks)"
+    )
+    responses.add_argument("--query-field", metavar="FIELD", help="which field of a row is the query")
+    responses.add_argument("--response-field", metavar="FIELD", help="which field of a row is the response")
+    responses.add_argument("--overwrite", action="store_true", help="replace what the folder holds")
+    add_json(responses)
+    paper = add_verb(
+        verbs,
+        "sami-paper",
+        execute_sami_paper,
+        usage="FOLDER ... -o OUT [--json]",
+        help="checkouts of the SAMI authors' repositories: principles, prompts, responses, verdicts",
+        description="Read checkouts of the authors' repositories (sami, typo) and write their principle sets, prompt "
+        "templates, responses, verdicts and mutual-information values in the harness's forms. Their texts stay "
+        "outside of the harness: OUT cannot lie in it. Python files are parsed for constants, never run.",
+        epilog="""\
+examples:
+  harness import sami-paper ~/sami ~/typo -o sami-paper
+  HARNESS_PRINCIPLES=sami-paper/principles sami-train show \\
+      mistral-7b/tldr-weak-writer/paper""",
+    )
+    paper.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a checkout, or a part of one")
+    paper.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="where to write: not in the harness"
+    )
+    add_json(paper)
+
+
+def execute_responses(options: argparse.Namespace) -> int:
+    """Import one file of responses."""
+    from harness.cli._screen import print_json
+    from harness.importers.responses import TASK_NAMES, Choice, read_responses, slug, write_answers
+
+    found = read_responses(
+        options.file.expanduser(),
+        Choice(options.format, options.task, options.model, options.query_field, options.response_field),
+    )
+    model = slug(options.model or found.model or options.file.stem)
+    folder = (options.output or Path("responses") / slug(options.file.stem)).expanduser()
+    about = write_answers(found, folder, model=model, file=options.file.name, overwrite=options.overwrite)
+    if options.json:
+        print_json({**about, "folder": str(folder)})
+        return 0
+    left = "".join(f"; left out: {n} {reason}" for reason, n in about["left_out"].items())
+    sys.stdout.write(f"{folder}: {about['responses']} responses of {model}, read as {about['format']}{left}\n\n")
+    sys.stdout.write(f"models:\n  {model}: {{path: recorded/{folder}, style: chat}}\ntasks:\n")
+    for name in about["queries"]:
+        task = Path(name).stem.removeprefix("queries").strip("-") or about["task"]
+        sys.stdout.write(f"  {task}: {{task: {TASK_NAMES[about['task']]}, source: {folder / name}}}\n")
+    return 0
+
+
+def execute_sami_paper(options: argparse.Namespace) -> int:
+    """Import the authors' public data."""
+    from harness.cli._screen import print_json
+    from harness.importers.sami_paper import import_sami_paper
+
+    out = options.output.expanduser()
+    about = import_sami_paper(options.folders, out)
+    if options.json:
+        print_json({**about, "folder": str(out)})
+        return 0
+    lines = [f"  {n:>6} {what}" for what, n in about["written"].items()]
+    sys.stdout.write(f"{out}: written\n" + "\n".join(lines) + "\n")
+    for name, found in about["principle_sets"].items():
+        sys.stdout.write(f"  principles/{name}.yaml: {found['principles']} principles\n")
+    _show_left_out(about["left_out"])
+    sys.stdout.write(f"\nnext:\n  harness paper tables --data {out}\n")
+    sys.stdout.write(f"  export HARNESS_PRINCIPLES={out / 'principles'}   # for the recipes that name them\n")
+    return 0
+
+
+def _show_left_out(rows: list[dict[str, Any]], most: int = 10) -> None:
+    if rows:
+        sys.stdout.write(f"left out ({len(rows)}):\n")
+    sys.stdout.writelines(f"  {row['file']}: {row['why']}\n" for row in rows[:most])
+    if len(rows) > most:
+        sys.stdout.write(f"  and {len(rows) - most} more, in import.json\n")
+
+
+def _no_verb(parser: argparse.ArgumentParser) -> int:
+    parser.print_help(sys.stderr)
+    raise UserError("name a verb, for example: harness import responses FILE")
