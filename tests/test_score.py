@@ -369,7 +369,7 @@ def test_the_fields_are_those_of_the_schema() -> None:
     strictly(result)
     assert list(result) == [
         "schema_version", "name", "description", "harness_version", "spec_fingerprint", "level", "tie_rule", "models",
-        "comparisons", "gaps", "steerability", "infonce", "judges", "training", "quality",
+        "comparisons", "gaps", "steerability", "infonce", "judges", "corrections", "training", "quality",
     ]  # fmt: skip
     assert set(result["comparisons"][0]) == {
         "task", "principle_set", "split", "a", "b", "judge", "n", "n_expected", "wins", "ties", "losses", "unscored",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from sami_train.prompts import Prompt
 
@@ -79,12 +79,21 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
 class LocalBackend(Backend, Protocol):
-    """A back end whose probabilities can be read."""
+    """A back end whose probabilities can be read, and whose tokens can be counted."""
 
     def choice_probabilities(self, prompts: Sequence[Prompt], choices: tuple[str, ...]) -> list[tuple[float, ...]]:
         """For each prompt, the probability of each choice as the continuation, normalised over the choices.
 
         A prompt that is too long for the model gets zeros.
         """
+        ...
+
+    def prompt_room(self, max_new_tokens: int) -> int:
+        """Tokens that a prompt may have, so that it and a response of `max_new_tokens` fit the model's context."""
+        ...
+
+    def fits(self, prompt: Prompt, max_tokens: int) -> bool:
+        """Whether a prompt has at most `max_tokens` tokens once its body is shortened."""
         ...
