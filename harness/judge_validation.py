@@ -16,6 +16,7 @@ from harness.reference import LabelledPair
 from harness.rows import Verdict
 from harness.spec import EngineSpec, JudgeSpec, ModelSpec
 from harness.store import RowFile, RunLock, fingerprint, write_json
+from sami_train.errors import UserError
 from sami_train.models import Source, check_source, parse_source, source_fingerprint
 
 if TYPE_CHECKING:
@@ -112,11 +113,16 @@ class _Unit:
         return Comparison(self.id, pair.principles, pair.query, pair.a, pair.b, self.order)
 
 
-def _judges(judge: Judge, pairs: Sequence[LabelledPair]) -> dict[str, LLMJudge]:
-    """The judge's prompts, by kind of task."""
+def prompts_for(judge: Judge, pairs: Sequence[LabelledPair]) -> dict[str, LLMJudge]:
+    """The judge's prompts, by kind of task. Raises UserError for a judge prompt that cannot be used on these pairs."""
     found = {}
     for task in dict.fromkeys(pair.task for pair in pairs):
         template = load_judge_template(judge.spec.template or task)
+        if template.task != task:
+            raise UserError(
+                f"the judge prompt '{judge.spec.template}' is for {template.task}, but there are pairs of {task}; leave the "
+                "template out, and each kind gets its own"
+            )
         found[str(task)] = LLMJudge(template, judge.model.style, judge_form(judge.spec, judge.model, template))
     return found
 
@@ -138,7 +144,7 @@ def _verdicts(
     judge: Judge, pairs: Sequence[LabelledPair], file: Path, repeats: int, progress: Callable[[int, int], None]
 ) -> dict[str, Verdict]:
     """Every verdict by its unit's id, those that are not there yet asked for."""
-    judges = _judges(judge, pairs)
+    judges = prompts_for(judge, pairs)
     units = {unit.id: unit for unit in _units(judge, judges, pairs, repeats)}
     with RowFile(file, Verdict) as rows:
         kept = {i: row for i, row in rows.read().items() if i in units and row.fingerprint == units[i].fingerprint}
@@ -197,14 +203,14 @@ def _card(
     judged = [_judged(pair, by_pair.get(pair.id, [])) for pair in pairs]
     labels = {pair.id: SCORE[pair.label] for pair in pairs}
     card = full_card(judged, level)
-    templates = {task: {"name": j.template.name, "hash": j.template.hash} for task, j in _judges(judge, pairs).items()}
-    form = next(iter(_judges(judge, pairs).values())).form
+    prompts = prompts_for(judge, pairs)
+    templates = {task: {"name": j.template.name, "hash": j.template.hash} for task, j in prompts.items()}
     paths = {path: {"path": path} for pair in pairs for path in pair.models}
     return {
         "judge": judge.name,
         "model": judge.path,
         "style": judge.model.style,
-        "form": form,
+        "form": next(iter(prompts.values())).form,
         "templates": templates,
         "reference": reference,
         "level": level,

@@ -105,7 +105,7 @@ examples:
 def execute(options: argparse.Namespace) -> int:
     """0 when the card is there; QualityError when too many verdicts are unscored, RunError when the judge fails."""
     from harness.cli._screen import console, print_json
-    from harness.judge_validation import validate_judge
+    from harness.judge_validation import prompts_for, validate_judge
     from harness.progress import Display
     from harness.report.terminal import print_judge_card
 
@@ -115,6 +115,7 @@ def execute(options: argparse.Namespace) -> int:
     with Display(console(stderr=True), quiet=options.quiet or options.json) as display:
         display.plan({WRITE: 0, JUDGE: 0} if _writes(options) else {JUDGE: 0})
         pairs, reference = _pairs(options, folder, display)
+        prompts_for(judge, pairs)  # a prompt that does not fit is bad input, not a failed run
         display.stage(JUDGE, 0, 2 * options.epochs * len(pairs))
         try:
             card = validate_judge(
