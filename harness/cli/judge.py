@@ -41,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
         verbs,
         "validate",
         execute,
-        usage="--judge J (--reference FILE | --on verifiable) [options]",
+        usage="--judge J --reference FILE [options]",
         help="print a judge's card: how it behaves, and how far it agrees with known labels",
         description="Ask a judge about pairs whose better answer is known, in both orders, and print its card: accuracy, "
         "kappa, sensitivity, specificity, position consistency, share of the first place, length preference, unscored. The "
@@ -50,11 +50,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "kept in a folder, so the same command goes on after a stop. Exits with 3 when too many are unscored.",
         epilog="""\
 examples:
-  harness judge validate --judge embedded/smollm2-135m-instruct --on verifiable --limit 40
-  harness judge validate --judge anthropic/MODEL --reference labelled.jsonl --json
-  harness judge validate --judge gpt --spec my-run.yaml --on verifiable --run runs/mine
-  harness judge validate --judge openai/MODEL --base-url http://localhost:8000/v1 \\
-      --structured on --reference labelled.jsonl""",
+  harness judge validate --judge embedded/smollm2-135m-instruct \\
+      --on verifiable --limit 40
+  harness judge validate --judge anthropic/MODEL --reference labelled.jsonl
+  harness judge validate --judge gpt --spec my-run.yaml \\
+      --on verifiable --run runs/mine
+  harness judge validate --judge openai/MODEL --structured on \\
+      --base-url http://localhost:8000/v1 --reference labelled.jsonl""",
     )
     what = validate.add_argument_group("the judge")
     what.add_argument(

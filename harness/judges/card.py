@@ -102,6 +102,9 @@ def against_reference(
     Over the `n` pairs that both have scored; pairs of equal texts are left out. `table` counts pairs, rows the reference's
     label and columns the judge's, each in the order a, tie, b. Every figure has its interval at `level` beside it
     (`accuracy_ci`, ...): over queries, but for kappa's, which takes pairs for independent.
+
+    `by_probability` is there for judges whose probabilities are read: how often the answer that is likelier over both
+    orders, so that a lean to a place falls out, is the reference's, on the pairs that it decides.
     """
     from harness.stats import judge_agreement
 
@@ -111,7 +114,8 @@ def against_reference(
     names = ("accuracy", "kappa", "sensitivity", "specificity")
     if not both:
         nothing: dict[str, Any] = {name: None for one in names for name in (one, f"{one}_ci")}
-        return {"n": 0, "n_a": 0, "n_b": 0, **nothing, "table": None, "note": "No pair is scored by both."}
+        nothing |= {"n_by_probability": 0, "by_probability": None, "by_probability_ci": None, "table": None}
+        return {"n": 0, "n_a": 0, "n_b": 0, **nothing, "note": "No pair is scored by both."}
     found = judge_agreement([score for _, score, _ in both], [label for *_, label in both], level)
     counted: dict[str, _Counted] = {
         "accuracy": [(p.query, float(_sign(score) == _sign(label))) for p, score, label in both],
@@ -126,6 +130,13 @@ def against_reference(
         else:
             card[name] = _mean(counted[name])
             card[f"{name}_ci"] = _interval(counted[name], level)
+    likelier = [
+        (p.query, float((gain > 0) == (label > 0.5)))
+        for p, _, label in both
+        if label != 0.5 and (gain := _probability_gain(p))
+    ]
+    card |= {"n_by_probability": len(likelier), "by_probability": _mean(likelier)}
+    card["by_probability_ci"] = _interval(likelier, level)
     card["table"] = found.table.tolist()
     if found.kappa is None:
         card["note"] = "Judge and reference say one and the same of every pair: kappa has no chance agreement to beat."
@@ -156,6 +167,17 @@ def corrected(scores: Mapping[str, float], reference: Mapping[str, float], level
         else:
             row |= {name: found.estimate, f"{name}_ci": [found.low, found.high]}
     return row | ({"note": " ".join(notes)} if notes else {})
+
+
+def _probability_gain(pair: JudgedPair) -> float:
+    """How much likelier a is than b over both orders; 0 where there are no probabilities of both."""
+    first: dict[str, list[float]] = {"ab": [], "ba": []}
+    for row in pair.rows:
+        if isinstance(p := row.details.get("p_first"), float):
+            first[row.order].append(p)
+    if not first["ab"] or not first["ba"]:
+        return 0.0
+    return sum(first["ab"]) / len(first["ab"]) - sum(first["ba"]) / len(first["ba"])
 
 
 def _sign(score: float) -> int:

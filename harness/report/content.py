@@ -621,7 +621,7 @@ def _of(card: Row, share: str, n: str) -> str:
     return NONE if card.get(share) is None else f"{percent(card[share])} of {card.get(n, 0)}"
 
 
-def _limits(row: Row, key: str) -> tuple[float | None, float | None]:
+def limits(row: Row, key: str) -> tuple[float | None, float | None]:
     low, high = row.get(key) or (None, None)
     return low, high
 
@@ -632,7 +632,7 @@ def _agreements(cards: dict[str, Row]) -> list[Table]:
     for name, card in cards.items():
         if found := card.get("agreement"):
             shares = {
-                key: rate(found.get(key), *_limits(found, f"{key}_ci"), digits=0)
+                key: rate(found.get(key), *limits(found, f"{key}_ci"), digits=0)
                 for key in ("accuracy", "sensitivity", "specificity")
             }
             kappa = number(found.get("kappa"), found.get("kappa_ci"), digits=2)
@@ -660,7 +660,7 @@ def _corrections(results: Results) -> Section:
             (
                 row["task"],
                 split_words(row["split"]),
-                *(rate(row[key], *_limits(row, f"{key}_ci")) for key in ("win_rate", "rogan_gladen", "ppi")),
+                *(rate(row[key], *limits(row, f"{key}_ci")) for key in ("win_rate", "rogan_gladen", "ppi")),
                 str(row["n"]),
                 str(row["n_labelled"]),
             )

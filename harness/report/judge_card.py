@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.report.content import NONE, Results, Row, Section, Table, number, percent, rate
+from harness.report.content import NONE, Results, Row, Section, Table, limits, number, percent, rate
 
 _SHARES = (
     ("both orders agree", "position_consistency", "n_pairs", "pairs"),
@@ -47,15 +47,20 @@ def family_sentences(judge: str, akin: Row) -> list[str]:
 def _agreement(card: Results) -> Section:
     found = card.get("agreement") or {}
     cells = [
-        (what, rate(found.get(key), *(found.get(f"{key}_ci") or (None, None))), str(found.get(n, 0)), of)
+        (what, rate(found.get(key), *limits(found, f"{key}_ci")), str(found.get(n, 0)), of)
         for what, key, n, of in _AGREEMENT
     ]
+    if found.get("n_by_probability"):
+        likelier = rate(found["by_probability"], *limits(found, "by_probability_ci"))
+        of = "decided pairs, both orders' probabilities together"
+        cells.append(("the likelier is right", likelier, str(found["n_by_probability"]), of))
     kappa = number(found.get("kappa"), found.get("kappa_ci"), digits=2)
     cells.insert(1, ("Cohen's kappa", kappa, str(found.get("n", 0)), "labelled pairs"))
     columns = ("agreement", "value", "n", "of")
     remark = (
         "A pair's verdict is that of both orders together: they decide alike, or it is a tie. Accuracy and kappa are over a, b "
-        "and tie; sensitivity and specificity over pairs that the reference decides, a tie of the judge counting half."
+        "and tie; sensitivity and specificity over pairs that the reference decides, a tie of the judge counting half. A coin has "
+        "kappa 0, and one half of both."
     )
     notes = [found["note"]] if found.get("note") else []
     return Section(
@@ -66,7 +71,7 @@ def _agreement(card: Results) -> Section:
 def _behaviour(card: Results) -> Section:
     intervals = card["intervals"]
     cells = [
-        (what, rate(card.get(key), *(intervals.get(key) or (None, None))), str(card.get(n, 0)), of)
+        (what, rate(card.get(key), *limits(intervals, key)), str(card.get(n, 0)), of)
         for what, key, n, of in _SHARES
         if key != "repeat_agreement" or card.get("n_repeated")
     ]

@@ -182,3 +182,27 @@ def test_a_correction_that_cannot_be_made_says_why() -> None:
     found = corrected({"1": 1.0, "2": 0.0, "3": 1.0}, {"1": 1.0}, 0.95)
     assert (found["rogan_gladen"], found["ppi_ci"]) == (None, None)
     assert "needs" in found["note"]
+
+
+def likely(query: str, p_ab: float, p_ba: float) -> JudgedPair:
+    """A pair that a judge saw in both orders, with its probability of the first place in each."""
+    rows = tuple(
+        row(query, order, "a" if order == "ab" else "b", details={"p_first": p, "p_second": 1 - p})
+        for order, p in (("ab", p_ab), ("ba", p_ba))
+    )
+    return JudgedPair((query,), query, rows, 0.5)
+
+
+def test_a_lean_to_a_place_falls_out_of_the_probabilities() -> None:
+    pairs = [
+        likely("1", 0.9, 0.8),
+        likely("2", 0.7, 0.95),
+        likely("3", 0.9, 0.6),
+        likely("4", 0.9, 0.9),
+        pair("5", 1.0),
+    ]
+    reference: dict[tuple[object, ...], float] = {("1",): 1.0, ("2",): 0.0, ("3",): 0.0, ("4",): 1.0, ("5",): 1.0}
+    found = against_reference(pairs, reference, 0.95)
+    assert (found["accuracy"], found["sensitivity"]) == (0.2, pytest.approx(2 / 3))
+    assert (found["n_by_probability"], found["by_probability"]) == (3, pytest.approx(2 / 3))
+    assert found["by_probability_ci"][0] < 2 / 3 < found["by_probability_ci"][1]
