@@ -6,13 +6,16 @@ already, in the run's folder or in the cache, is told from what is still to do b
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from harness.judges.llm import LLMJudge, load_judge_template
+from harness.judges.llm import VERDICT_SCHEMA, Form, JudgeTemplate, LLMJudge, load_judge_template
 from harness.models.base import Sampling
 from harness.models.recorded import answers_fingerprint
 from harness.rows import Generation, Likelihood, Row, Verdict
@@ -32,7 +35,7 @@ ROW_VERSION = 1
 """Enters every fingerprint; a change of what rows mean makes them all anew."""
 MODEL_CODE_VERSION = 2
 """Enters the fingerprint of a trained model; a change of the training code that changes weights raises it."""
-JUDGING_VERSION = 1
+JUDGING_VERSION = 2
 """Enters the fingerprint of a verdict; a change of how a judge is asked, shown text or read, or of a check, raises it."""
 JUDGE_SAMPLING = Sampling(max_new_tokens=300, max_prompt_tokens=8192)
 """How a judge that writes does so: a few sentences of reasoning and the verdict."""
@@ -353,7 +356,7 @@ class Plan:
             for task, data in self.tasks.items():
                 units = found.setdefault((model, task), {})
                 sampling = self.sampling(model, task)
-                decides = [ROW_VERSION, self.model_fingerprints[model], model_spec.style, sampling.__dict__]
+                decides = [ROW_VERSION, self.model_fingerprints[model], model_spec.style, sampling.settings]
                 for (of_task, set_name, split), by_query in self.constitutions.items():
                     if of_task != task:
                         continue
@@ -425,7 +428,7 @@ class Plan:
         assert spec.model is not None
         model = self.spec.models[spec.model]
         template = load_judge_template(spec.template or self.tasks[task].kind)
-        judge = LLMJudge(template, model.style, "choice" if is_local(model) else "text")
+        judge = LLMJudge(template, model.style, judge_form(spec, model, template))
         self._judges[name, task] = judge
         return judge
 
@@ -451,12 +454,12 @@ class Plan:
             judge.form,
             judge.style,
             constitution.lines(),
-            self.judge_sampling().__dict__ if judge.form == "text" else None,
+            None if judge.form == "choice" else self.judge_sampling(judge.form).settings,
         ]
 
-    def judge_sampling(self) -> Sampling:
+    def judge_sampling(self, form: Form) -> Sampling:
         """How a judge that writes does so."""
-        return replace(JUDGE_SAMPLING, seed=self.spec.seed)
+        return judge_sampling(form, self.spec.seed)
 
     def _verdicts(self, judge: str, a: str, b: str, measure: str) -> Iterator[VerdictUnit]:
         spec = self.spec.judges[judge]
@@ -556,6 +559,40 @@ def _folded(query: Query) -> str:
 def is_local(model: ModelSpec) -> bool:
     """Whether a model runs in this process."""
     return model.train is not None or model_backend(model.path or "") in ("embedded", "transformers")
+
+
+def judge_sampling(form: Form, seed: int) -> Sampling:
+    """How a judge that writes does so: by itself, or held to the schema of a verdict."""
+    return replace(JUDGE_SAMPLING, seed=seed, json_schema=VERDICT_SCHEMA if form == "structured" else None)
+
+
+_OWN_ADDRESS = {
+    "openai": ("OPENAI_BASE_URL", "api.openai.com"),
+    "anthropic": ("ANTHROPIC_BASE_URL", "api.anthropic.com"),
+}
+_WITHOUT_SCHEMAS = re.compile(
+    r"openai/(?:gpt-3|gpt-4(?![.o])|gpt-4o-2024-05-13|chatgpt-|o1-(?:mini|preview)|davinci|babbage)"
+    r"|anthropic/claude-(?:instant|[123][.-]|(?:opus|sonnet)-4-(?:0|2))"
+)
+"""Models whose provider refuses a schema: OpenAI's before gpt-4o-2024-08-06, Anthropic's before Claude 4.1 (their manuals)."""
+
+
+def judge_form(judge: JudgeSpec, model: ModelSpec, template: JudgeTemplate) -> Form:
+    """How a judge of kind llm is asked, with every ``auto`` decided."""
+    if is_local(model):
+        return "text" if judge.form == "text" else "choice"
+    if (
+        judge.structured == "off"
+        or model.style != "chat"
+        or (judge.structured == "auto" and template.structured is None)
+    ):
+        return "text"
+    if judge.structured == "on":
+        return "structured"
+    variable, host = _OWN_ADDRESS[model_backend(model.path or "")]
+    address = model.base_url or os.environ.get(variable)
+    is_own = not address or urlsplit(address).hostname == host
+    return "structured" if is_own and not _WITHOUT_SCHEMAS.match(model.path or "") else "text"
 
 
 def build_plan(spec: Spec) -> Plan:

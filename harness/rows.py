@@ -102,6 +102,8 @@ class Verdict(Row):
     """Which principles: "learned" or "held_out"."""
     epoch: NonNegativeInt = 0
     """Number of the sample that was judged, from 0."""
+    repeat: NonNegativeInt = 0
+    """Number of the judging of this sample, from 0."""
     order: Literal["ab", "ba"]
     """The order in which the judge saw the answers."""
     outcome: Literal["a", "b", "tie", "unscored"]

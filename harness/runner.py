@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.judges.llm import CHOICES, Comparison, Judgement
+from harness.judges.llm import Comparison, Judgement
 from harness.judges.verifiable import compare
 from harness.plan import GenerationUnit, LikelihoodUnit, Plan, Stage, VerdictUnit, build_plan, rate_key, trained_for
 from harness.progress import Display
@@ -294,7 +294,7 @@ class _Runner:
         self, stage: Stage, units: Sequence[VerdictUnit], missing: set[str], texts: dict[str, Generation]
     ) -> Iterator[list[Row]]:
         """Verdicts on the `missing` ones of `units`, in batches made of all of them: what is there already changes nothing."""
-        from harness.models.base import Request
+        from harness.asking import ask
 
         assert stage.model is not None
         judges = {task: self.plan.judge(stage.judge, task) for task in self.plan.tasks}
@@ -318,41 +318,15 @@ class _Runner:
         if not missing & comparisons.keys():
             return
         backend = self._model(stage.model)
-        prompts = {i: judges[unit.a.task].prompt(comparison) for i, (unit, comparison) in comparisons.items()}
-        if next(iter(judges.values())).form == "choice":
-            ids = list(comparisons)
-            for start in range(0, len(ids), CHOICE_ROWS):
-                chunk = ids[start : start + CHOICE_ROWS]
-                if missing.isdisjoint(chunk):
-                    continue
-                began = time.monotonic()
-                local = cast("TransformersBackend", backend)
-                found = local.choice_probabilities(
-                    [prompts[i] for i in chunk], CHOICES[self.spec.models[stage.model].style]
-                )
-                latency = (time.monotonic() - began) / len(chunk)
-                rows: list[Row] = []
-                for i, (first, second) in zip(chunk, found, strict=True):
-                    if i not in missing:
-                        continue
-                    unit, comparison = comparisons[i]
-                    judgement = judges[unit.a.task].read_choice(comparison, first, second)
-                    if first == second == 0:
-                        judgement = Judgement("unscored", "prompt_too_long")
-                    rows.append(self._verdict(stage, unit, judgement, latency))
-                yield rows
-            return
-        requests = [Request(i, prompt) for i, prompt in prompts.items()]
-        for batch in backend.generate(requests, self.plan.judge_sampling(), done=prompts.keys() - missing):
-            rows = []
-            for made in (one for one in batch if one.id in missing):
-                unit, comparison = comparisons[made.id]
-                judgement = judges[unit.a.task].read_text(
-                    comparison, made.text, truncated=made.finish_reason == "length", error=made.error
-                )
-                usage = dict(made.usage)
-                rows.append(self._verdict(stage, unit, judgement, float(usage.pop("latency_s", 0.0)), usage))
-            yield rows
+        asked = {i: judges[unit.a.task] for i, (unit, _) in comparisons.items()}
+        sampling = self.plan.judge_sampling(next(iter(asked.values())).form)
+        for batch in ask(
+            backend, asked, [c for _, c in comparisons.values()], sampling, missing=missing & comparisons.keys()
+        ):
+            yield [
+                self._verdict(stage, comparisons[made.id][0], made.judgement, made.latency_s, made.usage)
+                for made in batch
+            ]
 
     def _verdict(
         self,
@@ -539,8 +513,6 @@ class _Runner:
 
 CHECKED_ROWS = 256
 """Verdicts of a verifiable judge that are written together."""
-CHOICE_ROWS = 16
-"""Verdicts written together by a judge whose probabilities are read."""
 
 
 def _names(stage: Stage, unit: Any) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness import __version__
-from harness.judges.llm import combine_orders, judge_card
+from harness.judges.card import JudgedPair, against_reference, corrected, full_card, judge_card
+from harness.judges.family import same_family
+from harness.judges.llm import combine_orders
 from harness.judges.verifiable import TIE_TOLERANCE
 from harness.rows import Likelihood, Verdict
 from harness.stats import (
@@ -108,6 +110,7 @@ def score(inputs: ScoreInputs) -> dict[str, Any]:
         ],
         "infonce": _infonce(inputs),
         "judges": _judges(inputs, pairs),
+        "corrections": _corrections(inputs, groups),
         "training": _strict(inputs.training),
         "quality": {
             "unscored_rate": unscored_rate,
@@ -466,20 +469,60 @@ def _information(rows: list[Likelihood], level: float) -> dict[str, Any]:
 def _judges(inputs: ScoreInputs, pairs: list[_Pair]) -> dict[str, Any]:
     """The card of every judge, over all of its verdicts. The share of "first" is null where one order was shown."""
     cards = {}
+    reference = _reference(inputs)
+    known: dict[tuple[object, ...], float] = {
+        pair.expected[1:10]: pair.score for pair in pairs if pair.expected.judge == reference and pair.score is not None
+    }
     for name, judge in inputs.judges.items():
         own = [pair for pair in pairs if pair.expected.judge == name]
-        card = judge_card(row for pair in own for row in pair.rows if row)
-        both = any(len(pair.rows) > 1 for pair in own)
+        judged_pairs = [_judged(pair, inputs.lengths) for pair in own]
+        card = full_card(judged_pairs, inputs.level)
+        if not any(len(pair.expected.orders) > 1 for pair in own):
+            card["share_first"] = card["intervals"]["share_first"] = None
+        judged = dict.fromkeys(model for pair in own for model in (pair.expected.a, pair.expected.b))
+        akin = same_family(judge["model"], judged, inputs.models) if judge.get("model") else {}
         cards[name] = {
             "kind": judge["kind"],
             "model": judge.get("model"),
-            "position_consistency": card["position_consistency"],
-            "n_pairs": card["n_pairs"],
-            "share_first": card["share_first"] if both else None,
-            "unscored_rate": card["unscored_rate"],
-            "ties": card["tie_rate"],
+            **card,
+            "same_family": akin,
+            "agreement": None,
         }
+        if reference not in (None, name):
+            agreement = against_reference(judged_pairs, known, inputs.level)
+            cards[name]["agreement"] = {"reference": reference, **agreement}
     return cards
+
+
+def _reference(inputs: ScoreInputs) -> str | None:
+    """The judge that the others are held against: a program, where the run has one."""
+    return next((name for name, judge in inputs.judges.items() if judge["kind"] == "verifiable"), None)
+
+
+def _corrections(inputs: ScoreInputs, groups: _Groups) -> list[dict[str, Any]]:
+    """Win rates of LLM judges corrected by the program's, for comparisons of which it judged some queries and not all."""
+    rows = []
+    reference = _reference(inputs)
+    for key, group in groups.items():
+        labels = groups.get(key._replace(judge=reference)) if reference else None
+        if key.kind != "win_rate" or key.judge == reference or not labels:
+            continue
+        scores, known = _scored(group), _scored(labels)
+        if not scores or not known:
+            continue
+        by_query, by_reference = (dict(zip(*map(list, _by_query(side)), strict=True)) for side in (scores, known))
+        if by_query.keys() <= by_reference.keys():
+            continue  # the program's own win rate is there, and needs no correction
+        rows.append({**key.head(), "reference": reference, **corrected(by_query, by_reference, inputs.level)})
+    return rows
+
+
+def _judged(pair: _Pair, lengths: Mapping[LengthKey, int]) -> JudgedPair:
+    e = pair.expected
+    a, b = (lengths.get((m, e.task, e.query_id, e.constitution_id, e.epoch)) for m in (e.a, e.b))
+    rows = tuple(row for row in pair.rows if row)
+    known = (a, b) if e.kind == "win_rate" else (None, None)  # the other answer of a contrast has another constitution
+    return JudgedPair(tuple(e[1:10]), pair.query, rows, pair.score, *known)
 
 
 def _strict(value: Any) -> Any:

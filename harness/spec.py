@@ -66,8 +66,13 @@ def _device(value: object) -> object:
     raise ValueError(f"there is no device {value!r}; write auto, cpu, cuda, or cuda:0 for one of several")
 
 
+def _switch(value: object) -> object:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # YAML reads on and off as booleans
+
+
 Count = Annotated[int, Field(strict=True, ge=1)]
 Flag = Annotated[bool, Field(strict=True)]
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)]
 
 
@@ -151,13 +156,25 @@ class JudgeSpec(_Part):
     template: str | None = Field(
         default=None, description="llm: a judge prompt, by name or .yaml file; null: that of the task"
     )
+    form: Literal["auto", "text", "choice"] = Field(
+        default="auto",
+        description="llm: text: it reasons and writes a verdict; choice: its probabilities of A and B are read (local "
+        "models only); auto: choice for local models, text for others",
+    )
+    structured: Switch = Field(
+        default="auto",
+        description="llm, form text, API models: have the provider hold the answer to a JSON schema; auto: at OpenAI's and "
+        "Anthropic's own addresses, for models that can; other servers when set to on",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> JudgeSpec:
         if self.kind == "llm" and self.model is None:
             raise ValueError("a judge of kind 'llm' needs 'model'; name one of the models")
-        for option in ("model", "template"):
-            if self.kind == "verifiable" and getattr(self, option) is not None:
+        if self.form == "choice" and self.structured == "on":
+            raise ValueError("with 'form: choice' nothing is written; leave 'structured' out, or set form: text")
+        for option in ("model", "template", "form", "structured"):
+            if self.kind == "verifiable" and getattr(self, option) != JudgeSpec.model_fields[option].default:
                 raise ValueError(f"a verifiable judge has no '{option}'; leave it out, or set kind: llm")
         return self
 

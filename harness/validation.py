@@ -24,7 +24,7 @@ from harness.models._api import check_base_url, resolve_key
 from harness.models.anthropic import KEY_VARIABLE as ANTHROPIC_KEY
 from harness.models.openai import KEY_VARIABLE as OPENAI_KEY
 from harness.models.recorded import answers_file, read_answers
-from harness.spec import ModelSpec, Spec, SpecError, is_there, model_backend, one_line
+from harness.spec import JudgeSpec, ModelSpec, Spec, SpecError, is_there, model_backend, one_line
 from harness.tasks import TaskData, hh_rlhf, list_tasks, load_task, tldr
 from harness.tasks.base import BUNDLED, HUB
 from sami_train.config import Recipe, load_recipe
@@ -465,6 +465,8 @@ def _check_judges(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) -
             found.add(
                 ("judges", name, "model"), f"'{judge.model}' has recorded answers and cannot judge; name another model"
             )
+        if judge.model in spec.models:
+            _check_form(name, judge, spec.models[judge.model], found)
         if judge.template is not None:
             with found.at(("judges", name, "template")):
                 template = load_judge_template(judge.template)
@@ -474,6 +476,23 @@ def _check_judges(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) -
                             f"'{judge.template}' is for {template.task}, but the task '{task}' is {kind}; "
                             "leave 'template' out, and each task gets the prompt of its kind"
                         )
+                if judge.structured == "on" and template.structured is None:
+                    raise UserError(
+                        f"'{judge.template}' has no form 'structured', for which this judge asks; add the form to the file, "
+                        "or set structured: off"
+                    )
+
+
+def _check_form(name: str, judge: JudgeSpec, model: ModelSpec, found: _Problems) -> None:
+    """Whether the model can judge in the way that is asked of it."""
+    is_api = model.train is None and model_backend(model.path or "") in _API
+    if judge.form == "choice" and is_api:
+        message = "an API model's probabilities are not read; write 'form: text', or leave 'form' out"
+        found.add(("judges", name, "form"), message)
+    if judge.structured == "on" and not (is_api and model.style == "chat"):
+        which = f"the {'model in style completion' if is_api else 'local model'} '{judge.model}'"
+        message = f"{which} is held to no schema; leave 'structured' out, and its last line is read"
+        found.add(("judges", name, "structured"), message)
 
 
 def _check_verifiable(spec: Spec, name: str, sets: dict[str, PrincipleSet], found: _Problems) -> None:

@@ -13,9 +13,20 @@ from typing import Any
 import pytest
 
 import harness.plan
-from harness.plan import GenerationUnit, LikelihoodUnit, Plan, VerdictUnit, build_plan, describe, rate_key
+from harness.judges.llm import VERDICT_SCHEMA, load_judge_template
+from harness.plan import (
+    GenerationUnit,
+    LikelihoodUnit,
+    Plan,
+    VerdictUnit,
+    build_plan,
+    describe,
+    judge_form,
+    judge_sampling,
+    rate_key,
+)
 from harness.rows import Generation
-from harness.spec import load_spec
+from harness.spec import JudgeSpec, ModelSpec, load_spec
 from harness.store import RowFile
 from sami_train.errors import UserError
 
@@ -389,6 +400,72 @@ def test_more_queries_keep_the_rows_there_are(folder: Path) -> None:
     old, new = (prints(p, "generate", model="base", task="dialogue") for p in (before, after))
     assert len(new) == 32
     assert old.items() <= new.items()
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "expected"),
+    [
+        ("MODEL", {}, "choice"),
+        ("MODEL", {"form": "text"}, "text"),
+        ("openai/gpt-4o", {}, "structured"),
+        ("openai/gpt-4.1-mini", {}, "structured"),
+        ("openai/gpt-5", {"form": "text"}, "structured"),
+        ("openai/gpt-4o", {"structured": "off"}, "text"),
+        ("openai/gpt-4-0613", {}, "text"),
+        ("openai/gpt-4-turbo", {}, "text"),
+        ("openai/gpt-3.5-turbo", {}, "text"),
+        ("openai/gpt-4o-2024-05-13", {}, "text"),
+        ("openai/gpt-4-0613", {"structured": "on"}, "structured"),
+        ("anthropic/claude-sonnet-4-5", {}, "structured"),
+        ("anthropic/claude-opus-4-1-20250805", {}, "structured"),
+        ("anthropic/claude-sonnet-4-20250514", {}, "text"),
+        ("anthropic/claude-3-5-haiku-latest", {}, "text"),
+    ],
+)
+def test_how_a_judge_is_asked(path: str, fields: dict[str, Any], expected: str) -> None:
+    judge = JudgeSpec(kind="llm", model="judge", **fields)
+    assert judge_form(judge, ModelSpec(path=path, style="chat"), load_judge_template("dialogue")) == expected
+
+
+@pytest.mark.parametrize(
+    ("base_url", "variable", "expected"),
+    [
+        (None, None, "structured"),
+        ("https://api.openai.com/v1", None, "structured"),
+        ("http://127.0.0.1:8000/v1", None, "text"),
+        (None, "http://127.0.0.1:8000/v1", "text"),
+    ],
+)
+def test_another_server_is_held_to_a_schema_only_when_it_is_asked_for(
+    base_url: str | None, variable: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    if variable:
+        monkeypatch.setenv("OPENAI_BASE_URL", variable)
+    model = ModelSpec(path="openai/gpt-4o", style="chat", base_url=base_url)
+    judge = JudgeSpec(kind="llm", model="judge")
+    assert judge_form(judge, model, load_judge_template("dialogue")) == expected
+    on = judge.model_copy(update={"structured": "on"})
+    assert judge_form(on, model, load_judge_template("dialogue")) == "structured"
+
+
+def test_a_judge_prompt_without_the_structured_form_is_asked_for_text() -> None:
+    template = load_judge_template("dialogue").model_copy(update={"structured": None})
+    judge = JudgeSpec(kind="llm", model="judge")
+    assert judge_form(judge, ModelSpec(path="openai/gpt-4o", style="chat"), template) == "text"
+
+
+def test_only_a_structured_judge_is_given_the_schema() -> None:
+    assert judge_sampling("structured", 3).json_schema == VERDICT_SCHEMA
+    assert (judge_sampling("text", 3).json_schema, judge_sampling("text", 3).seed) == (None, 3)
+    assert list(VERDICT_SCHEMA["properties"]) == ["reasoning", "verdict"]
+
+
+def test_another_form_of_judging_is_judged_anew(folder: Path) -> None:
+    before, after = plan_of(folder), plan_of(folder, judges__llm__form="text")
+    verdicts = prints(before, "judge", judge="llm")
+    assert changed(verdicts, prints(after, "judge", judge="llm")) == verdicts.keys()
+    assert prints(before, "judge", judge="verifiable") == prints(after, "judge", judge="verifiable")
 
 
 def test_templates_are_read_once_however_many_verdicts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,6 +352,65 @@ def test_a_judge_that_saw_one_order_has_no_lean() -> None:
     assert (card["share_first"], card["position_consistency"]) == (None, None)
 
 
+JUDGES = {"program": {"kind": "verifiable", "model": None}, "judge": {"kind": "llm", "model": "base"}}
+
+
+def two_judges(n_labelled: int, n: int) -> ScoreInputs:
+    """A program that judged the first queries, and a judge of all, which errs on every fourth."""
+    judged = {}
+    for q in range(n):
+        truth = "a" if q % 3 else "b"
+        said = {"a": "b", "b": "a"}[truth] if q % 4 == 3 else truth
+        judged[pair(f"q{q:03}")] = f"{said} {said}"
+        if q < n_labelled:
+            judged[pair(f"q{q:03}", judge="program", orders=("ab",))] = truth
+    return inputs(judged, judges=JUDGES)
+
+
+def test_a_judge_is_held_against_the_program_of_the_run() -> None:
+    judges = score(two_judges(24, 40))["judges"]
+    assert judges["program"]["agreement"] is None
+    found = judges["judge"]["agreement"]
+    assert (found["reference"], found["n"], found["accuracy"]) == ("program", 24, 0.75)
+    assert found["sensitivity"] == pytest.approx(0.75)
+    assert found["accuracy_ci"][0] < 0.75 < found["accuracy_ci"][1]
+
+
+def test_win_rates_are_corrected_where_the_program_judged_some_of_the_queries() -> None:
+    run = two_judges(120, 240)
+    (found,) = score(run)["corrections"]
+    assert (found["judge"], found["reference"], found["n"], found["n_labelled"]) == ("judge", "program", 120, 120)
+    assert found["win_rate"] == pytest.approx(only(score(run)["comparisons"], judge="judge")["win_rate"])
+    for name in ("rogan_gladen", "ppi"):
+        assert found[f"{name}_ci"][0] < 2 / 3 < found[f"{name}_ci"][1]
+        assert abs(found[name] - 2 / 3) < abs(found["win_rate"] - 2 / 3)
+
+
+def test_nothing_is_corrected_where_the_program_judged_every_query() -> None:
+    assert score(two_judges(40, 40))["corrections"] == []
+
+
+def test_nothing_is_corrected_without_a_program() -> None:
+    result = score(inputs({pair(): "a a"}))
+    assert (result["corrections"], result["judges"]["judge"]["agreement"]) == ([], None)
+
+
+def test_a_judge_of_its_own_kin_is_flagged() -> None:
+    models = {"base": {"path": "embedded/gemma-3-270m"}, "sami": {"path": None, "trained_from": "base"}}
+    card = score(inputs({pair(): "a a"}, models=models))["judges"]["judge"]
+    assert card["same_family"] == {"sami": "it has the judge's base model", "base": "it is the judge itself"}
+
+
+def test_the_card_has_the_lengths_of_win_rates_alone() -> None:
+    contrast = pair("q1", kind="steerability", a="sami", b="sami")
+    judged = {pair(): "a a", contrast: "a a"}
+    lengths = {
+        (m, "dialogue", q, "short+", 0): n for m, q, n in [("sami", "q0", 9), ("base", "q0", 4), ("sami", "q1", 7)]
+    }
+    card = score(inputs(judged, lengths=lengths))["judges"]["judge"]
+    assert (card["n_longer"], card["longer_wins"]) == (1, 1.0)
+
+
 @pytest.mark.parametrize(("limit", "passed"), [(0.25, True), (0.2, False)])
 def test_the_run_fails_above_the_limit_of_unscored_verdicts(limit: float, passed: bool) -> None:
     quality = score(inputs({pair(): "a -", pair("q1"): "a b"}, max_unscored=limit))["quality"]
@@ -369,7 +428,7 @@ def test_the_fields_are_those_of_the_schema() -> None:
     strictly(result)
     assert list(result) == [
         "schema_version", "name", "description", "harness_version", "spec_fingerprint", "level", "tie_rule", "models",
-        "comparisons", "gaps", "steerability", "infonce", "judges", "training", "quality",
+        "comparisons", "gaps", "steerability", "infonce", "judges", "corrections", "training", "quality",
     ]  # fmt: skip
     assert set(result["comparisons"][0]) == {
         "task", "principle_set", "split", "a", "b", "judge", "n", "n_expected", "wins", "ties", "losses", "unscored",

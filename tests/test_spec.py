@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,12 @@ BROKEN: list[tuple[str, str, int, list[str]]] = [
     ("model: instruct, ", "", 21, ["judges.smollm2", "needs 'model'"]),
     ("{kind: verifiable}", "{kind: verifiable, model: base}", 20, ["verifiable judge has no 'model'"]),
     ("{kind: verifiable}", "{kind: verifible}", 20, ["cannot be 'verifible'", "'verifiable'"]),
+    ("{kind: verifiable}", "{kind: verifiable, form: text}", 20, ["verifiable judge has no 'form'"]),
+    ("{kind: verifiable}", "{kind: verifiable, structured: on}", 20, ["verifiable judge has no 'structured'"]),
+    ("limit: 2}", "limit: 2, form: letters}", 21, ["judges.smollm2.form", "'letters'"]),
+    ("limit: 2}", "limit: 2, structured: maybe}", 21, ["judges.smollm2.structured", "'maybe'"]),
+    ("limit: 2}", "limit: 2, form: choice, structured: on}", 21, ["nothing is written"]),
+    ("limit: 2}", "limit: 2, structured: on}", 21, ["judges.smollm2.structured", "held to no schema"]),
     ("limit: 2}", "limit: 2, template: gone.yaml}", 21, ["judges.smollm2.template", "gone.yaml"]),
     ("b: base}", "b: bas}", 23, ["comparisons.0.b", "no model 'bas'", "'base'"]),
     ("b: base}", "b: sami}", 23, ["comparisons.0", "with itself"]),
@@ -509,6 +516,51 @@ def test_a_judge_prompt_is_for_the_kind_of_every_task(tmp_path: Path) -> None:
     (found,) = problems(write(tmp_path, ("model: instruct, limit: 2", "model: instruct, template: dialogue")))
     assert found.startswith(f"{tmp_path}/try.yaml:21: 'judges.smollm2.template': ")
     assert "'summarization' is summarization" in found
+
+
+@pytest.fixture
+def api_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """The problems of a specification whose judge is an API model with these fields."""
+    monkeypatch.setenv("OPENAI_API_KEY", "test")
+
+    def with_fields(fields: str, style: str = "chat") -> list[str]:
+        model = ("  sami:", f"  gpt: {{path: openai/gpt-4o, style: {style}}}\n  sami:")
+        return problems(write(tmp_path, model, ("model: instruct, limit: 2", f"model: gpt, limit: 2{fields}")))
+
+    return with_fields
+
+
+@pytest.mark.parametrize("fields", ["", ", form: text", ", structured: on", ", structured: off", ", structured: auto"])
+def test_how_an_api_model_judges(api_judge: Callable[[str], list[str]], fields: str) -> None:
+    assert api_judge(fields) == []
+
+
+def test_an_api_models_probabilities_are_not_read(api_judge: Callable[[str], list[str]]) -> None:
+    (found,) = api_judge(", form: choice")
+    assert "try.yaml:22: 'judges.smollm2.form': an API model's probabilities are not read" in found
+
+
+def test_a_completion_is_held_to_no_schema(api_judge: Callable[..., list[str]]) -> None:
+    (found,) = api_judge(", structured: on", style="completion")
+    assert "'judges.smollm2.structured': the model in style completion 'gpt' is held to no schema" in found
+
+
+@pytest.mark.parametrize(("fields", "n"), [("structured: on, ", 1), ("", 0)])
+def test_ones_own_judge_prompt_needs_the_structured_form_only_where_it_is_asked_for(
+    fields: str, n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "test")
+    text = "'{principles} {query} {first} {second} Verdict: A Verdict: B Verdict: tie'"
+    (tmp_path / "own.yaml").write_text(f"name: own\ntask: dialogue\ntext: {text}\nchoice: {text}\n")
+    file = write(
+        tmp_path,
+        ("  sami:", "  gpt: {path: openai/gpt-4o, style: chat}\n  sami:"),
+        ("  summarization: {task: tldr, limit: 4}\n", ""),
+        ("model: instruct, limit: 2", f"model: gpt, {fields}template: {tmp_path / 'own.yaml'}"),
+    )
+    found = problems(file)
+    assert len(found) == n
+    assert all("has no form 'structured', for which this judge asks" in problem for problem in found)
 
 
 def test_a_name_must_fit_into_a_file_name(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from harness.cli import (
     convert_models,
     doctor,
     import_,
+    judge,
     ls,
     paper,
     plan,
@@ -30,7 +31,7 @@ from harness.cli._arguments import HarnessParser, VersionAction, parse
 from harness.cli._errors import EXIT_CODES, QualityError, RunError
 from sami_train.errors import UserError
 
-VERBS = (run, plan, validate, ls, doctor, principles, report, compare, score, import_, paper, convert_models)
+VERBS = (run, plan, validate, ls, doctor, principles, judge, report, compare, score, import_, paper, convert_models)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

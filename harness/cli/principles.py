@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cli._arguments import HarnessParser, add_json, add_verb, count, names, whole_number
 from harness.cli._errors import QualityError, RunError
+from harness.cli._models import style_of
 from sami_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def execute_write(options: argparse.Namespace) -> int:
         given=given,
         n=options.n or len(given) or 10,
         held_out=options.held_out,
-        style=options.style or _style_of(options.model),
+        style=options.style or style_of(options.model),
         seed=options.seed,
         max_tries=options.max_tries,
         temperature=options.temperature,
@@ -359,23 +360,6 @@ def _written_file(output: str | None, name: str | None, *, overwrite: bool) -> t
     if file.exists() and not overwrite:
         raise UserError(f"{file} is there already; choose another file, or add --overwrite")
     return file, chosen
-
-
-def _style_of(path: str) -> Style:
-    """chat for API models and where there is a chat template, completion elsewhere."""
-    from harness.spec import model_backend
-    from sami_train.models import check_source, has_chat_template, parse_source
-
-    if model_backend(path) in ("openai", "anthropic"):
-        return "chat"
-    source = parse_source(path)
-    check_source(source)
-    has_template = has_chat_template(source)
-    if has_template is None:
-        raise UserError(
-            f"whether '{path}' has a chat template shows only when it is loaded; add --style chat or completion"
-        )
-    return "chat" if has_template else "completion"
 
 
 def _model_to_ask(path: str, style: Style, base_url: str | None) -> tuple[dict[str, Any], Callable[[], Backend]]:

@@ -7,24 +7,24 @@ or the probabilities of its two letters. What cannot be read for certain is unsc
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.rows import Verdict
 from sami_train.errors import UserError, nearest
 from sami_train.prompts import BODY as BODY
 from sami_train.prompts import Prompt, Style
 from sami_train.yamlfile import first_problem, read_yaml
 
-Form = Literal["text", "choice"]
-"""text: the judge reasons and ends with a verdict line; choice: the probabilities of "A" and "B" are read."""
+Form = Literal["text", "structured", "choice"]
+"""text: the judge reasons and ends with a verdict line; structured: it does so as JSON of `VERDICT_SCHEMA`, to which its
+provider holds it; choice: the probabilities of "A" and "B" are read."""
 Shown = Literal["first", "second", "tie"]
 """A verdict by the places in the prompt."""
 Order = Literal["ab", "ba"]
@@ -34,30 +34,42 @@ Outcome = Literal["a", "b", "tie", "unscored"]
 CHOICES: dict[Style, tuple[str, str]] = {"completion": (" A", " B"), "chat": ("A", "B")}
 """The two continuations whose probabilities are compared in the form `choice`."""
 
+VERDICT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"reasoning": {"type": "string"}, "verdict": {"type": "string", "enum": ["A", "B", "tie"]}},
+    "required": ["reasoning", "verdict"],
+    "additionalProperties": False,
+}
+"""What a judge writes in the form `structured`. The reasoning stands first, so that the verdict follows from it."""
+
 FOLDER = Path(__file__).resolve().parent / "prompts"
 
 
 @dataclass(frozen=True)
 class Unscored:
-    """No verdict, and why: empty, truncated, refusal, no_verdict, verdict_not_last, unreadable_verdict, ambiguous, or,
-    of probabilities, not_a_probability."""
+    """No verdict, and why: empty, truncated, refusal, no_verdict, verdict_not_last, unreadable_verdict, ambiguous; of
+    JSON also not_json and not_the_schema; of probabilities not_a_probability."""
 
     reason: str
 
 
 class JudgeTemplate(BaseModel):
-    """A judge prompt file: one text per form, with the placeholders {principles}, {query}, {first} and {second}."""
+    """A judge prompt file: one text per form, with the placeholders {principles}, {query}, {first} and {second}.
+
+    A file without the form `structured` serves every judge that is not held to a schema.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     task: Literal["dialogue", "summarization"]
     description: str = ""
     text: str
+    structured: str | None = None
     choice: str
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+        return hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,13 @@ class LLMJudge:
         """The judgement in what the model wrote. `error` is that of a failed request, ``reason: message``."""
         if error is not None:
             return Judgement("unscored", reason=error.partition(":")[0], details={"error": error})
-        return _judgement(parse_verdict(text, truncated=truncated), comparison.order, raw=text)
+        if self.form == "structured":
+            return _judgement(parse_structured(text, truncated=truncated), comparison.order, raw=text)
+        said = text
+        if self.style == "completion" and (end := _first_verdict_line(text)) is not None:
+            # A base model goes on after its answer, with a text of its own: its answer ends with its first verdict line.
+            said, truncated = text[:end], False
+        return _judgement(parse_verdict(said, truncated=truncated), comparison.order, raw=text)
 
     def read_choice(self, comparison: Comparison, p_first: float, p_second: float) -> Judgement:
         """The judgement in the probabilities of the two letters."""
@@ -142,7 +160,7 @@ def identical(first: str, second: str) -> bool:
 # --- Asking -----------------------------------------------------------------------------------------------------------
 
 PLACEHOLDERS = ("{principles}", "{query}", "{first}", "{second}")
-_VERDICT_WORD = re.compile(r"(?<![^\W_])(verdict[*_`\s]{0,8})[:：]", re.IGNORECASE)
+_VERDICT_WORD = re.compile(r"""(?<![^\W_])(verdict[*_`"'\\\s]{0,8})[:：]""", re.IGNORECASE)
 # What chat models read as the end of a turn, not as text: <|im_end|>, <end_of_turn>, </s>, [/INST] and their like.
 _CONTROL = re.compile(
     r"<(?=[|｜]|/?(?:s|bos|eos|pad|unk|(?:start|end)_of_turn)>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])|<(?=</?SYS>>)",
@@ -163,8 +181,10 @@ def load_judge_template(name_or_path: str | Path) -> JudgeTemplate:
         template = JudgeTemplate.model_validate(document.data)
     except ValidationError as error:
         raise UserError(first_problem(error, document, JudgeTemplate)) from None
-    for form in ("text", "choice"):
-        prompt: str = getattr(template, form)
+    for form in ("text", "structured", "choice"):
+        prompt: str | None = getattr(template, form)
+        if prompt is None:
+            continue
         where = document.where((form,))
         for placeholder in PLACEHOLDERS:
             if (n := prompt.count(placeholder)) != 1:
@@ -175,6 +195,13 @@ def load_judge_template(name_or_path: str | Path) -> JudgeTemplate:
         where = document.where(("text",))
         raise UserError(
             f"{where}: 'text' must ask for a last line 'Verdict: A', 'Verdict: B' or 'Verdict: tie'; add them"
+        )
+    if template.structured is not None and not all(
+        f'"{key}"' in template.structured for key in ("reasoning", "verdict")
+    ):
+        where = document.where(("structured",))
+        raise UserError(
+            f'{where}: \'structured\' must ask for the fields "reasoning" and "verdict"; name both in quotes'
         )
     return template
 
@@ -208,7 +235,9 @@ def build_judge_prompt(
         "{first}": fenced("A", first),
         "{second}": fenced("B", second),
     }
-    wanted = template.text if form == "text" else template.choice
+    wanted: str | None = getattr(template, form)
+    if wanted is None:
+        raise UserError(f"the judge prompt '{template.name}' has no form '{form}'; add it, or set structured: off")
     content = re.sub("|".join(map(re.escape, PLACEHOLDERS)), lambda match: fill[match.group()], wanted).strip()
     body = neutralised(query, token).strip()
     if style == "chat":
@@ -239,6 +268,7 @@ _VERDICT = re.compile(
 )
 _LIKE_A_VERDICT = re.compile(r"[\s#*_`]{0,8}verdict\b", re.IGNORECASE)
 _SAID: dict[str, Shown] = {"a": "first", "b": "second", "tie": "tie"}
+_IN_SCHEMA: dict[str, Shown] = {"A": "first", "B": "second", "tie": "tie"}
 _NAMED = re.compile(r"\b(?:a|b|tie)\b", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"\b(?:can['’]?t|can ?not|won['’]?t|will not|(?:unable|not able|not going|decline|refuse) to)"
@@ -271,6 +301,54 @@ def parse_verdict(text: str, *, truncated: bool = False) -> Shown | Unscored:
     return Unscored("refusal" if _REFUSAL.search(text.strip()) else "no_verdict")
 
 
+def _first_verdict_line(text: str) -> int | None:
+    """Where the first verdict line of a continuation ends; None without one that is known to be whole."""
+    end = 0
+    for line in text.splitlines(keepends=True):
+        end += len(line)
+        if _VERDICT.fullmatch(" ".join(line.split())) and line.splitlines()[0] != line:
+            return end
+    return None
+
+
+def parse_structured(text: str, *, truncated: bool = False) -> Shown | Unscored:
+    """What a judge decided that was to write JSON of `VERDICT_SCHEMA`: as strict as the schema, whoever held it to that.
+
+    The whole text must be one object with the text `reasoning` and then `verdict`, one of "A", "B" and "tie"; not a field
+    more, none twice.
+    """
+    if not text.strip():
+        return Unscored("empty")
+    if truncated:
+        return Unscored("truncated")
+    try:
+        found = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return Unscored("refusal" if _REFUSAL.search(text.strip()) else "not_json")
+    if not isinstance(found, _Pairs):
+        return Unscored("not_the_schema")
+    verdicts = [value for key, value in found if key == "verdict"]
+    if not verdicts:
+        return Unscored("no_verdict")
+    if not all(isinstance(value, str) for _, value in found):
+        return Unscored("not_the_schema")
+    if len(set(verdicts)) > 1:
+        return Unscored("ambiguous")
+    if sorted(key for key, _ in found) != ["reasoning", "verdict"]:
+        return Unscored("not_the_schema")
+    if found[-1][0] != "verdict":
+        return Unscored("verdict_not_last")
+    return _IN_SCHEMA.get(verdicts[0], Unscored("unreadable_verdict"))
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with its fields in their order, those that come twice included."""
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def choice_outcome(p_first: float, p_second: float, tie_margin: float = 0.0) -> Shown | Unscored:
     """The likelier of the two letters; a tie only when they are no further apart than `tie_margin` (a probability)."""
     usable = all(math.isfinite(p) and p >= 0 for p in (p_first, p_second))
@@ -291,36 +369,3 @@ def combine_orders(ab: Outcome | None, ba: Outcome | None) -> float | None:
     if ab is None or ba is None or "unscored" in (ab, ba):
         return None
     return (_SCORE[ab] + _SCORE[ba]) / 2
-
-
-def judge_card(verdicts: Iterable[Verdict]) -> dict[str, Any]:
-    """How the judge behaved, each share (0 to 1, None where there is nothing to count) with its n.
-
-    Pairs of equal texts, which the judge never saw, are counted (`n_identical`) and left out of everything else.
-    """
-    rows = list(verdicts)
-    asked = [v for v in rows if not v.details.get("identical")]
-    scored = [v for v in asked if v.outcome != "unscored"]
-    decided = [v for v in scored if v.outcome != "tie"]
-    by_pair: dict[tuple[object, ...], dict[str, str]] = {}
-    for v in scored:
-        pair = (v.judge, v.kind, v.a, v.b, v.task, v.query_id, v.constitution_id, v.principle_set, v.split, v.epoch)
-        by_pair.setdefault(pair, {})[v.order] = v.outcome
-    both = [orders for orders in by_pair.values() if len(orders) == 2]
-    reasons = Counter(v.reason or "unknown" for v in asked if v.outcome == "unscored")
-    return {
-        "n": len(asked),
-        "n_identical": len(rows) - len(asked),
-        "unscored_rate": _share(len(asked) - len(scored), len(asked)),
-        "unscored_reasons": dict(reasons.most_common()),
-        "n_scored": len(scored),
-        "tie_rate": _share(len(scored) - len(decided), len(scored)),
-        "n_decided": len(decided),
-        "share_first": _share(sum((v.outcome == "a") == (v.order == "ab") for v in decided), len(decided)),
-        "n_pairs": len(both),
-        "position_consistency": _share(sum(orders["ab"] == orders["ba"] for orders in both), len(both)),
-    }
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

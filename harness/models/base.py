@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from sami_train.prompts import Prompt
 
@@ -36,7 +36,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to generate. `max_new_tokens` and `max_prompt_tokens` in tokens; temperature 0 is greedy."""
+    """How to generate. `max_new_tokens` and `max_prompt_tokens` in tokens; temperature 0 is greedy.
+
+    With `json_schema` the answer's text is JSON of that schema (API models in chat style only). The providers want an
+    object whose properties are all in `required`, and `additionalProperties` false.
+    """
 
     max_new_tokens: int
     max_prompt_tokens: int
@@ -44,6 +48,12 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    json_schema: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What enters fingerprints: every field, `json_schema` only where there is one."""
+        return {name: value for name, value in vars(self).items() if name != "json_schema" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,21 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
 class LocalBackend(Backend, Protocol):
-    """A back end whose probabilities can be read."""
+    """A back end whose probabilities can be read, and whose tokens can be counted."""
 
     def choice_probabilities(self, prompts: Sequence[Prompt], choices: tuple[str, ...]) -> list[tuple[float, ...]]:
         """For each prompt, the probability of each choice as the continuation, normalised over the choices.
 
         A prompt that is too long for the model gets zeros.
         """
+        ...
+
+    def prompt_room(self, max_new_tokens: int) -> int:
+        """Tokens that a prompt may have, so that it and a response of `max_new_tokens` fit the model's context."""
+        ...
+
+    def fits(self, prompt: Prompt, max_tokens: int) -> bool:
+        """Whether a prompt has at most `max_tokens` tokens once its body is shortened."""
         ...

@@ -53,7 +53,9 @@ class TransformersBackend:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, *, done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[Completion]]:
-        """Completions, a batch at a time; see `Backend.generate`."""
+        """Completions, a batch at a time; see `Backend.generate`. Raises UserError for a JSON schema."""
+        if sampling.json_schema is not None:
+            raise UserError(f"model '{self.name}': a local model takes no JSON schema; ask it for text")
         batches = generate(
             self.model,
             self.tokenizer,
@@ -90,8 +92,7 @@ class TransformersBackend:
         A choice is read by its first token, with and without a leading space (the two are added). A prompt that has
         more than `max_prompt_tokens`, or than the model's context, without its body gets zeros.
         """
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        limit = min(max_prompt_tokens, context or max_prompt_tokens)
+        limit = min(max_prompt_tokens, self.prompt_room(0))
         encoded = [self._encode_if_it_fits(prompt, limit) for prompt in prompts]
         forms = self._first_tokens(choices)
         with self._enough_memory():
@@ -151,6 +152,15 @@ class TransformersBackend:
                 "by their probabilities; name another model as the judge"
             )
         return own
+
+    def prompt_room(self, max_new_tokens: int) -> int:
+        """See `LocalBackend.prompt_room`; a model that states no context has room for everything."""
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return max(1, (context or sys.maxsize) - max_new_tokens)
+
+    def fits(self, prompt: Prompt, max_tokens: int) -> bool:
+        """See `LocalBackend.fits`."""
+        return bool(self._encode_if_it_fits(prompt, max_tokens))
 
     def encode(self, prompt: Prompt, max_tokens: int) -> list[int]:
         """A prompt's token ids, shortened as generation shortens it."""

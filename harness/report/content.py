@@ -61,6 +61,7 @@ def sections(results: Results) -> list[Section]:
         _training(results),
         _lengths(results),
         _judges(results),
+        _corrections(results),
         _models(results),
         _footnotes(results),
     ]
@@ -207,7 +208,7 @@ def _shows(results: Results) -> Section:
         within = f" on the set {principle_set}" if several_sets else ""
         said = [_outcome(row, a if place == 0 else "it", b) for place, row in enumerate(_pooled(rows))]
         gap = [_gap_said(row) for row in _pooled(gaps.get(key, ()))]
-        sentences.append(f"Judged by {_reliability(results, judge)}{within}: {'; '.join(said + gap)}.")
+        sentences.append(f"Judged by {_reliability(results, judge, (a, b))}{within}: {'; '.join(said + gap)}.")
         sentences += _tasks_apart(rows)
     sentences += _disagreements(comparisons)
     sentences += _steerability_said(results)
@@ -302,7 +303,7 @@ def _steerability_said(results: Results) -> list[str]:
             )
             for of_place in _grouped(pooled, "split", "task").values()
         ]
-        words = _reliability(results, judge)
+        words = _reliability(results, judge, [row["model"] for row in pooled])
         found.append(f"Does the constitution steer the model? Judged by {words}: {'; '.join(said)}.")
     return found
 
@@ -331,14 +332,16 @@ def _apart(one: Sequence[float] | None, two: Sequence[float] | None) -> bool | N
     return one[1] < two[0] or two[1] < one[0]
 
 
-def _reliability(results: Results, judge: str) -> str:
-    """The judge's name, with a warning where it contradicts itself."""
+def _reliability(results: Results, judge: str, judged: Sequence[str]) -> str:
+    """The judge's name, with a warning where it contradicts itself or is akin to one of the judged models."""
     card = (results.get("judges") or {}).get(judge) or {}
-    kept = card.get("position_consistency")
-    if kept is None or kept >= CARE_BELOW:
-        return judge
-    of = f"{percent(kept, 0)} of {_count(card['n_pairs'], 'pair')}"
-    return f"{judge} (with care: it kept its verdict in both orders for only {of})"
+    kept, cares = card.get("position_consistency"), []
+    if kept is not None and kept < CARE_BELOW:
+        of = f"{percent(kept, 0)} of {_count(card['n_pairs'], 'pair')}"
+        cares.append(f"it kept its verdict in both orders for only {of}")
+    if akin := [model for model in dict.fromkeys(judged) if model in (card.get("same_family") or {})]:
+        cares.append(f"it judges its own kin, {_and(akin)}")
+    return f"{judge} (with care: {'; '.join(cares)})" if cares else judge
 
 
 def _notes(rows: Iterable[Row], *fields: str, most: int = 6) -> list[str]:
@@ -573,20 +576,20 @@ def _lengths(results: Results) -> Section:
 
 
 def _judges(results: Results) -> Section:
-    columns = ("judge", "kind", "model", "both orders agree", "prefers the first", "ties", "unscored")
+    cards = results.get("judges") or {}
+    columns = ("judge", "kind", "model", "both orders agree", "prefers the first", "the longer", "ties", "unscored")
     cells = [
         (
             name,
             str(card.get("kind", NONE)),
             str(card.get("model") or NONE),
-            f"{percent(card['position_consistency'])} of {card.get('n_pairs', 0)}"
-            if card.get("position_consistency") is not None
-            else NONE,
+            _of(card, "position_consistency", "n_pairs"),
             percent(card.get("share_first")),
+            percent(card.get("longer_wins")),
             percent(card.get("ties")),
             percent(card.get("unscored_rate")),
         )
-        for name, card in (results.get("judges") or {}).items()
+        for name, card in cards.items()
     ]
     quality = results.get("quality") or {}
     verdict = "passed" if quality.get("passed") else "FAILED"
@@ -599,8 +602,79 @@ def _judges(results: Results) -> Section:
         else ()
     )
     tables = (Table(columns, cells, numbers=frozenset(columns[3:])),) if cells else ()
-    remark = "A judge without a lean prefers the answer shown first in half of the pairs it decides."
-    return Section("Judges", sentences, tables, (remark,) if cells else ())
+    remarks = ["A judge without a lean prefers the answer shown first, and the longer one, in half of what it decides."]
+    for name, card in cards.items():
+        if reasons := card.get("unscored_reasons"):
+            remarks.append(f"Unscored by {name}: {', '.join(f'{reason} {n}' for reason, n in reasons.items())}.")
+        if card.get("n_repeated"):
+            remarks.append(
+                f"Asked again, {name} says the same {percent(card['repeat_agreement'])} of the time "
+                f"({card['n_repeated']} pairs and orders)."
+            )
+        remarks += [
+            f"Same family: {name} judges {model}; {how}." for model, how in (card.get("same_family") or {}).items()
+        ]
+    return Section("Judges", sentences, (*tables, *_agreements(cards)), tuple(remarks) if cells else ())
+
+
+def _of(card: Row, share: str, n: str) -> str:
+    return NONE if card.get(share) is None else f"{percent(card[share])} of {card.get(n, 0)}"
+
+
+def limits(row: Row, key: str) -> tuple[float | None, float | None]:
+    low, high = row.get(key) or (None, None)
+    return low, high
+
+
+def _agreements(cards: dict[str, Row]) -> list[Table]:
+    columns = ("judge", "accuracy", "kappa", "sensitivity", "specificity", "n")
+    by_reference: dict[str, list[tuple[str, ...]]] = {}
+    for name, card in cards.items():
+        if found := card.get("agreement"):
+            shares = {
+                key: rate(found.get(key), *limits(found, f"{key}_ci"), digits=0)
+                for key in ("accuracy", "sensitivity", "specificity")
+            }
+            kappa = number(found.get("kappa"), found.get("kappa_ci"), digits=2)
+            cells = (
+                name,
+                shares["accuracy"],
+                kappa,
+                shares["sensitivity"],
+                shares["specificity"],
+                str(found.get("n", 0)),
+            )
+            by_reference.setdefault(found["reference"], []).append(cells)
+    return [
+        Table(columns, rows, f"Agreement with the programs of the judge {reference}, by pair", frozenset(columns[1:]))
+        for reference, rows in by_reference.items()
+    ]
+
+
+def _corrections(results: Results) -> Section:
+    columns = ("task", "split", "as judged", "Rogan-Gladen", "prediction-powered", "n", "labelled")
+    tables = []
+    groups = _grouped(_rows(results, "corrections"), "a", "b", "principle_set", "judge", "reference")
+    for (_, _, principle_set, judge, reference), group in groups.items():
+        rows = [
+            (
+                row["task"],
+                split_words(row["split"]),
+                *(rate(row[key], *limits(row, f"{key}_ci")) for key in ("win_rate", "rogan_gladen", "ppi")),
+                str(row["n"]),
+                str(row["n_labelled"]),
+            )
+            for row in group
+        ]
+        heading = f"{_versus(group[0])} · principles: {principle_set} · judge: {judge}, corrected by {reference}"
+        tables.append(Table(columns, rows, heading, frozenset(columns[2:])))
+    remark = (
+        "What the win rate would be by the reference, from the queries that both judged (labelled) and those that the judge "
+        "alone did (n). Rogan-Gladen takes the judge's errors to be alike on both; prediction-powered inference asks only "
+        "that the labelled queries are like the others."
+    )
+    notes = _notes(_rows(results, "corrections"), "a", "b", "judge", "task", "split")
+    return Section("Win rates corrected for the judge's errors", (), tuple(tables), (remark, *notes))
 
 
 def _models(results: Results) -> Section:

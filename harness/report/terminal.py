@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from harness.report.content import BAD, GOOD, UNCLEAR, Section, Table, comparison_sections, sections
+from harness.report.judge_card import judge_card_sections
 
 _GAP = 2
 _NARROWEST = 6
@@ -31,6 +32,12 @@ def print_results(results: dict[str, Any], console: Console) -> None:
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     """Print what `harness.compare.compare` found."""
     for section in comparison_sections(comparison):
+        _print_section(section, console)
+
+
+def print_judge_card(card: dict[str, Any], console: Console) -> None:
+    """Print the card of a judge that was held against known labels (`harness.judge_validation.validate_judge`)."""
+    for section in judge_card_sections(card):
         _print_section(section, console)
 
 

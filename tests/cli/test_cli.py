@@ -19,8 +19,8 @@ from sami_train.errors import UserError
 
 VERB_NAMES = [verb.__name__.rpartition(".")[2].strip("_").replace("_", "-") for verb in VERBS]
 COMMANDS = [[name] for name in VERB_NAMES] + [["principles", "lint"], ["principles", "sample"]]
-HAVE_VERBS = [["principles"], ["import"], ["paper"]]
-COMMANDS += [["import", "responses"], ["import", "sami-paper"], ["paper", "tables"]]
+HAVE_VERBS = [["principles"], ["import"], ["paper"], ["judge"]]
+COMMANDS += [["judge", "validate"], ["import", "responses"], ["import", "sami-paper"], ["paper", "tables"]]
 HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "pydantic", "rich", "yaml", "openai", "anthropic")
 
 

@@ -20,13 +20,12 @@ from harness.judges.llm import (
     choice_outcome,
     combine_orders,
     fence_token,
-    judge_card,
     load_judge_template,
     model_of,
     neutralised,
+    parse_structured,
     parse_verdict,
 )
-from harness.rows import Verdict
 from sami_train.errors import UserError
 
 NO, LATE, ODD, BOTH, EMPTY, REFUSED = (
@@ -137,6 +136,60 @@ def test_a_truncated_text_has_no_verdict_even_if_it_looks_like_one() -> None:
     assert parse_verdict("", truncated=True) == Unscored("empty")
 
 
+JSON, SHAPE = "not_json", "not_the_schema"
+
+# What a judge wrote that was held to the schema, or was not in the end.
+STRUCTURED: list[tuple[str, str]] = [
+    ('{"reasoning": "A asks.", "verdict": "A"}', "first"),
+    ('{"reasoning": "", "verdict": "B"}', "second"),
+    ('  {"reasoning": "x",\n "verdict": "tie"}\n', "tie"),
+    ('{"reasoning": "Verdict: B, says A.", "verdict": "A"}', "first"),
+    ('{"reasoning": "{\\"verdict\\": \\"B\\"}", "verdict": "A"}', "first"),
+    ('{"reasoning": "\\ud800", "verdict": "A"}', "first"),
+    ('{"verdict": "A", "reasoning": "because"}', LATE),
+    ('{"reasoning": "x", "verdict": "A", "verdict": "B"}', BOTH),
+    ('{"reasoning": "x", "verdict": "A", "verdict": "A"}', SHAPE),
+    ('{"reasoning": "x", "verdict": "A", "confidence": "high"}', SHAPE),
+    ('{"reasoning": "x", "reasoning": "y", "verdict": "A"}', SHAPE),
+    ('{"verdict": "A"}', SHAPE),
+    ('{"reasoning": ["x"], "verdict": "A"}', SHAPE),
+    ('{"reasoning": "x", "verdict": ["A"]}', SHAPE),
+    ('{"reasoning": "x", "verdict": null}', SHAPE),
+    ('{"reasoning": "x", "verdict": true}', SHAPE),
+    ('[{"reasoning": "x", "verdict": "A"}]', SHAPE),
+    ('"A"', SHAPE),
+    ("1", SHAPE),
+    ('{"reasoning": "x"}', NO),
+    ("{}", NO),
+    ('{"reasoning": "x", "Verdict": "A"}', NO),
+    ('{"reasoning": "x", "verdict": "a"}', ODD),
+    ('{"reasoning": "x", "verdict": "A "}', ODD),
+    ('{"reasoning": "x", "verdict": "A or B"}', ODD),
+    ('{"reasoning": "x", "verdict": "\u0410"}', ODD),  # Cyrillic
+    ('{"reasoning": "x", "verdict": ""}', ODD),
+    ('{"reasoning": "x", "verdict": "A"', JSON),
+    ('{"reasoning": "x", "verdict": "A"} {"reasoning": "y", "verdict": "B"}', JSON),
+    ('```json\n{"reasoning": "x", "verdict": "A"}\n```', JSON),
+    ('Here it is: {"reasoning": "x", "verdict": "A"}', JSON),
+    ("{'reasoning': 'x', 'verdict': 'A'}", JSON),
+    ('{"reasoning": NaN, "verdict": "A"}', JSON),
+    ("A is better.\nVerdict: A", JSON),
+    ("[" * 100_000, JSON),
+    ("1" * 10_000, JSON),
+    ("I'm sorry, but I can't help with that.", REFUSED),
+    (" \n", EMPTY),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), STRUCTURED)
+def test_reads_what_a_judge_wrote_as_json(text: str, expected: str) -> None:
+    assert parse_structured(text) == (expected if expected in ("first", "second", "tie") else Unscored(expected))
+
+
+def test_truncated_json_has_no_verdict_even_if_it_is_whole() -> None:
+    assert parse_structured('{"reasoning": "x", "verdict": "A"}', truncated=True) == Unscored("truncated")
+
+
 @pytest.mark.parametrize("junk", ["*" * 50_000, " " * 50_000 + "x", "a " * 50_000, "#" * 50_000, "verdict:" * 8_000])
 def test_long_junk_is_read_quickly(junk: str) -> None:
     started = time.perf_counter()
@@ -176,15 +229,15 @@ def ask(first: str, second: str, *, query: str = "What is a fox?", style: Any = 
 
 
 @pytest.mark.parametrize("name", ["dialogue", "summarization"])
-@pytest.mark.parametrize("form", ["text", "choice"])
+@pytest.mark.parametrize("form", ["text", "structured", "choice"])
 def test_the_prompt_has_everything_in_order_and_is_short(name: str, form: Any) -> None:
     template = load_judge_template(name)
     prompt = build_judge_prompt(
         template, ["Be short.", "Be kind."], "QUERY", "ONE", "TWO", style="chat", form=form
     ).text
-    places = [prompt.index(part) for part in ("1. Be short.", "2. Be kind.", "QUERY", "ONE", "TWO", "Verdict:")]
+    places = [prompt.index(part) for part in ("1. Be short.", "2. Be kind.", "QUERY", "ONE", "TWO", "erdict")]
     assert places == sorted(places)
-    assert len(prompt) < 900
+    assert len(prompt) < 950
 
 
 def test_the_query_is_the_body_that_may_be_shortened() -> None:
@@ -310,6 +363,22 @@ def test_a_bad_template_is_told_with_its_place(tmp_path: Path, content: str, tol
     assert told in str(error.value)
 
 
+def test_a_template_without_the_structured_form_serves_the_other_forms(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"name: x\ntask: dialogue\ntext: {GOOD}\nchoice: {GOOD}\n")
+    template = load_judge_template(file)
+    build_judge_prompt(template, ["Be short."], "q", "x", "y", style="chat", form="text")
+    with pytest.raises(UserError, match="has no form 'structured'"):
+        build_judge_prompt(template, ["Be short."], "q", "x", "y", style="chat", form="structured")
+
+
+def test_a_structured_form_must_name_its_fields(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"name: x\ntask: dialogue\ntext: {GOOD}\nstructured: {GOOD}\nchoice: {GOOD}\n")
+    with pytest.raises(UserError, match=r"mine.yaml:4: 'structured' must ask for the fields"):
+        load_judge_template(file)
+
+
 def test_an_unknown_template_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'dialogue'"):
         load_judge_template("dialog")
@@ -332,6 +401,28 @@ def test_the_outcome_names_the_model_whatever_the_order(order: Order, expected: 
     assert (judgement.outcome, judgement.reason, judgement.raw) == (expected, None, "Verdict: A")
     assert JUDGE.read_choice(comparison(order), 0.9, 0.1).outcome == expected
     assert model_of("tie", order) == "tie"
+
+
+@pytest.mark.parametrize(
+    ("written", "truncated", "expected"),
+    [
+        ("A asks.\nVerdict: A\n\nMessage:\nNext one.\nVerdict: B\n", False, "a"),
+        ("A asks.\nVerdict: A\nResponse A: so", True, "a"),
+        ("A asks.\nVerdict: A", False, "a"),
+        ("A asks.\nVerdict: A", True, "unscored"),
+        ("A asks.\nVerdict: A or", True, "unscored"),
+    ],
+)
+def test_a_base_models_answer_ends_with_its_first_verdict_line(written: str, truncated: bool, expected: str) -> None:
+    judge = LLMJudge(load_judge_template("dialogue"), "completion", "text")
+    assert judge.read_text(comparison("ab"), written, truncated=truncated).outcome == expected
+
+
+def test_a_structured_judgement() -> None:
+    judge = LLMJudge(load_judge_template("dialogue"), "chat", "structured")
+    judgement = judge.read_text(comparison("ba"), '{"reasoning": "x", "verdict": "A"}')
+    assert (judgement.outcome, judgement.reason) == ("b", None)
+    assert judge.read_text(comparison("ba"), "Verdict: A").reason == "not_json"
 
 
 def test_equal_texts_are_a_tie_without_asking() -> None:
@@ -376,65 +467,3 @@ def test_probabilities_that_are_none_leave_a_row_that_can_be_written() -> None:
 )
 def test_combine_orders(ab: Outcome | None, ba: Outcome | None, score: float | None) -> None:
     assert combine_orders(ab, ba) == score
-
-
-def row(query: str, order: Order, outcome: Outcome, **more: Any) -> Verdict:
-    reason = more.pop("reason", "no_verdict") if outcome == "unscored" else None
-    fields = {"details": {}, **more}
-    return Verdict(
-        id=f"{query}-{order}",
-        fingerprint="f",
-        judge="j",
-        kind="win_rate",
-        a="m1",
-        b="m2",
-        task="dialogue",
-        query_id=query,
-        constitution_id="c",
-        principle_set="s",
-        split="learned",
-        order=order,
-        outcome=outcome,
-        reason=reason,
-        raw="",
-        usage={},
-        latency_s=0,
-        **fields,
-    )
-
-
-def test_judge_card() -> None:
-    card = judge_card(
-        [
-            *(row("q1", "ab", "a"), row("q1", "ba", "a")),  # consistent
-            *(row("q2", "ab", "a"), row("q2", "ba", "b")),  # the first place both times
-            *(row("q3", "ab", "tie"), row("q3", "ba", "tie")),  # consistent
-            *(row("q4", "ab", "b"), row("q4", "ba", "unscored", reason="rate_limit")),  # one order only
-            *(row("q5", "ab", "unscored"), row("q5", "ba", "unscored")),
-            *(row("q6", "ab", "tie", details={"identical": True}), row("q6", "ba", "tie", details={"identical": True})),
-        ]
-    )
-    assert card == {
-        "n": 10,
-        "n_identical": 2,
-        "unscored_rate": 0.3,
-        "unscored_reasons": {"no_verdict": 2, "rate_limit": 1},
-        "n_scored": 7,
-        "tie_rate": 2 / 7,
-        "n_decided": 5,
-        "share_first": 3 / 5,
-        "n_pairs": 3,
-        "position_consistency": 2 / 3,
-    }
-
-
-def test_judge_card_keeps_samples_of_one_query_apart() -> None:
-    card = judge_card([row("q", "ab", "a", epoch=0), row("q", "ba", "b", epoch=1)])
-    assert (card["n_pairs"], card["position_consistency"]) == (0, None)
-
-
-def test_judge_card_of_nothing() -> None:
-    card = judge_card([])
-    assert card["n"] == 0
-    assert card["unscored_rate"] is None
-    assert card["position_consistency"] is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.models.base import Completion, Request, Sampling
+from harness.models.base import Completion, LocalBackend, Request, Sampling
 from harness.models.local import TransformersBackend
 from sami_train.constitutions import load_principle_set
 from sami_train.errors import UserError
@@ -55,6 +55,20 @@ def made(
 def next_token_probabilities(backend: TransformersBackend, ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         return backend.model(input_ids=torch.tensor([ids])).logits[0, -1].float().softmax(-1)
+
+
+def test_a_prompt_has_the_room_that_the_response_leaves(backend: TransformersBackend) -> None:
+    assert backend.prompt_room(0) == 4096
+    assert backend.prompt_room(96) == 4000
+    assert isinstance(backend, LocalBackend)
+
+
+def test_a_prompt_fits_when_it_does_so_without_its_body(backend: TransformersBackend) -> None:
+    prompt = Prompt("completion", (("text", f"Before {BODY} after"),), "word " * 50)
+    tokens = len(backend.encode(prompt.with_body(""), 1000))
+    assert backend.fits(prompt, 1000)
+    assert backend.fits(prompt, tokens + 5)
+    assert not backend.fits(prompt, tokens - 1)
 
 
 # --- Generation
@@ -254,6 +268,11 @@ def test_a_response_begins_as_the_model_would_write_it(backend: TransformersBack
 
 
 # --- What goes wrong
+
+
+def test_a_json_schema_is_refused(backend: TransformersBackend) -> None:
+    with pytest.raises(UserError, match="takes no JSON schema"):
+        next(backend.generate([], Sampling(8, 64, json_schema={"type": "object"})))
 
 
 def test_a_full_memory_says_what_to_do(backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:

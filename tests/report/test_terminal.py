@@ -68,6 +68,46 @@ def test_an_unreliable_judge_is_marked_wherever_its_figures_are(results: dict[st
     assert "55.0% of 40" in text
 
 
+def test_a_judge_of_its_own_kin_is_marked_where_it_judges_it(results: dict[str, Any]) -> None:
+    results["judges"]["smollm2"] |= {"position_consistency": 0.9}
+    text = flat(results)
+    assert "Judged by smollm2: on learned principles sami is not distinguishable from base" in text
+    assert "Judged by smollm2 (with care: it judges its own kin, instruct): on learned principles" in text
+    assert "Same family: smollm2 judges instruct; it is the judge itself." in text
+
+
+def test_a_judge_is_shown_beside_the_programs(results: dict[str, Any]) -> None:
+    text = flat(results)
+    found = results["judges"]["smollm2"]["agreement"]
+    assert "Agreement with the programs of the judge verifiable, by pair" in text
+    assert f"{100 * found['accuracy']:.0f}% [{100 * found['accuracy_ci'][0]:.0f}, " in text
+    assert f"{found['kappa']:.2f} [" in text
+
+
+def test_repeats_and_reasons_are_told_where_there_are_some(results: dict[str, Any]) -> None:
+    results["judges"]["smollm2"] |= {
+        "n_repeated": 12, "repeat_agreement": 0.75, "unscored_reasons": {"truncated": 3, "refusal": 1},
+    }  # fmt: skip
+    text = flat(results)
+    assert "Asked again, smollm2 says the same 75.0% of the time (12 pairs and orders)." in text
+    assert "Unscored by smollm2: truncated 3, refusal 1." in text
+
+
+def test_corrected_win_rates_stand_beside_those_that_were_judged(results: dict[str, Any]) -> None:
+    assert "Win rates corrected" not in flat(results)
+    place = {"task": "dialogue", "principle_set": "verifiable", "split": "learned", "a": "sami", "b": "base"}
+    row = {
+        **place, "judge": "smollm2", "reference": "verifiable", "n": 150, "n_labelled": 100, "win_rate": 0.583,
+        "win_rate_ci": [0.5, 0.66], "rogan_gladen": None, "rogan_gladen_ci": None, "ppi": 0.667, "ppi_ci": [0.59, 0.74],
+        "note": "The Rogan-Gladen correction needs a judge that is better than a coin.",
+    }  # fmt: skip
+    text = flat(results | {"corrections": [row]})
+    assert "sami against base · principles: verifiable · judge: smollm2, corrected by verifiable" in text
+    assert "58.3% [50.0, 66.0]" in text
+    assert "66.7% [59.0, 74.0]" in text
+    assert "better than a coin" in text
+
+
 def test_judges_that_contradict_each_other_are_named(results: dict[str, Any]) -> None:
     for row in results["comparisons"]:
         if row["judge"] == "smollm2":

@@ -1,0 +1,104 @@
+"""Puts comparisons to the model of an LLM judge, and reads what comes back: for runs, and for `harness judge validate`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+from harness.judges.llm import CHOICES, Comparison, Judgement, LLMJudge
+from harness.models.base import Backend, LocalBackend, Request, Sampling
+from sami_train.prompts import Prompt
+
+CHOICE_ROWS = 16
+"""Judgements that come together from a judge whose probabilities are read."""
+TOO_LONG = Judgement("unscored", "prompt_too_long")
+"""Of a prompt that does not fit the model even without its query."""
+
+
+class Asked(NamedTuple):
+    """One comparison judged: seconds from the request to the verdict, and tokens by kind as the provider counts them."""
+
+    id: str
+    judgement: Judgement
+    latency_s: float = 0.0
+    usage: dict[str, Any] | None = None
+
+
+def ask(
+    backend: Backend,
+    judges: Mapping[str, LLMJudge],
+    comparisons: Sequence[Comparison],
+    sampling: Sampling,
+    *,
+    missing: AbstractSet[str],
+) -> Iterator[list[Asked]]:
+    """Judgements of the `missing` ones of `comparisons`, as they come, in batches that are made of all of them.
+
+    Args:
+        backend: the judge's model.
+        judges: the judge of each comparison, by the comparison's id; all of one form.
+        comparisons: those that need a model's word (see `LLMJudge.without_asking`).
+        sampling: how a judge that writes does so.
+        missing: ids of those that are still to be judged. What is there already changes nothing about the others.
+    """
+    if not missing:
+        return
+    prompts = {c.id: judges[c.id].prompt(c) for c in comparisons}
+    if judges[comparisons[0].id].form == "choice":
+        yield from _choices(cast(LocalBackend, backend), judges, comparisons, prompts, missing)
+    else:
+        yield from _texts(backend, judges, comparisons, prompts, sampling, missing)
+
+
+def _choices(
+    backend: LocalBackend,
+    judges: Mapping[str, LLMJudge],
+    comparisons: Sequence[Comparison],
+    prompts: Mapping[str, Prompt],
+    missing: AbstractSet[str],
+) -> Iterator[list[Asked]]:
+    for start in range(0, len(comparisons), CHOICE_ROWS):
+        chunk = comparisons[start : start + CHOICE_ROWS]
+        if missing.isdisjoint(c.id for c in chunk):
+            continue
+        began = time.monotonic()
+        letters = CHOICES[judges[chunk[0].id].style]
+        found = backend.choice_probabilities([prompts[c.id] for c in chunk], letters)
+        latency = (time.monotonic() - began) / len(chunk)
+        yield [
+            Asked(c.id, TOO_LONG if first == second == 0 else judges[c.id].read_choice(c, first, second), latency)
+            for c, (first, second) in zip(chunk, found, strict=True)
+            if c.id in missing
+        ]
+
+
+def _texts(
+    backend: Backend,
+    judges: Mapping[str, LLMJudge],
+    comparisons: Sequence[Comparison],
+    prompts: Mapping[str, Prompt],
+    sampling: Sampling,
+    missing: AbstractSet[str],
+) -> Iterator[list[Asked]]:
+    if isinstance(backend, LocalBackend):
+        room = min(sampling.max_prompt_tokens, backend.prompt_room(sampling.max_new_tokens))
+        sampling = replace(sampling, max_prompt_tokens=room)
+        fitting = {i for i, prompt in prompts.items() if backend.fits(prompt, room)}
+        yield [Asked(c.id, TOO_LONG) for c in comparisons if c.id in missing and c.id not in fitting]
+        comparisons = [c for c in comparisons if c.id in fitting]
+    by_id = {c.id: c for c in comparisons}
+    requests = [Request(i, prompts[i]) for i in by_id]
+    if missing.isdisjoint(by_id):
+        return
+    for batch in backend.generate(requests, sampling, done=by_id.keys() - missing):
+        rows = []
+        for made in (one for one in batch if one.id in missing):
+            judgement = judges[made.id].read_text(
+                by_id[made.id], made.text, truncated=made.finish_reason == "length", error=made.error
+            )
+            usage = dict(made.usage)
+            rows.append(Asked(made.id, judgement, float(usage.pop("latency_s", 0.0)), usage))
+        yield rows

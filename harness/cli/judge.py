@@ -1,0 +1,312 @@
+"""`harness judge`: hold an LLM judge against pairs whose better answer is known."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.cli._arguments import HarnessParser, add_json, add_verb, count, names, whole_number
+from harness.cli._errors import QualityError, RunError
+from harness.cli._models import style_of
+from sami_train.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from harness.cli._arguments import Subparsers
+    from harness.judge_validation import Judge
+    from harness.progress import Display
+    from harness.reference import LabelledPair
+
+WRITER = "embedded/gemma-3-270m"
+LIMIT = 50
+"""Pairs that are written when nothing else is said."""
+JUDGE, WRITE = "judge", "write responses"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the verb and its one."""
+    parser = add_verb(
+        subparsers,
+        "judge",
+        None,
+        usage="VERB [options]",
+        help="measure an LLM judge against known labels (validate)",
+    )
+    parser.set_defaults(execute=lambda _: _no_verb(parser), parser=parser)
+    verbs = parser.add_subparsers(
+        title="verbs", prog=parser.prog, metavar="VERB", dest="judge_verb", parser_class=HarnessParser
+    )
+    validate = add_verb(
+        verbs,
+        "validate",
+        execute,
+        usage="--judge J --reference FILE [options]",
+        help="print a judge's card: how it behaves, and how far it agrees with known labels",
+        description="Ask a judge about pairs whose better answer is known, in both orders, and print its card: accuracy, "
+        "kappa, sensitivity, specificity, position consistency, share of the first place, length preference, unscored. The "
+        "pairs come from a file (--reference), or from the checkable principles (--on verifiable): responses of a model "
+        "under a principle and under its antithesis, or those of a finished run (--run), labelled by programs. Verdicts are "
+        "kept in a folder, so the same command goes on after a stop. Exits with 3 when too many are unscored.",
+        epilog="""\
+examples:
+  harness judge validate --judge embedded/smollm2-135m-instruct \\
+      --on verifiable --limit 40
+  harness judge validate --judge anthropic/MODEL --reference labelled.jsonl
+  harness judge validate --judge gpt --spec my-run.yaml \\
+      --on verifiable --run runs/mine
+  harness judge validate --judge openai/MODEL --structured on \\
+      --base-url http://localhost:8000/v1 --reference labelled.jsonl""",
+    )
+    what = validate.add_argument_group("the judge")
+    what.add_argument(
+        "--judge",
+        required=True,
+        metavar="J",
+        help="embedded/NAME, a folder, a hub id, openai/NAME or anthropic/NAME; with --spec, the name of its judge",
+    )
+    what.add_argument("--spec", metavar="SPEC", help="take the judge from this specification")
+    what.add_argument("--template", metavar="FILE", help="a judge prompt, by name or file (default: that of the task)")
+    what.add_argument("--style", choices=("completion", "chat"), metavar="STYLE", help="completion or chat")
+    what.add_argument("--form", choices=("auto", "text", "choice"), metavar="FORM", help="auto (default), text, choice")
+    what.add_argument(
+        "--structured", choices=("auto", "on", "off"), metavar="X", help="JSON by schema: auto (default), on, off"
+    )
+    what.add_argument("--base-url", metavar="URL", help="API models: another server's address")
+    what.add_argument("--max-connections", type=count, metavar="N", help="API models: requests in flight")
+    pairs = validate.add_argument_group("the pairs")
+    pairs.add_argument("--reference", metavar="FILE", help="labelled pairs, a JSON object a line (docs/judges.md)")
+    pairs.add_argument("--on", choices=("verifiable",), metavar="verifiable", help="pairs that programs can label")
+    pairs.add_argument("--run", metavar="RUN", help="with --on verifiable: the responses of this run")
+    pairs.add_argument(
+        "--writer",
+        metavar="PATH",
+        help=f"with --on verifiable: the model that writes the responses (default: {WRITER})",
+    )
+    pairs.add_argument(
+        "--tasks",
+        type=names,
+        metavar="A,B",
+        help="with --on verifiable: dialogue, summarization (default: both, taking turns)",
+    )
+    pairs.add_argument(
+        "-L", "--limit", type=count, metavar="N", help=f"pairs (default: all there are; {LIMIT} where they are written)"
+    )
+    how = validate.add_argument_group("how")
+    how.add_argument("--epochs", type=count, default=1, metavar="K", help="judge each pair so many times (default: 1)")
+    how.add_argument(
+        "--max-unscored", type=_share, default=0.02, metavar="SHARE", help="unscored verdicts allowed (default: 0.02)"
+    )
+    how.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the draws (default: 0)")
+    how.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, or cuda:NUMBER")
+    how.add_argument("-o", "--output-path", metavar="FOLDER", help="where verdicts are kept (default: runs/judges/...)")
+    how.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    add_json(validate)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """0 when the card is there; QualityError when too many verdicts are unscored, RunError when the judge fails."""
+    from harness.cli._screen import console, print_json
+    from harness.judge_validation import prompts_for, validate_judge
+    from harness.progress import Display
+    from harness.report.terminal import print_judge_card
+
+    _check_options(options)
+    judge = _judge(options)
+    folder = Path(options.output_path) if options.output_path else _folder(options)
+    with Display(console(stderr=True), quiet=options.quiet or options.json) as display:
+        display.plan({WRITE: 0, JUDGE: 0} if _writes(options) else {JUDGE: 0})
+        pairs, reference = _pairs(options, folder, display)
+        prompts_for(judge, pairs)  # a prompt that does not fit is bad input, not a failed run
+        display.stage(JUDGE, 0, 2 * options.epochs * len(pairs))
+        try:
+            card = validate_judge(
+                judge,
+                pairs,
+                folder,
+                reference=reference,
+                repeats=options.epochs,
+                max_unscored=options.max_unscored,
+                progress=lambda done, _: display.advance(JUDGE, done),
+            )
+        except UserError as error:
+            raise RunError(str(error)) from error
+        display.finish(JUDGE)
+    if options.json:
+        print_json(card)
+    else:
+        screen = console()
+        print_judge_card(card, screen)
+        screen.print(f"\nverdicts: {folder / 'verdicts.jsonl'}", markup=False, soft_wrap=True)
+    if not card["passed"]:
+        raise QualityError(
+            f"{card['unscored_rate']:.1%} of the verdicts are unscored (--max-unscored allows {options.max_unscored:.1%}); "
+            "run again to retry failed requests"
+        )
+    return 0
+
+
+def _no_verb(parser: argparse.ArgumentParser) -> int:
+    parser.print_help(sys.stderr)
+    raise UserError("name a verb, for example: harness judge validate --judge J --on verifiable")
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a share from 0 to 1, such as 0.02")
+    return value
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    if (options.reference is None) == (options.on is None):
+        raise UserError("say what the judge is held against: --reference FILE, or --on verifiable")
+    if options.on is None:
+        given = [name for name in ("run", "writer", "tasks") if getattr(options, name) is not None]
+        if given:
+            raise UserError(f"--{given[0]} goes with --on verifiable; leave it out beside --reference")
+    if options.run is not None:
+        given = [name for name in ("writer", "tasks") if getattr(options, name) is not None]
+        if given:
+            raise UserError(f"--{given[0]} is for responses that are yet to be written; leave it out beside --run")
+    if options.spec is not None:
+        fields = ("template", "style", "form", "structured", "base_url", "max_connections")
+        given = [name for name in fields if getattr(options, name) is not None]
+        if given:
+            raise UserError(f"--{given[0].replace('_', '-')} is set in the specification; leave one of the two out")
+
+
+def _judge(options: argparse.Namespace) -> Judge:
+    """The judge that the options name. Raises UserError for what can be told before anything is loaded."""
+    from harness.judge_validation import judge_of_path
+    from harness.spec import EngineSpec, JudgeSpec, ModelSpec, model_backend
+
+    if options.spec is not None:
+        return _judge_of_spec(options)
+    is_api = model_backend(options.judge) in ("openai", "anthropic")
+    for name in ("base_url", "max_connections"):
+        if getattr(options, name) is not None and not is_api:
+            raise UserError(f"--{name.replace('_', '-')} is for openai/NAME and anthropic/NAME; leave it out")
+    if options.form == "choice" and is_api:
+        raise UserError("--form choice reads a local model's probabilities; leave it out for an API model")
+    if options.structured == "on" and (not is_api or options.style == "completion"):
+        raise UserError("--structured on is for API models in chat style; leave it out, and the last line is read")
+    style = options.style or style_of(options.judge)
+    chosen = {"base_url": options.base_url, "max_connections": options.max_connections}
+    model = ModelSpec(path=options.judge, style=style, **{k: v for k, v in chosen.items() if v is not None})
+    spec = JudgeSpec(
+        kind="llm",
+        model="judge",
+        template=options.template,
+        form=options.form or "auto",
+        structured=options.structured or "auto",
+    )
+    if spec.form == "choice" and spec.structured == "on":
+        raise UserError("--form choice writes nothing; leave --structured out")
+    judge = judge_of_path(options.judge, model, spec, EngineSpec(device=options.device), options.seed)
+    if is_api:
+        judge.open().close()  # tells a missing key or package, or a wrong address, before responses are written
+    return judge
+
+
+def _judge_of_spec(options: argparse.Namespace) -> Judge:
+    from harness.judge_validation import Judge
+    from harness.plan import build_plan
+    from harness.spec import load_spec
+    from harness.validation import check
+
+    spec = load_spec(options.spec, {})
+    check(spec)
+    named = {name: judge for name, judge in spec.judges.items() if judge.kind == "llm"}
+    if options.judge not in named:
+        told = nearest(options.judge, named) if named else "it has no judge of kind llm"
+        raise UserError(f"--judge: '{spec.name}' has no LLM judge '{options.judge}'; {told}")
+    judge = named[options.judge]
+    assert judge.model is not None
+    plan = build_plan(spec)
+    name = judge.model
+    origin = name
+    while (train := spec.models[origin].train) is not None:
+        origin = train.from_
+    if origin != name and not Path(plan.source(name).name).exists():
+        raise UserError(f"--judge: its model '{name}' is not trained yet; train it with: harness run {options.spec}")
+    return Judge(
+        options.judge,
+        judge,
+        spec.models[name],
+        plan.model_fingerprints[name],
+        plan.source,
+        spec.engine.model_copy(update={"device": options.device}) if options.device != "auto" else spec.engine,
+        spec.seed,
+        spec.models[origin].path or "",
+    )
+
+
+def _writes(options: argparse.Namespace) -> bool:
+    return options.on is not None and options.run is None
+
+
+def _pairs(options: argparse.Namespace, folder: Path, display: Display) -> tuple[list[LabelledPair], str]:
+    """The labelled pairs, and where they come from in words."""
+    from harness.reference import pairs_of_run, read_reference
+
+    if options.reference is not None:
+        file = Path(options.reference).expanduser()
+        return read_reference(file, options.limit), f"labels in {file.name}"
+    if options.run is not None:
+        run = Path(options.run).expanduser()
+        run = run if run.is_dir() else Path("runs") / options.run
+        return pairs_of_run(run, options.limit), f"checkers, on the responses of the run {run.name}"
+    return _write_pairs(options, folder, display)
+
+
+def _write_pairs(options: argparse.Namespace, folder: Path, display: Display) -> tuple[list[LabelledPair], str]:
+    from harness.judge_validation import model_fingerprint
+    from harness.models import open_model
+    from harness.reference import TASKS, written_pairs
+    from harness.rows import Generation
+    from harness.spec import EngineSpec, ModelSpec
+    from harness.store import RowFile, RunLock
+    from sami_train.models import parse_source
+
+    for task in options.tasks or ():
+        if task not in TASKS:
+            raise UserError(f"--tasks: there is no task '{task}' here; {nearest(task, TASKS)}")
+    writer, limit = options.writer or WRITER, options.limit or LIMIT
+    model = ModelSpec(path=writer, style=style_of(writer))
+    engine = EngineSpec(device=options.device)
+    display.stage(WRITE, 0, 2 * limit)
+    with RunLock(folder), RowFile(folder / "generations.jsonl", Generation) as file:
+        pairs = written_pairs(
+            writer,
+            model.style,
+            model_fingerprint(model, engine),
+            lambda: open_model(writer, model, lambda _: parse_source(writer), engine),
+            file,
+            tasks=options.tasks or tuple(TASKS),
+            limit=limit,
+            seed=options.seed,
+            progress=lambda done, _: display.advance(WRITE, done),
+        )
+    display.finish(WRITE)
+    return pairs, f"checkers, on responses of {writer} under a principle and under its antithesis"
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    """A folder that is the same for the same judge and reference."""
+    from harness.store import fingerprint
+    from harness.writer import slug
+
+    if options.reference is not None:
+        on = Path(options.reference).stem
+    elif options.run is not None:
+        on = f"run-{Path(options.run).name}"
+    else:
+        on = f"verifiable-{options.writer or WRITER}"
+    chosen: list[Any] = [options.judge, options.spec, options.reference, options.run, options.writer, options.template]
+    chosen += [options.style, options.form, options.structured, options.base_url]
+    return Path("runs") / "judges" / slug(options.judge)[:60] / f"{slug(on)[:60]}-{fingerprint(chosen)[:6]}"
