@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.stats._arrays import UnusableScores
     from harness.stats.information import Information, infonce, infonce_responses, sami_repo
-    from harness.stats.length import LengthSummary, length_summary
+    from harness.stats.length import (
+        LengthGlm,
+        LengthStratified,
+        LengthSummary,
+        length_glm,
+        length_stratified,
+        length_summary,
+    )
     from harness.stats.paired import (
         PairedDifference,
         PairedTable,
@@ -33,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ClusterMeans",
     "Information",
+    "LengthGlm",
+    "LengthStratified",
     "LengthSummary",
     "PairedDifference",
     "PairedTable",
@@ -45,6 +54,8 @@ __all__ = [
     "holm",
     "infonce",
     "infonce_responses",
+    "length_glm",
+    "length_stratified",
     "length_summary",
     "mcnemar_p",
     "minimum_detectable_effect",
@@ -61,7 +72,14 @@ __all__ = [
 _MODULES = {
     "_arrays": ("UnusableScores",),
     "information": ("Information", "infonce", "infonce_responses", "sami_repo"),
-    "length": ("LengthSummary", "length_summary"),
+    "length": (
+        "LengthGlm",
+        "LengthStratified",
+        "LengthSummary",
+        "length_glm",
+        "length_stratified",
+        "length_summary",
+    ),
     "paired": (
         "PairedDifference",
         "PairedTable",
