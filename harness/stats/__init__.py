@@ -14,6 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.stats._arrays import UnusableScores
+    from harness.stats.agreement import (
+        JudgeAgreement,
+        JudgeNoise,
+        Kappa,
+        PositionBias,
+        cohens_kappa,
+        judge_agreement,
+        judge_noise,
+        position_bias,
+        repeat_agreement,
+    )
+    from harness.stats.correction import PredictionPowered, RoganGladen, ppi_mean, rogan_gladen
     from harness.stats.information import Information, infonce, infonce_responses, sami_repo
     from harness.stats.length import (
         LengthGlm,
@@ -40,20 +52,29 @@ if TYPE_CHECKING:
 __all__ = [
     "ClusterMeans",
     "Information",
+    "JudgeAgreement",
+    "JudgeNoise",
+    "Kappa",
     "LengthGlm",
     "LengthStratified",
     "LengthSummary",
     "PairedDifference",
     "PairedTable",
+    "PositionBias",
+    "PredictionPowered",
+    "RoganGladen",
     "ScoreCounts",
     "TieRules",
     "UnusableScores",
     "WinRate",
     "cluster_means",
+    "cohens_kappa",
     "gap",
     "holm",
     "infonce",
     "infonce_responses",
+    "judge_agreement",
+    "judge_noise",
     "length_glm",
     "length_stratified",
     "length_summary",
@@ -62,7 +83,11 @@ __all__ = [
     "newcombe_interval",
     "paired_difference",
     "paired_table",
+    "position_bias",
+    "ppi_mean",
+    "repeat_agreement",
     "required_n",
+    "rogan_gladen",
     "sami_repo",
     "sign_flip_p",
     "tie_rules",
@@ -71,7 +96,29 @@ __all__ = [
 
 _MODULES = {
     "_arrays": ("UnusableScores",),
-    "information": ("Information", "infonce", "infonce_responses", "sami_repo"),
+    "agreement": (
+        "JudgeAgreement",
+        "JudgeNoise",
+        "Kappa",
+        "PositionBias",
+        "cohens_kappa",
+        "judge_agreement",
+        "judge_noise",
+        "position_bias",
+        "repeat_agreement",
+    ),
+    "correction": (
+        "PredictionPowered",
+        "RoganGladen",
+        "ppi_mean",
+        "rogan_gladen",
+    ),
+    "information": (
+        "Information",
+        "infonce",
+        "infonce_responses",
+        "sami_repo",
+    ),
     "length": (
         "LengthGlm",
         "LengthStratified",
@@ -91,8 +138,19 @@ _MODULES = {
         "paired_table",
         "sign_flip_p",
     ),
-    "power": ("minimum_detectable_effect", "required_n"),
-    "winrate": ("ClusterMeans", "ScoreCounts", "TieRules", "WinRate", "cluster_means", "tie_rules", "win_rate"),
+    "power": (
+        "minimum_detectable_effect",
+        "required_n",
+    ),
+    "winrate": (
+        "ClusterMeans",
+        "ScoreCounts",
+        "TieRules",
+        "WinRate",
+        "cluster_means",
+        "tie_rules",
+        "win_rate",
+    ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
