@@ -47,9 +47,11 @@ if TYPE_CHECKING:
         sign_flip_p,
     )
     from harness.stats.power import minimum_detectable_effect, required_n
+    from harness.stats.ranking import BradleyTerry, RankedModel, WinRateMatrix, bradley_terry, win_rate_matrix
     from harness.stats.winrate import ClusterMeans, ScoreCounts, TieRules, WinRate, cluster_means, tie_rules, win_rate
 
 __all__ = [
+    "BradleyTerry",
     "ClusterMeans",
     "Information",
     "JudgeAgreement",
@@ -62,11 +64,14 @@ __all__ = [
     "PairedTable",
     "PositionBias",
     "PredictionPowered",
+    "RankedModel",
     "RoganGladen",
     "ScoreCounts",
     "TieRules",
     "UnusableScores",
     "WinRate",
+    "WinRateMatrix",
+    "bradley_terry",
     "cluster_means",
     "cohens_kappa",
     "gap",
@@ -92,6 +97,7 @@ __all__ = [
     "sign_flip_p",
     "tie_rules",
     "win_rate",
+    "win_rate_matrix",
 ]
 
 _MODULES = {
@@ -142,6 +148,7 @@ _MODULES = {
         "minimum_detectable_effect",
         "required_n",
     ),
+    "ranking": ("BradleyTerry", "RankedModel", "WinRateMatrix", "bradley_terry", "win_rate_matrix"),
     "winrate": (
         "ClusterMeans",
         "ScoreCounts",

@@ -67,3 +67,9 @@ def two_sided_z(level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"A confidence level lies between 0 and 1, such as 0.95; got {level}.")
     return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def chunks(total: int, width: int) -> list[int]:
+    """Row counts that add up to `total`, each of about 4 million numbers in `width` columns at most: 32 MB."""
+    rows = max(1, (1 << 22) // width)
+    return [rows] * (total // rows) + [total % rows] * (total % rows > 0)

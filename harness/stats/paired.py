@@ -15,7 +15,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.stats._arrays import CONSTANT, Floats, UnusableScores, constant, finite_vector, same_length, two_sided_z
+from harness.stats._arrays import (
+    CONSTANT,
+    Floats,
+    UnusableScores,
+    chunks,
+    constant,
+    finite_vector,
+    same_length,
+    two_sided_z,
+)
 from harness.stats.winrate import wilson, win_rate
 
 FEW = 30
@@ -23,8 +32,6 @@ FEW = 30
 
 EXACT_FLIPS = 16
 """Up to this many unequal pairs all 2^m sign flips are counted; beyond, they are sampled."""
-
-_CHUNK = 1 << 22  # numbers drawn at a time: 32 MB
 
 BCA = "BCa bootstrap"
 
@@ -110,7 +117,7 @@ def sign_flip_p(a: ArrayLike, b: ArrayLike, *, resamples: int = 9999, seed: int 
         return float((np.abs(sums) >= observed).mean())
     rng = np.random.default_rng(seed)
     extreme = 0
-    for rows in _chunks(resamples, d.size):
+    for rows in chunks(resamples, d.size):
         kept = rng.integers(0, 2, size=(rows, d.size), dtype=np.int8) @ d  # sum of the differences that keep their sign
         extreme += int((np.abs(2 * kept - d.sum()) >= observed).sum())
     return (extreme + 1) / (resamples + 1)
@@ -202,7 +209,7 @@ def _bca(d: Floats, level: float, resamples: int, seed: int) -> tuple[float, flo
     """BCa limits for the mean of `d` (Efron 1987); `d` must not be constant."""
     rng = np.random.default_rng(seed)
     n, mean = d.size, d.mean()
-    means = np.concatenate([d[rng.integers(0, n, size=(rows, n))].mean(axis=1) for rows in _chunks(resamples, n)])
+    means = np.concatenate([d[rng.integers(0, n, size=(rows, n))].mean(axis=1) for rows in chunks(resamples, n)])
     normal = NormalDist()
     below, at_most = (means < mean - CONSTANT).sum(), (means <= mean + CONSTANT).sum()  # ties with the mean count half
     bias = normal.inv_cdf(float(below + at_most + 1) / (2 * (resamples + 1)))
@@ -212,9 +219,3 @@ def _bca(d: Floats, level: float, resamples: int, seed: int) -> tuple[float, flo
     shifted = [bias + (bias + q) / (1 - acceleration * (bias + q)) for q in (-z, z)]
     low, high = np.quantile(means, [normal.cdf(q) for q in shifted])
     return float(low), float(high)
-
-
-def _chunks(total: int, width: int) -> list[int]:
-    """Row counts that add up to `total`, each at most about `_CHUNK` numbers of `width` columns."""
-    rows = max(1, _CHUNK // width)
-    return [rows] * (total // rows) + [total % rows] * (total % rows > 0)
