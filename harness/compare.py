@@ -111,12 +111,12 @@ def _scores_of(run: Path) -> dict[_Key, _Scores]:
 def _scores_in(rows: list[Verdict]) -> dict[_Key, _Scores]:
     """Score by query in one file of verdicts. Of a judge that was shown both orders, both must be scored."""
     orders = {row.order for row in rows}
-    pairs: dict[tuple[_Key, str, str, int], dict[str, Outcome]] = {}
+    pairs: dict[tuple[_Key, str, str, int, int], dict[str, Outcome]] = {}
     for row in rows:
         key = _Key(row.a, row.b, row.principle_set, row.judge, row.task, row.split)
-        pairs.setdefault((key, row.query_id, row.constitution_id, row.epoch), {})[row.order] = row.outcome
+        pairs.setdefault((key, row.query_id, row.constitution_id, row.epoch, row.repeat), {})[row.order] = row.outcome
     found: dict[_Key, list[tuple[str, float]]] = {}
-    for (key, query, _, _), outcomes in pairs.items():
+    for (key, query, *_), outcomes in pairs.items():
         scored = found.setdefault(key, [])
         one = next(iter(outcomes.values())) if len(orders) == 1 else None  # a single order stands for both
         score = combine_orders(outcomes.get("ab", one), outcomes.get("ba", one))

@@ -59,6 +59,12 @@ def _auto_or_count(value: object) -> object:
     raise ValueError(f"{value!r} is neither 'auto' nor a whole number of at least 1")
 
 
+def _switch_or_count(value: object) -> object:
+    if isinstance(value, bool) or (isinstance(value, int) and value >= 1):
+        return value
+    raise ValueError(f"{value!r} is neither true, false nor a whole number of at least 1")
+
+
 def _device(value: object) -> object:
     name, _, number = str(value).partition(":")
     if value in ("auto", "cpu", "cuda") or (name == "cuda" and number.isdecimal()):
@@ -68,6 +74,7 @@ def _device(value: object) -> object:
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Flag = Annotated[bool, Field(strict=True)]
+FlagOrCount = Annotated[bool | int, BeforeValidator(_switch_or_count)]
 CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)]
 
 
@@ -150,6 +157,9 @@ class JudgeSpec(_Part):
     template: str | None = Field(
         default=None, description="llm: a judge prompt, by name or .yaml file; null: that of the task"
     )
+    epochs: Count = Field(
+        default=1, description="llm: times each pair is judged, which tells the judge's noise from the queries'"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> JudgeSpec:
@@ -158,6 +168,8 @@ class JudgeSpec(_Part):
         for option in ("model", "template"):
             if self.kind == "verifiable" and getattr(self, option) is not None:
                 raise ValueError(f"a verifiable judge has no '{option}'; leave it out, or set kind: llm")
+        if self.kind == "verifiable" and self.epochs > 1:
+            raise ValueError("a verifiable judge says the same each time; leave 'epochs' out, or set kind: llm")
         return self
 
 
@@ -192,6 +204,11 @@ class MeasuresSpec(_Part):
     infonce: Annotated[int, Field(strict=True, ge=0)] = Field(
         default=0,
         description="queries per task and split for the mutual information; 0: off; API models are passed over",
+    )
+    swapped: FlagOrCount = Field(
+        default=False,
+        description="the control: the same pairs judged by a constitution that neither model was given, on so many "
+        "queries per task and split; true: all",
     )
 
 

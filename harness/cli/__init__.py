@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from harness.cli import compare, convert_models, doctor, ls, plan, principles, report, run, validate
+from harness.cli import compare, convert_models, doctor, ls, plan, principles, rejudge, report, run, score, validate
 from harness.cli._arguments import HarnessParser, VersionAction, parse
 from harness.cli._errors import EXIT_CODES, QualityError, RunError
 from sami_train.errors import UserError
 
-VERBS = (run, plan, validate, ls, doctor, principles, report, compare, convert_models)
+VERBS = (run, plan, validate, ls, doctor, principles, report, score, rejudge, compare, convert_models)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

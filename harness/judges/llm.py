@@ -305,7 +305,7 @@ def judge_card(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     by_pair: dict[tuple[object, ...], dict[str, str]] = {}
     for v in scored:
         pair = (v.judge, v.kind, v.a, v.b, v.task, v.query_id, v.constitution_id, v.principle_set, v.split, v.epoch)
-        by_pair.setdefault(pair, {})[v.order] = v.outcome
+        by_pair.setdefault((*pair, v.repeat), {})[v.order] = v.outcome
     both = [orders for orders in by_pair.values() if len(orders) == 2]
     reasons = Counter(v.reason or "unknown" for v in asked if v.outcome == "unscored")
     return {

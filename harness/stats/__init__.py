@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         length_stratified,
         length_summary,
     )
+    from harness.stats.noise import JudgeShare, judge_share
     from harness.stats.paired import (
         PairedDifference,
         PairedTable,
@@ -56,6 +57,7 @@ __all__ = [
     "Information",
     "JudgeAgreement",
     "JudgeNoise",
+    "JudgeShare",
     "Kappa",
     "LengthGlm",
     "LengthStratified",
@@ -80,6 +82,7 @@ __all__ = [
     "infonce_responses",
     "judge_agreement",
     "judge_noise",
+    "judge_share",
     "length_glm",
     "length_stratified",
     "length_summary",
@@ -133,6 +136,7 @@ _MODULES = {
         "length_stratified",
         "length_summary",
     ),
+    "noise": ("JudgeShare", "judge_share"),
     "paired": (
         "PairedDifference",
         "PairedTable",
