@@ -1,7 +1,7 @@
 """Two runs beside each other: the same comparisons, paired query by query.
 
-The unit is the query, as in `harness.score`: a query's score is the mean over its constitutions, its epochs and the
-orders the judge saw, and only queries that both runs have scored are compared.
+The unit is the query, as in `harness.score`: a query's score is the mean over its constitutions and epochs, of each the
+mean over its judgings and the orders the judge saw, and only queries that both runs have scored are compared.
 """
 
 from __future__ import annotations
@@ -115,14 +115,18 @@ def _scores_in(rows: list[Verdict]) -> dict[_Key, _Scores]:
     for row in rows:
         key = _Key(row.a, row.b, row.principle_set, row.judge, row.task, row.split)
         pairs.setdefault((key, row.query_id, row.constitution_id, row.epoch, row.repeat), {})[row.order] = row.outcome
-    found: dict[_Key, list[tuple[str, float]]] = {}
-    for (key, query, *_), outcomes in pairs.items():
-        scored = found.setdefault(key, [])
+    judged: dict[_Key, dict[tuple[str, str, int], list[float]]] = {}
+    for (key, *place, _), outcomes in pairs.items():
+        query, constitution, epoch = place
+        of_key = judged.setdefault(key, {})
         one = next(iter(outcomes.values())) if len(orders) == 1 else None  # a single order stands for both
         score = combine_orders(outcomes.get("ab", one), outcomes.get("ba", one))
         if score is not None:
-            scored.append((query, score))
-    return {key: _means(scored) for key, scored in found.items()}
+            of_key.setdefault((query, constitution, epoch), []).append(score)
+    return {
+        key: _means([(query, fmean(scores)) for (query, *_), scores in of_key.items()])
+        for key, of_key in judged.items()
+    }
 
 
 def _means(scored: list[tuple[str, float]]) -> _Scores:

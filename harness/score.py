@@ -46,6 +46,9 @@ from harness.stats import (
 
 SCHEMA_VERSION = 1
 
+SANDWICH = "Student's t, sandwich covariance clustered by query"
+"""The intervals of a leaderboard's strengths (`harness.stats.bradley_terry`)."""
+
 ALL_TASKS = "all"
 """The `task` of a row that pools every task."""
 
@@ -556,7 +559,7 @@ def _leaderboard(scores: Mapping[tuple[str, str], Mapping[str, float]], base: st
     return {
         **head,
         "n": found.n,
-        "ci_method": found.method,
+        "ci_method": SANDWICH,
         "models": [
             {
                 "model": model.name,
