@@ -116,8 +116,7 @@ def _scores_in(rows: list[Verdict]) -> dict[_Key, _Scores]:
         key = _Key(row.a, row.b, row.principle_set, row.judge, row.task, row.split)
         pairs.setdefault((key, row.query_id, row.constitution_id, row.epoch, row.repeat), {})[row.order] = row.outcome
     judged: dict[_Key, dict[tuple[str, str, int], list[float]]] = {}
-    for (key, *place, _), outcomes in pairs.items():
-        query, constitution, epoch = place
+    for (key, query, constitution, epoch, _), outcomes in pairs.items():
         of_key = judged.setdefault(key, {})
         one = next(iter(outcomes.values())) if len(orders) == 1 else None  # a single order stands for both
         score = combine_orders(outcomes.get("ab", one), outcomes.get("ba", one))
