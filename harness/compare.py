@@ -1,7 +1,7 @@
 """Two runs beside each other: the same comparisons, paired query by query.
 
-The unit is the query, as in `harness.score`: a query's score is the mean over its constitutions, its epochs and the
-orders the judge saw, and only queries that both runs have scored are compared.
+The unit is the query, as in `harness.score`: a query's score is the mean over its constitutions and epochs, of each the
+mean over its judgings and the orders the judge saw, and only queries that both runs have scored are compared.
 """
 
 from __future__ import annotations
@@ -118,17 +118,22 @@ def _scores_in(rows: list[Verdict]) -> dict[Key, _Scores]:
 def pair_scores(rows: Sequence[Verdict]) -> dict[Key, list[tuple[str, float | None]]]:
     """(query, score) of every pair of answers in one file of verdicts, None where it is unscored.
 
-    Of a judge that was shown both orders, both must be scored.
+    Of a judge that was shown both orders, both must be scored; judgings of one pair are averaged.
     """
     orders = {row.order for row in rows}
-    pairs: dict[tuple[Key, str, str, int], dict[str, Outcome]] = {}
+    pairs: dict[tuple[Key, str, str, int, int], dict[str, Outcome]] = {}
     for row in rows:
         key = Key(row.a, row.b, row.principle_set, row.judge, row.task, row.split)
-        pairs.setdefault((key, row.query_id, row.constitution_id, row.epoch), {})[row.order] = row.outcome
-    found: dict[Key, list[tuple[str, float | None]]] = {}
-    for (key, query, _, _), outcomes in pairs.items():
+        pairs.setdefault((key, row.query_id, row.constitution_id, row.epoch, row.repeat), {})[row.order] = row.outcome
+    judged: dict[tuple[Key, str, str, int], list[float | None]] = {}
+    for (key, query, constitution, epoch, _), outcomes in pairs.items():
         one = next(iter(outcomes.values())) if len(orders) == 1 else None  # a single order stands for both
-        found.setdefault(key, []).append((query, combine_orders(outcomes.get("ab", one), outcomes.get("ba", one))))
+        score = combine_orders(outcomes.get("ab", one), outcomes.get("ba", one))
+        judged.setdefault((key, query, constitution, epoch), []).append(score)
+    found: dict[Key, list[tuple[str, float | None]]] = {}
+    for (key, query, *_), scores in judged.items():
+        scored = [score for score in scores if score is not None]
+        found.setdefault(key, []).append((query, fmean(scored) if scored else None))
     return found
 
 

@@ -7,6 +7,7 @@ already, in the run's folder or in the cache, is told from what is still to do b
 from __future__ import annotations
 
 import os
+import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,12 +20,19 @@ from harness.judges.llm import VERDICT_SCHEMA, Form, JudgeTemplate, LLMJudge, lo
 from harness.models.base import Sampling
 from harness.models.recorded import answers_fingerprint
 from harness.rows import Generation, Likelihood, Row, Verdict
-from harness.score import ExpectedPair
+from harness.score import ExpectedPair, Kind
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
 from harness.store import RowFile, fingerprint
 from harness.tasks import TaskData, load_task
 from sami_train.config import NOT_TRAINED_BY, Recipe, load_recipe
-from sami_train.constitutions import Constitution, Principle, PrincipleSet, load_principle_set, sample_constitutions
+from sami_train.constitutions import (
+    Constitution,
+    Element,
+    Principle,
+    PrincipleSet,
+    load_principle_set,
+    sample_constitutions,
+)
 from sami_train.data import Query
 from sami_train.errors import UserError
 from sami_train.models import Source, check_source, parse_source, source_fingerprint
@@ -70,7 +78,7 @@ class LikelihoodUnit:
 
 @dataclass(frozen=True)
 class VerdictUnit:
-    """One comparison in one order: response `a` against response `b`, judged by `constitution`."""
+    """One comparison in one order, once: response `a` against response `b`, judged by `constitution`."""
 
     id: str
     fingerprint: str
@@ -78,6 +86,7 @@ class VerdictUnit:
     a: GenerationUnit
     b: GenerationUnit
     order: Literal["ab", "ba"]
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class Stage:
     task: str = ""
     judge: str = ""
     pair: tuple[str, str] = ("", "")
-    measure: Literal["win_rate", "steerability"] = "win_rate"
+    measure: Kind = "win_rate"
     units: tuple[GenerationUnit | LikelihoodUnit | VerdictUnit, ...] = ()
     fingerprint: str = ""
 
@@ -140,7 +149,10 @@ def trained_for(folder: Path) -> str:
 class Plan:
     """A specification resolved: tasks, principles, prompts and stages in the order they run in."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, known: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        """`known`: of models whose rows are there already, their fingerprint under `model` and under `asked_for` what
+        was asked for then. A model of which the same is asked for now is not looked at again.
+        """
         self.spec = spec
         self.tasks: dict[str, TaskData] = {name: load_task(name, task.task_spec()) for name, task in spec.tasks.items()}
         self.sets: dict[str, PrincipleSet] = {}
@@ -152,7 +164,9 @@ class Plan:
         }
         self._judges: dict[tuple[str, str], LLMJudge] = {}
         self._weights: dict[str, str] = {}
-        self.model_fingerprints: dict[str, str] = {name: self._model_fingerprint(name) for name in spec.models}
+        self.model_fingerprints: dict[str, str] = {
+            name: self._known(name, (known or {}).get(name)) or self._model_fingerprint(name) for name in spec.models
+        }
 
     # Models
 
@@ -230,11 +244,23 @@ class Plan:
         assert train is not None
         return list(train.tasks or self.tasks)
 
+    def _known(self, name: str, known: Mapping[str, str] | None) -> str | None:
+        return known.get("model") if known and known.get("asked_for") == self.asked_for(name) else None
+
     def _model_fingerprint(self, name: str) -> str:
         """The hash of all of a model that decides what it says."""
         model = self.spec.models[name]
         weights = self._weights_fingerprint(name)
         return fingerprint([weights, model.dtype or self.spec.engine.dtype]) if is_local(model) else weights
+
+    def asked_for(self, name: str) -> str:
+        """The hash of what the specification says of a model, and of all that it is trained from and on, unread."""
+        train = self.spec.models[name].train
+        said = (
+            self.spec.model_dump(mode="json", by_alias=True, include={"seed", "tasks", "principles"}) if train else {}
+        )
+        start = self.asked_for(train.from_) if train else None
+        return fingerprint([self.spec.models[name].model_dump(mode="json"), self.spec.engine.dtype, said, start])
 
     def _weights_fingerprint(self, name: str) -> str:
         """The hash of the weights, or of all that they come from where they are still to be trained (in float32)."""
@@ -283,14 +309,16 @@ class Plan:
                         f"train {name}",
                         Path("training") / name,
                         name,
-                        fingerprint=self._weights[name],
+                        fingerprint=self._weights.get(name) or trained_for(self.folder / "training" / name),
                     )
                 )
             stages += [self._generation_stage(name, task) for task in self.tasks if self._used(name)]
             if self.spec.measures.infonce and is_local(model):
                 stages += [s for task in self.tasks if (s := self._likelihood_stage(name, task)).units]
         for judge in self.spec.judges:
-            stages += [self._win_rate_stage(judge, c.a, c.b) for c in self.spec.comparisons]
+            stages += [self._pair_stage(judge, c.a, c.b, "win_rate") for c in self.spec.comparisons]
+            if self.spec.measures.swapped:
+                stages += [self._pair_stage(judge, c.a, c.b, "swapped") for c in self.spec.comparisons]
             if judge in self._steerability_judges():
                 stages += [self._steerability_stage(judge, name) for name in self.spec.models if self._used(name)]
         return tuple(stages)
@@ -461,58 +489,93 @@ class Plan:
         """How a judge that writes does so."""
         return judge_sampling(form, self.spec.seed)
 
-    def _verdicts(self, judge: str, a: str, b: str, measure: str) -> Iterator[VerdictUnit]:
+    def _verdicts(self, judge: str, a: str, b: str, measure: Kind) -> Iterator[VerdictUnit]:
         spec = self.spec.judges[judge]
         orders: tuple[Literal["ab", "ba"], ...] = ("ab",) if spec.kind == "verifiable" else ("ab", "ba")
         for (task, set_name, split), by_query in self.constitutions.items():
-            for query in self.tasks[task].evaluation[: spec.limit]:
+            for query in self.tasks[task].evaluation[: self._judged_queries(judge, measure)]:
                 seen: set[str] = set()
                 for constitution in by_query[query.id]:
                     if measure == "steerability" and constitution.opposite().id in seen:
                         continue  # the same contrast, seen from its other side
                     seen.add(constitution.id)
+                    judged_by = constitution
+                    if measure == "swapped":
+                        judged_by = self._foreign(task, set_name, split, query, constitution)
+                    key = self._judge_key(judge, task, judged_by)
                     for epoch in range(self.spec.sampling.epochs):
                         one = self._generations[a, task][set_name, query.id, constitution.id, split, epoch]
                         other_side = constitution.opposite() if measure == "steerability" else constitution
                         two = self._generations[b, task][set_name, query.id, other_side.id, split, epoch]
-                        for order in orders:
-                            yield VerdictUnit(
-                                fingerprint(
-                                    [
-                                        "verdict",
-                                        judge,
-                                        measure,
-                                        a,
-                                        b,
-                                        task,
-                                        set_name,
-                                        split,
-                                        query.id,
-                                        constitution.id,
-                                        epoch,
-                                        order,
-                                    ]
-                                )[:24],
-                                fingerprint(
-                                    [
-                                        ROW_VERSION,
-                                        self._judge_key(judge, task, constitution),
-                                        one.fingerprint,
-                                        two.fingerprint,
-                                        order,
-                                    ]
-                                ),
-                                constitution,
-                                one,
-                                two,
-                                order,
-                            )
+                        place = [
+                            "verdict",
+                            judge,
+                            measure,
+                            a,
+                            b,
+                            task,
+                            set_name,
+                            split,
+                            query.id,
+                            constitution.id,
+                            epoch,
+                        ]
+                        content = [ROW_VERSION, key, one.fingerprint, two.fingerprint]
+                        for repeat in range(spec.epochs):
+                            again = [repeat] if repeat else []  # the first judging is what it is without others
+                            for order in orders:
+                                yield VerdictUnit(
+                                    fingerprint([*place, order, *again])[:24],
+                                    fingerprint([*content, order, *again]),
+                                    judged_by,
+                                    one,
+                                    two,
+                                    order,
+                                    repeat,
+                                )
 
-    def _win_rate_stage(self, judge: str, a: str, b: str) -> Stage:
-        path = Path("verdicts") / judge / f"{a}-vs-{b}.jsonl"
-        model = self.spec.judges[judge].model
-        units = tuple(self._verdicts(judge, a, b, "win_rate"))
-        return Stage("judge", f"{judge}: {a} against {b}", path, model, judge=judge, pair=(a, b), units=units)
+    def _judged_queries(self, judge: str, measure: Kind) -> int | None:
+        """How many queries per task and split a judge sees; None: all."""
+        limit, swapped = self.spec.judges[judge].limit, self.spec.measures.swapped
+        if measure != "swapped" or swapped is True:
+            return limit
+        return min(limit or swapped, swapped)
+
+    def _foreign(self, task: str, set_name: str, split: str, query: Query, given: Constitution) -> Constitution:
+        """A constitution of the same set, split, size and sides that shares no principle with any the query is given.
+
+        A constitution and its opposite get the same principles from opposite sides.
+        """
+        taken = {e.principle.id for c in self.constitutions[task, set_name, split][query.id] for e in c.elements}
+        own = {e.principle.id for e in given.elements}
+        every = self.sets[set_name].select(self.tasks[task].kind, split)
+        free = [p for p in every if p.id not in taken]
+        if len(free) < len(given.elements):  # the query's constitutions have nearly all principles among them
+            free = [p for p in every if p.id not in own]
+        if len(free) < len(given.elements):
+            raise UserError(
+                f"measures.swapped: the set '{set_name}' has {len(every)} {split.replace('_', '-')} principles for the "
+                f"task '{task}', and a constitution that shares none with one of {len(own)} needs {2 * len(own)}; "
+                "lower principles.size, add principles, or set measures.swapped to false"
+            )
+        seed = fingerprint(["swapped", self.spec.seed, task, set_name, split, query.id, sorted(own)])
+        drawn = random.Random(seed).sample(free, len(given.elements))
+        return Constitution(tuple(Element(p, e.follows) for p, e in zip(drawn, given.elements, strict=True)))
+
+    def _pair_stage(self, judge: str, a: str, b: str, measure: Kind) -> Stage:
+        folder, name = Path("verdicts") / judge, f"{judge}: {a} against {b}"
+        if measure == "swapped":
+            folder, name = folder / "swapped", f"{name}, swapped"
+        return Stage(
+            "judge",
+            name,
+            folder / f"{a}-vs-{b}.jsonl",
+            self.spec.judges[judge].model,
+            judge=judge,
+            pair=(a, b),
+            measure=measure,
+            units=tuple(self._verdicts(judge, a, b, measure)),
+        )
 
     def _steerability_stage(self, judge: str, model: str) -> Stage:
         path = Path("verdicts") / judge / f"steerability-{model}.jsonl"
@@ -531,7 +594,7 @@ class Plan:
 
     def expected_pairs(self) -> list[ExpectedPair]:
         """What every figure rests on when nothing is missing, for `harness.score`."""
-        pairs: dict[tuple[Any, ...], list[str]] = {}
+        pairs: dict[tuple[Any, ...], tuple[set[str], int]] = {}
         for stage in self.stages:
             if stage.kind != "judge":
                 continue
@@ -539,10 +602,11 @@ class Plan:
                 assert isinstance(unit, VerdictUnit)
                 key = (
                     stage.judge, stage.measure, *stage.pair, unit.a.task, unit.a.principle_set, unit.a.split,
-                    unit.a.query.id, unit.constitution.id, unit.a.epoch,
+                    unit.a.query.id, unit.a.constitution.id, unit.a.epoch,
                 )  # fmt: skip
-                pairs.setdefault(key, []).append(unit.order)
-        return [ExpectedPair._make((*key, tuple(orders))) for key, orders in pairs.items()]
+                orders, repeats = pairs.get(key, (set(), 0))
+                pairs[key] = (orders | {unit.order}, max(repeats, unit.repeat + 1))
+        return [ExpectedPair._make((*key, tuple(sorted(o)), repeats)) for key, (o, repeats) in pairs.items()]
 
     @cached_property
     def fingerprint(self) -> str:

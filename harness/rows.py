@@ -89,7 +89,8 @@ class Verdict(Row):
     """What one judge said about one pair of answers, seen in one order."""
 
     judge: str
-    kind: Literal["win_rate", "steerability"]
+    kind: Literal["win_rate", "steerability", "swapped"]
+    """swapped: the responses of a win rate, judged by a constitution that neither model was given."""
     a: str
     """The first of the pair: a model, whatever the order in which the judge saw the two."""
     b: str
@@ -97,6 +98,9 @@ class Verdict(Row):
     task: str
     query_id: str
     constitution_id: str
+    """The constitution that `a` answered under."""
+    judged_by: str | None = None
+    """The constitution that was judged by, where it is another one (kind "swapped"); None: `constitution_id`."""
     principle_set: str
     split: str
     """Which principles: "learned" or "held_out"."""

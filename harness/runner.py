@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -81,6 +81,21 @@ def run(
     return RunOutcome(kept, folder, bool(kept["quality"]["passed"]))
 
 
+def judge_again(
+    plan: Plan, judges: Sequence[str], *, console: Console | None = None, quiet: bool = False
+) -> RunOutcome:
+    """Judge the responses that lie in a plan's folder by these of its judges, or go on with it, and score the run.
+
+    Raises:
+        UserError: another process works in the folder, a judge's model cannot be loaded, the disk is full. Everything
+            finished is kept.
+    """
+    with RunLock(plan.folder), Display(console, quiet=quiet) as display:
+        stages = [stage for stage in plan.stages if stage.judge in judges]
+        results = _Runner(plan, plan.folder, display, cache=True).results(stages)
+    return RunOutcome(results, plan.folder, bool(results["quality"]["passed"]))
+
+
 def _finished_results(plan: Plan, folder: Path) -> dict[str, Any] | None:
     """The results of this very plan, when they are there and nothing is missing."""
     file = folder / "results.json"
@@ -100,16 +115,19 @@ class _Runner:
         self._open: tuple[str, Backend] | None = None
         self._engine: dict[str, Any] = {}
 
-    def results(self) -> dict[str, Any]:
-        """Run every stage that is not finished, then score and write the report."""
+    def results(self, stages: Sequence[Stage] | None = None) -> dict[str, Any]:
+        """Run every stage (of `stages`) that is not finished, then score and write the report."""
         from harness.report.markdown import render_markdown
+        from harness.rescore import score_inputs
+        from harness.score import score
 
         write_atomic(self.folder / "spec.yaml", self.spec.dump())
-        self.display.plan({stage.name: stage.expected() for stage in self.plan.stages})
-        for stage in self.plan.stages:
+        stages = self.plan.stages if stages is None else stages
+        self.display.plan({stage.name: stage.expected() for stage in stages})
+        for stage in stages:
             self._run_stage(stage)
         self._close_model()
-        results = {**self._score(), "created": _now().isoformat(timespec="seconds")}
+        results = {**score(score_inputs(self.plan)), "created": _now().isoformat(timespec="seconds")}
         write_json(self.folder / "manifest.json", self._run_manifest(results))
         write_atomic(self.folder / "report.md", render_markdown(results))
         write_json(self.folder / "results.json", results)
@@ -277,7 +295,12 @@ class _Runner:
             )
         else:
             every = [cast(VerdictUnit, unit) for unit in stage.units if unit.id in can_be_judged]
-            judged = self._asked(stage, every, {unit.id for unit in wanted}, texts)
+            ids = {unit.id for unit in wanted}
+            judged = (
+                batch
+                for repeat in range(self.spec.judges[stage.judge].epochs)
+                for batch in self._asked(stage, [unit for unit in every if unit.repeat == repeat], ids, texts, repeat)
+            )
         self._write(
             stage,
             (batch for part in ([rows] if rows else [], judged) for batch in part),
@@ -291,9 +314,17 @@ class _Runner:
         return self._verdict(stage, unit, Judgement(outcome, details=details), 0.0)
 
     def _asked(
-        self, stage: Stage, units: Sequence[VerdictUnit], missing: set[str], texts: dict[str, Generation]
+        self,
+        stage: Stage,
+        units: Sequence[VerdictUnit],
+        missing: set[str],
+        texts: dict[str, Generation],
+        repeat: int,
     ) -> Iterator[list[Row]]:
-        """Verdicts on the `missing` ones of `units`, in batches made of all of them: what is there already changes nothing."""
+        """Verdicts on the `missing` ones of `units`, in batches made of all of them: what is there already changes nothing.
+
+        Each repeat has a seed of its own, so that a server which honours seeds does not give one answer again and again.
+        """
         from harness.asking import ask
 
         assert stage.model is not None
@@ -320,6 +351,7 @@ class _Runner:
         backend = self._model(stage.model)
         asked = {i: judges[unit.a.task] for i, (unit, _) in comparisons.items()}
         sampling = self.plan.judge_sampling(next(iter(asked.values())).form)
+        sampling = replace(sampling, seed=sampling.seed + repeat)
         for batch in ask(
             backend, asked, [c for _, c in comparisons.values()], sampling, missing=missing & comparisons.keys()
         ):
@@ -338,8 +370,10 @@ class _Runner:
     ) -> Verdict:
         return Verdict(
             id=unit.id, fingerprint=unit.fingerprint, judge=stage.judge, kind=stage.measure, a=stage.pair[0], b=stage.pair[1],
-            task=unit.a.task, query_id=unit.a.query.id, constitution_id=unit.constitution.id,
-            principle_set=unit.a.principle_set, split=unit.a.split, epoch=unit.a.epoch, order=unit.order,
+            task=unit.a.task, query_id=unit.a.query.id, constitution_id=unit.a.constitution.id,
+            judged_by=unit.constitution.id if stage.measure == "swapped" else None,
+            principle_set=unit.a.principle_set, split=unit.a.split, epoch=unit.a.epoch, repeat=unit.repeat,
+            order=unit.order,
             outcome=judgement.outcome, reason=judgement.reason, raw=judgement.raw, details=judgement.details,
             usage=usage or {}, latency_s=latency_s,
         )  # fmt: skip
@@ -462,53 +496,13 @@ class _Runner:
             "git": git,
             "dirty": dirty,
             "models": self.plan.model_fingerprints,
+            "models_asked_for": {name: self.plan.asked_for(name) for name in self.spec.models},
             "tasks": {
                 name: {"source": data.source, "hash": data.hash, "dropped": data.dropped}
                 for name, data in self.plan.tasks.items()
             },
             "principle_sets": {name: {"version": s.version, "hash": s.hash} for name, s in self.plan.sets.items()},
         }
-
-    def _score(self) -> dict[str, Any]:
-        from harness.score import ScoreInputs, score
-
-        verdicts = [row for s in self.plan.stages if s.kind == "judge" for row in s.all_rows(self.folder).values()]
-        likelihoods = [
-            row for s in self.plan.stages if s.kind == "likelihood" for row in s.finished_rows(self.folder).values()
-        ]
-        generations = [
-            row for s in self.plan.stages if s.kind == "generate" for row in s.finished_rows(self.folder).values()
-        ]
-        training = {
-            s.model: read_json(self.folder / s.path / "summary.json")
-            for s in self.plan.stages
-            if s.kind == "train" and s.model
-        }
-        return score(
-            ScoreInputs(
-                name=self.spec.name,
-                description=self.spec.description,
-                spec_fingerprint=self.plan.fingerprint,
-                level=self.spec.statistics.level,
-                max_unscored=self.spec.statistics.max_unscored,
-                models={
-                    name: {
-                        "path": model.path,
-                        "style": model.style,
-                        "trained_from": model.train.from_ if model.train else None,
-                    }
-                    for name, model in self.spec.models.items()
-                },
-                judges={name: {"kind": judge.kind, "model": judge.model} for name, judge in self.spec.judges.items()},
-                verdicts=verdicts,
-                lengths={
-                    (g.model, g.task, g.query_id, g.constitution_id, g.epoch): len(g.text.split()) for g in generations
-                },
-                likelihoods=likelihoods,
-                training=training,
-                expected=self.plan.expected_pairs(),
-            )
-        )
 
 
 CHECKED_ROWS = 256

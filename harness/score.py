@@ -1,44 +1,60 @@
-"""From the rows of a run to its results: `results.json` as docs/design/interfaces.md describes it.
+"""From the rows of a run to its results: `results.json` as docs/results.md describes it.
 
 Pure: the same rows give the same results, to the byte. The query is the unit. The orders in which a judge saw a pair
-are combined first, and all of them must be scored; then a query's pairs (its constitutions and epochs) are averaged.
-What cannot be computed is null, with a `note` beside it that says why.
+are combined first, as the protocol says, then the judgings of a pair, then a query's pairs (its constitutions and
+epochs). What cannot be computed is null, with a `note` beside it that says why.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness import __version__
 from harness.judges.card import JudgedPair, against_reference, corrected, full_card, judge_card
 from harness.judges.family import same_family
-from harness.judges.llm import combine_orders
+from harness.judges.llm import Order
 from harness.judges.verifiable import TIE_TOLERANCE
+from harness.protocols import CORRECTED, Protocol, drawn_order, pair_scores
 from harness.rows import Likelihood, Verdict
+from harness.stability import rank_stability
 from harness.stats import (
     ClusterMeans,
+    LengthGlm,
+    LengthStratified,
     ScoreCounts,
     UnusableScores,
+    bradley_terry,
     cluster_means,
     gap,
+    holm,
     infonce,
     infonce_responses,
+    judge_share,
+    length_glm,
+    length_stratified,
     length_summary,
+    paired_difference,
+    repeat_agreement,
     sign_flip_p,
     tie_rules,
     win_rate,
+    win_rate_matrix,
 )
 
 SCHEMA_VERSION = 1
 
+SANDWICH = "Student's t, sandwich covariance clustered by query"
+"""The intervals of a leaderboard's strengths (`harness.stats.bradley_terry`)."""
+
 ALL_TASKS = "all"
 """The `task` of a row that pools every task."""
 
-Kind = Literal["win_rate", "steerability"]
+Kind = Literal["win_rate", "steerability", "swapped"]
 LengthKey = tuple[str, str, str, str, int]
 """(model, task, query_id, constitution_id, epoch)"""
 
@@ -56,9 +72,17 @@ class ExpectedPair(NamedTuple):
     split: str
     query_id: str
     constitution_id: str
+    """The one that `a` answered under; for a swapped pair it is judged by another."""
     epoch: int
-    orders: tuple[str, ...]
+    orders: tuple[Order, ...]
     """"ab" and "ba", or "ab" alone for a judge to whom the order makes no difference."""
+    repeats: int = 1
+    """How often the judge was asked, in each order."""
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """The fields by which a verdict is found."""
+        return self[:-2]
 
 
 @dataclass(frozen=True)
@@ -83,6 +107,11 @@ class ScoreInputs:
     training: dict[str, Any]
     """The trainer's summary by model."""
     expected: Sequence[ExpectedPair]
+    protocol: Protocol = CORRECTED
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Kind by task: dialogue (where nothing is said) or summarization; some protocols tell them apart."""
+    seed: int = 0
+    """Of the order that is drawn where a protocol takes one of two."""
 
 
 def score(inputs: ScoreInputs) -> dict[str, Any]:
@@ -98,10 +127,15 @@ def score(inputs: ScoreInputs) -> dict[str, Any]:
         "harness_version": __version__,
         "spec_fingerprint": inputs.spec_fingerprint,
         "level": inputs.level,
-        "tie_rule": "half",
+        "protocol": inputs.protocol.name,
+        "tie_rule": _tie_rule(inputs.protocol),
         "models": _strict(inputs.models),
-        "comparisons": [_comparison(key, group, inputs) for key, group in groups.items() if key.kind == "win_rate"],
-        "gaps": _gaps(groups, inputs.level),
+        "comparisons": _adjusted(
+            [_comparison(key, groups, inputs) for key in groups if key.kind == "win_rate"],
+        ),
+        "gaps": _adjusted(_gaps(groups, inputs.level)),
+        "leaderboards": _leaderboards(groups, inputs),
+        "rank_stability": _rank_stability(groups, inputs),
         "steerability": [
             row
             for key, group in groups.items()
@@ -124,11 +158,12 @@ def score(inputs: ScoreInputs) -> dict[str, Any]:
 
 
 class _Pair(NamedTuple):
-    """An expected pair with the verdicts there are: one for each order, and its score."""
+    """An expected pair with the verdicts there are, one for each judging and order, its score and that of each judging."""
 
     expected: ExpectedPair
     rows: tuple[Verdict | None, ...]
     score: float | None
+    repeats: tuple[float | None, ...]
 
     @property
     def query(self) -> str:
@@ -166,14 +201,17 @@ def _judged_pairs(inputs: ScoreInputs) -> list[_Pair]:
     found: dict[tuple[Any, ...], Verdict] = {}
     for v in inputs.verdicts:
         pair = (v.judge, v.kind, v.a, v.b, v.task, v.principle_set, v.split, v.query_id, v.constitution_id, v.epoch)
-        found[*pair, v.order] = v
+        found[*pair, v.order, v.repeat] = v
     pairs = []
-    for expected in sorted(set(inputs.expected)):
-        rows = {order: found.get((*expected[:-1], order)) for order in expected.orders}
-        outcomes = {order: row.outcome if row else None for order, row in rows.items()}
-        one = next(iter(outcomes.values()), None)  # a single order stands for both
-        value = combine_orders(outcomes.get("ab", one), outcomes.get("ba", one))
-        pairs.append(_Pair(expected, tuple(rows.values()), value))
+    for e in sorted(set(inputs.expected)):
+        judgings = [{order: found.get((*e.place, order, n)) for order in e.orders} for n in range(e.repeats)]
+        drawn: Order = "ab"
+        if inputs.protocol.orders == "one":  # the same for all judges, and for all that is judged of a query
+            drawn = drawn_order(inputs.seed, e.kind, e.a, e.b, e.task, e.principle_set, e.split, e.query_id)
+        kind = inputs.kinds.get(e.task, "dialogue")
+        scores = pair_scores(judgings, inputs.protocol, kind=kind, drawn=drawn)
+        rows = tuple(row for verdicts in judgings for row in verdicts.values())
+        pairs.append(_Pair(e, rows, scores.score, scores.repeats))
     return pairs
 
 
@@ -251,6 +289,13 @@ def _by_query(scored: _Scored) -> ClusterMeans:
     return cluster_means(values, queries)
 
 
+def _score_by_query(scored: _Scored) -> dict[str, float]:
+    if not scored:
+        return {}
+    found = _by_query(scored)
+    return dict(zip(map(str, found.ids), map(float, found.means), strict=True))
+
+
 def _by_principle(group: list[_Pair]) -> dict[str, _Scored]:
     """The scored pairs of each principle in the group, principles without any included.
 
@@ -306,13 +351,33 @@ def _verdict_counts(pairs: list[_Pair]) -> dict[str, int]:
 # --- The parts of the results -----------------------------------------------------------------------------------------
 
 
-def _comparison(key: _Key, group: list[_Pair], inputs: ScoreInputs) -> dict[str, Any]:
+def _tie_rule(protocol: Protocol) -> str:
+    if protocol.ties == protocol.ties_in_summarization:
+        return protocol.ties
+    return f"{protocol.ties}; in summarization: {protocol.ties_in_summarization}"
+
+
+def _adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`rows` with Holm's adjustment of `p_value` over all rows of a judge and a principle set."""
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        row["p_holm"] = None
+        if row["p_value"] is not None:
+            families.setdefault((row["judge"], row["principle_set"]), []).append(row)
+    for family in families.values():
+        for row, p in zip(family, holm([row["p_value"] for row in family]), strict=True):
+            row["p_holm"] = float(p)
+    return rows
+
+
+def _comparison(key: _Key, groups: _Groups, inputs: ScoreInputs) -> dict[str, Any]:
+    group = groups[key]
     rate = _rate(_scored(group), inputs.level)
     n_expected = len({pair.query for pair in group})
     counts = ScoreCounts.of(rate["means"], n_expected - rate["n"])
     rules = tie_rules(*counts[:3]) if rate["n"] else None
     card = judge_card(row for pair in group for row in pair.rows if row)
-    mean_length_a, mean_length_b = _mean_lengths(group, inputs.lengths)
+    length = _length(group, inputs)
     row = {
         **key.head(),
         "n": rate["n"],
@@ -323,11 +388,17 @@ def _comparison(key: _Key, group: list[_Pair], inputs: ScoreInputs) -> dict[str,
         "ci_high": rate["high"],
         "ci_level": inputs.level,
         "ci_method": rate["method"],
-        "mean_length_a": mean_length_a,
-        "mean_length_b": mean_length_b,
+        "mean_length_a": length["mean_a"],
+        "mean_length_b": length["mean_b"],
         "n_eff": rate["n_eff"],
         "win_rate_ties_dropped": rules.drop if rules else None,
         "win_rate_ties_lost": rules.loss if rules else None,
+        "p_value": sign_flip_p(rate["means"], [0.5] * rate["n"]) if rate["n"] else None,
+        "length_spearman": length["spearman"],
+        "length_stratified": length["stratified"],
+        "length_glm": length["glm"],
+        "swapped": _swapped(group, groups.get(key._replace(kind="swapped")), inputs.level),
+        "judge_noise": _judge_noise(group, inputs.level),
         "position_consistency": card["position_consistency"],
         "verdicts": _verdict_counts(group),
         "by_principle": [
@@ -353,21 +424,188 @@ def _principle_row(principle: str, scored: _Scored, level: float) -> dict[str, A
     return _noted(row, None if rate["n"] else _NOTHING_SCORED)
 
 
-def _mean_lengths(group: list[_Pair], lengths: Mapping[LengthKey, int]) -> tuple[float | None, float | None]:
-    """Mean words of both sides over the scored queries, each query counting once."""
+def _length(group: list[_Pair], inputs: ScoreInputs) -> dict[str, Any]:
+    """Mean words of both sides over the scored queries, each query counting once, and what length has to do with winning.
+
+    Win rates that take length out are null, with a note, where the lengths do not permit them.
+    """
     queries, a, b, scores = [], [], [], []
     for pair in group:
         e = pair.expected
-        one, two = (lengths.get((model, e.task, e.query_id, e.constitution_id, e.epoch)) for model in (e.a, e.b))
+        one, two = (inputs.lengths.get((model, e.task, e.query_id, e.constitution_id, e.epoch)) for model in (e.a, e.b))
         if pair.score is not None and one is not None and two is not None:
             queries.append(pair.query)
             a.append(one)
             b.append(two)
             scores.append(pair.score)
     if not queries:
-        return None, None
-    summary = length_summary(*(cluster_means(values, queries).means for values in (a, b, scores)))
-    return summary.mean_a, summary.mean_b
+        return dict.fromkeys(("mean_a", "mean_b", "spearman", "stratified", "glm"))
+    of_a, of_b, of_scores = (cluster_means(values, queries).means for values in (a, b, scores))
+    summary = length_summary(of_a, of_b, of_scores)
+    return {
+        "mean_a": summary.mean_a,
+        "mean_b": summary.mean_b,
+        "spearman": summary.spearman,
+        "stratified": _without_length(lambda: length_stratified(of_scores, of_a, of_b, inputs.level)),
+        "glm": _without_length(lambda: length_glm(of_scores, of_a, of_b, inputs.level)),
+    }
+
+
+def _without_length(estimate: Callable[[], LengthStratified | LengthGlm]) -> dict[str, Any]:
+    try:
+        found = estimate()
+    except UnusableScores as error:
+        return {**dict.fromkeys(("n", "win_rate", "ci_low", "ci_high")), "note": str(error)}
+    figures = {"n": found.n, "win_rate": found.estimate, "ci_low": found.low, "ci_high": found.high}
+    return figures | ({"extrapolated": found.extrapolated} if isinstance(found, LengthGlm) else {})
+
+
+def _swapped(group: list[_Pair], control: list[_Pair] | None, level: float) -> dict[str, Any] | None:
+    """The control: the win rate of the same pairs under constitutions that neither model was given.
+
+    `difference` is the win rate minus that, paired by query: what is left when style and length are taken out.
+    """
+    if control is None:
+        return None
+    rate = _rate(_scored(control), level)
+    row = {
+        "n": rate["n"],
+        "win_rate": rate["rate"],
+        "ci_low": rate["low"],
+        "ci_high": rate["high"],
+        "ci_method": rate["method"],
+        **dict.fromkeys(("difference", "difference_low", "difference_high", "n_paired")),
+    }
+    one, two = (_score_by_query(_scored(side)) for side in (group, control))
+    shared = sorted(one.keys() & two.keys())
+    if not shared:
+        return _noted(row, "No query has a score under its own and under a swapped constitution.")
+    found = paired_difference([one[query] for query in shared], [two[query] for query in shared], level)
+    figures = (found.estimate, found.low, found.high, found.n)
+    return row | dict(zip(("difference", "difference_low", "difference_high", "n_paired"), figures, strict=True))
+
+
+def _judge_noise(group: list[_Pair], level: float) -> dict[str, Any] | None:
+    """What judging a pair again tells of the judge; None where each pair was judged once."""
+    if max((len(pair.repeats) for pair in group), default=1) < 2:
+        return None
+    rows = [
+        (score, number, pair.query) for number, pair in enumerate(group) for score in pair.repeats if score is not None
+    ]
+    scores, pairs, queries = zip(*rows, strict=True) if rows else ((), (), ())
+    try:
+        share = judge_share(scores, pairs, queries)
+        agreement = repeat_agreement(scores, pairs, level)
+    except UnusableScores as error:
+        nothing = ("n_pairs", "agreement", "ci_low", "ci_high", "sd", "share", "share_once")
+        return {**dict.fromkeys(nothing), "note": str(error)}
+    return {
+        "n_pairs": share.n_pairs,
+        "agreement": agreement.estimate,
+        "ci_low": agreement.low,
+        "ci_high": agreement.high,
+        "sd": share.sd,
+        "share": share.share,
+        "share_once": share.share_once,
+    }
+
+
+def _scores_of(groups: _Groups, judge: str, principle_set: str, split: str) -> dict[tuple[str, str], dict[str, float]]:
+    """Pair of models -> query -> score, over all tasks."""
+    found: dict[tuple[str, str], _Scored] = {}
+    for key, group in groups.items():
+        here = (key.kind, key.judge, key.principle_set, key.split) == ("win_rate", judge, principle_set, split)
+        if here and key.task != ALL_TASKS:
+            found.setdefault((key.a, key.b), []).extend(_scored(group))
+    return {pair: _score_by_query(scored) for pair, scored in found.items()}
+
+
+def _cells(groups: _Groups) -> dict[tuple[str, str], list[str]]:
+    """(principle set, split) -> its judges, in the order of the results."""
+    cells: dict[tuple[str, str], dict[str, None]] = {}
+    for key in groups:
+        if key.kind == "win_rate":
+            cells.setdefault((key.principle_set, key.split), {})[key.judge] = None
+    return {cell: list(judges) for cell, judges in cells.items()}
+
+
+def _leaderboards(groups: _Groups, inputs: ScoreInputs) -> list[dict[str, Any]]:
+    """Bradley-Terry strengths over all tasks, where more than two models are compared; the base model has 0."""
+    rows = []
+    for (principle_set, split), judges in _cells(groups).items():
+        for judge in judges:
+            scores = _scores_of(groups, judge, principle_set, split)
+            models = {name for pair in scores for name in pair}
+            if len(models) > 2:
+                head = {"judge": judge, "principle_set": principle_set, "split": split}
+                rows.append({**head, **_leaderboard(scores, _base(inputs.models, list(scores)), inputs.level)})
+    return rows
+
+
+def _base(models: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> str:
+    """The model that the others are held against: one that another is trained from, or else the most frequent opponent."""
+    compared = [name for pair in pairs for name in pair]
+    starts = [(models.get(name) or {}).get("trained_from") for name in compared]
+    opponents = [b for _, b in pairs]
+    return next((name for name in starts if name in compared), max(opponents, key=opponents.count))
+
+
+def _leaderboard(scores: Mapping[tuple[str, str], Mapping[str, float]], base: str, level: float) -> dict[str, Any]:
+    rows = [(a, b, score, query) for (a, b), by_query in scores.items() for query, score in by_query.items()]
+    one, two, values, queries = zip(*rows, strict=True) if rows else ((), (), (), ())
+    head: dict[str, Any] = {"base": base, "ci_level": level}
+    try:
+        found = bradley_terry(one, two, values, queries, base=base, level=level)
+    except UnusableScores as error:
+        return {**head, "n": 0, "ci_method": None, "models": [], "unbounded": [], "matrix": None, "note": str(error)}
+    matrix = win_rate_matrix(one, two, values, queries, level)
+    return {
+        **head,
+        "n": found.n,
+        "ci_method": SANDWICH,
+        "models": [
+            {
+                "model": model.name,
+                "rank": model.rank,
+                "rank_low": model.rank_low,
+                "rank_high": model.rank_high,
+                "strength": model.strength,
+                "ci_low": model.low,
+                "ci_high": model.high,
+                "win_rate": model.win_rate,
+                "win_rate_low": _chance(model.low),
+                "win_rate_high": _chance(model.high),
+                "n": model.n,
+            }
+            for model in found.models
+        ],
+        "unbounded": list(found.unbounded),
+        "matrix": {
+            "models": list(matrix.names),
+            "win_rate": _strict(matrix.rates),
+            "ci_low": _strict(matrix.lows),
+            "ci_high": _strict(matrix.highs),
+            "n": _strict(matrix.n),
+        },
+    }
+
+
+def _chance(strength: float) -> float:
+    """Of beating the base model."""
+    return 1 / (1 + math.exp(-strength))
+
+
+def _rank_stability(groups: _Groups, inputs: ScoreInputs) -> list[dict[str, Any]]:
+    """How far every two judges agree, on the queries that both have scored, over all tasks."""
+    rows = []
+    for (principle_set, split), judges in _cells(groups).items():
+        for one, two in combinations(judges, 2):
+            by_one, by_two = (_scores_of(groups, judge, principle_set, split) for judge in (one, two))
+            found = rank_stability(by_one, by_two, inputs.level)
+            if found is not None:
+                head = {"judge_1": one, "judge_2": two, "principle_set": principle_set, "split": split}
+                rows.append({**head, **found})
+    return rows
 
 
 def _gaps(groups: _Groups, level: float) -> list[dict[str, Any]]:

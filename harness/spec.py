@@ -59,6 +59,12 @@ def _auto_or_count(value: object) -> object:
     raise ValueError(f"{value!r} is neither 'auto' nor a whole number of at least 1")
 
 
+def _switch_or_count(value: object) -> object:
+    if isinstance(value, bool) or (isinstance(value, int) and value >= 1):
+        return value
+    raise ValueError(f"{value!r} is neither true, false nor a whole number of at least 1")
+
+
 def _device(value: object) -> object:
     name, _, number = str(value).partition(":")
     if value in ("auto", "cpu", "cuda") or (name == "cuda" and number.isdecimal()):
@@ -73,6 +79,7 @@ def _switch(value: object) -> object:
 Count = Annotated[int, Field(strict=True, ge=1)]
 Flag = Annotated[bool, Field(strict=True)]
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+FlagOrCount = Annotated[bool | int, BeforeValidator(_switch_or_count)]
 CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)]
 
 
@@ -166,6 +173,9 @@ class JudgeSpec(_Part):
         description="llm, form text, API models: have the provider hold the answer to a JSON schema; auto: at OpenAI's and "
         "Anthropic's own addresses, for models that can; other servers when set to on",
     )
+    epochs: Count = Field(
+        default=1, description="llm: times each pair is judged, which tells the judge's noise from the queries'"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> JudgeSpec:
@@ -176,6 +186,8 @@ class JudgeSpec(_Part):
         for option in ("model", "template", "form", "structured"):
             if self.kind == "verifiable" and getattr(self, option) != JudgeSpec.model_fields[option].default:
                 raise ValueError(f"a verifiable judge has no '{option}'; leave it out, or set kind: llm")
+        if self.kind == "verifiable" and self.epochs > 1:
+            raise ValueError("a verifiable judge says the same each time; leave 'epochs' out, or set kind: llm")
         return self
 
 
@@ -210,6 +222,11 @@ class MeasuresSpec(_Part):
     infonce: Annotated[int, Field(strict=True, ge=0)] = Field(
         default=0,
         description="queries per task and split for the mutual information; 0: off; API models are passed over",
+    )
+    swapped: FlagOrCount = Field(
+        default=False,
+        description="the control: the same pairs judged by a constitution that neither model was given, on so many "
+        "queries per task and split; true: all",
     )
 
 

@@ -72,7 +72,20 @@ def validate(spec: Spec) -> list[str]:
         _check_training(spec, name, tasks, sets, found)
     _check_judges(spec, sets, found)
     _check_comparisons(spec, found)
+    _check_swapped(spec, sets, found)
     return found.sentences
+
+
+def check_judging(spec: Spec, judges: Sequence[str]) -> None:
+    """Raise SpecError unless these judges can judge what is there: they, their models and the principles are looked at."""
+    found = _Problems(spec.document)
+    _check_names(spec, found)
+    own = spec.model_copy(update={"judges": {name: spec.judges[name] for name in judges}})
+    models = {judge.model for judge in own.judges.values()}
+    _check_judges(own, _check_sets(spec, found), found)
+    _check_models(spec.model_copy(update={"models": {n: m for n, m in spec.models.items() if n in models}}), found)
+    if found.sentences:
+        raise SpecError(*found.sentences)
 
 
 class _Problems:
@@ -523,6 +536,26 @@ def _check_comparisons(spec: Spec, found: _Problems) -> None:
         elif frozenset((pair.a, pair.b)) in seen:
             found.add(location, f"'{pair.a}' and '{pair.b}' are compared above already; keep one")
         seen.add(frozenset((pair.a, pair.b)))
+
+
+def _check_swapped(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) -> None:
+    """A swapped constitution shares no principle with the given one, so a set needs twice as many as one has."""
+    if not spec.measures.swapped:
+        return
+    size = spec.principles.size
+    few: list[tuple[int, str]] = []
+    for principle_set in sets.values():
+        for task, kind in ((name, KINDS.get(task.task)) for name, task in spec.tasks.items()):
+            for split in spec.principles.splits:
+                n = len(principle_set.select(kind, split)) if kind else 0
+                if size <= n < 2 * size:
+                    said = f"{n} {split.replace('_', '-')} principles for the task '{task}'"
+                    few.append((n, f"the set '{principle_set.name}' has {said}"))
+    if few:
+        message = (
+            f"{min(few)[1]}, and swapping needs {2 * size}; add principles, lower principles.size, or set it to false"
+        )
+        found.add(("measures", "swapped"), message)
 
 
 def _closest(name: str, known: Sequence[str]) -> str | None:

@@ -153,3 +153,20 @@ def test_the_table_shows_figures_with_n_interval_and_p(tmp_path: Path) -> None:
     assert "100.0%" in text
     assert "<0.001" in text
     assert "2 scores of queries in one run alone are left out" in " ".join(text.split())
+
+
+def test_judgings_of_a_pair_are_averaged_before_its_query(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    runs = []
+    for name in ("one", "two"):
+        scores: dict[str, list[float]] = {}
+        for constitution, repeats in (("short+", 3), ("list+", 1)):
+            judgings = [{f"q{i}": rng.choice(["a a", "b b", "a b"]) for i in range(12)} for _ in range(repeats)]
+            for repeat, judged in enumerate(judgings):
+                write(tmp_path / name, judged, constitution_id=constitution, repeat=repeat)
+            for query in judgings[0]:
+                scores.setdefault(query, []).append(sum(mean(judged[query]) for judged in judgings) / repeats)
+        runs.append({query: sum(of_query) / 2 for query, of_query in scores.items()})
+    (row,) = compare(tmp_path / "one", tmp_path / "two")["rows"]
+    assert row["win_rate_a"] == pytest.approx(sum(runs[0].values()) / 12)
+    assert row["win_rate_b"] == pytest.approx(sum(runs[1].values()) / 12)

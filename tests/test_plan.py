@@ -183,7 +183,82 @@ def test_expected_pairs_are_the_verdicts_without_their_orders(folder: Path) -> N
     assert sum(len(p.orders) for p in pairs) == sum(len(s.units) for s in plan.stages if s.kind == "judge")
     units = {(s.judge, s.measure, *s.pair, u.a.task, u.a.principle_set, u.a.split, u.a.query.id, u.constitution.id, u.a.epoch)
              for s in plan.stages for u in s.units if isinstance(u, VerdictUnit)}  # fmt: skip
-    assert {p[:-1] for p in pairs} == units
+    assert {p.place for p in pairs} == units
+
+
+# --- The control and repeats
+
+
+@pytest.mark.parametrize("polarity", ["principle", "both", "random"])
+def test_a_swapped_constitution_shares_no_principle_and_takes_the_same_sides(folder: Path, polarity: str) -> None:
+    plan = plan_of(folder, principles__polarity=polarity, measures__swapped=True)
+    own = plan.stage("judge", judge="verifiable", measure="win_rate")
+    control = plan.stage("judge", judge="verifiable", measure="swapped")
+    assert control.path == Path("verdicts/verifiable/swapped/sami-vs-base.jsonl")
+    assert [(u.a.id, u.b.id) for u in control.units] == [(u.a.id, u.b.id) for u in own.units]  # type: ignore[union-attr]
+    for unit in control.units:
+        assert isinstance(unit, VerdictUnit)
+        given, judged_by = unit.a.constitution, unit.constitution
+        assert not {e.principle.id for e in given.elements} & {e.principle.id for e in judged_by.elements}
+        assert [e.follows for e in given.elements] == [e.follows for e in judged_by.elements]
+        assert {e.principle.split for e in judged_by.elements} == {unit.a.split}
+    assert not {u.id for u in own.units} & {u.id for u in control.units}
+    assert [u.fingerprint for u in plan_of(folder, principles__polarity=polarity, measures__swapped=True)
+            .stage("judge", judge="verifiable", measure="swapped").units] == [u.fingerprint for u in control.units]  # fmt: skip
+
+
+def test_a_constitution_and_its_opposite_are_swapped_for_opposites(folder: Path) -> None:
+    plan = plan_of(folder, measures__swapped=True)
+    by_given = {
+        (u.a.task, u.a.query.id, u.a.constitution.id): u.constitution
+        for u in plan.stage("judge", judge="verifiable", measure="swapped").units
+        if isinstance(u, VerdictUnit)
+    }
+    for unit in plan.stage("judge", judge="verifiable", measure="swapped").units:
+        assert isinstance(unit, VerdictUnit)
+        other = by_given[unit.a.task, unit.a.query.id, unit.a.constitution.opposite().id]
+        assert other == unit.constitution.opposite()
+
+
+def test_the_control_is_limited_and_off_by_default(folder: Path) -> None:
+    assert not [s for s in plan_of(folder).stages if s.measure == "swapped"]
+    stages = {s.judge: s for s in plan_of(folder, measures__swapped=1).stages if s.measure == "swapped"}
+    assert {name: len(stage.units) for name, stage in stages.items()} == {
+        "verifiable": 8,  # one query a task x splits x sides
+        "llm": 16,  # and both orders
+    }
+
+
+def test_the_control_changes_no_other_row(folder: Path) -> None:
+    one, two = plan_of(folder), plan_of(folder, measures__swapped=True)
+    assert prints(one, "judge", measure="win_rate") == prints(two, "judge", measure="win_rate")
+    assert prints(one, "generate") == prints(two, "generate")
+
+
+def test_repeats_are_rows_of_their_own_and_leave_the_first_judging_as_it_was(folder: Path) -> None:
+    once, thrice = plan_of(folder), plan_of(folder, judges__llm__epochs=3)
+    one, three = (prints(plan, "judge", judge="llm") for plan in (once, thrice))
+    assert len(three) == 3 * len(one)
+    assert one.items() <= three.items()
+    assert len(set(three.values())) == len(three)
+    assert prints(once, "judge", judge="verifiable") == prints(thrice, "judge", judge="verifiable")
+    assert {p.repeats for p in thrice.expected_pairs() if p.judge == "llm"} == {3}
+    assert len(thrice.expected_pairs()) == len(once.expected_pairs())
+
+
+# --- Models that are not looked at again
+
+
+def test_a_model_whose_fingerprint_is_known_is_not_looked_at(folder: Path) -> None:
+    plan = plan_of(folder)
+    spec = plan.spec
+    known = {name: {"model": f"{name}-print", "asked_for": plan.asked_for(name)} for name in spec.models}
+    assert Plan(spec, known).model_fingerprints == {name: f"{name}-print" for name in spec.models}
+    changed = load_spec(folder / "spec.yaml", {"models.base.dtype": "bfloat16"})
+    found = Plan(changed, known).model_fingerprints
+    assert found["judge"] == "judge-print"
+    assert found["base"] != "base-print"
+    assert found["sami"] != "sami-print", "it is trained from what has changed"
 
 
 # --- What a model learns from

@@ -11,9 +11,23 @@ from typing import Any
 
 import pytest
 
+from harness.protocols import PAPER, PROTOCOLS, drawn_order
 from harness.rows import Likelihood, Verdict
 from harness.score import ExpectedPair, ScoreInputs, score
-from harness.stats import gap, infonce, paired_difference, sign_flip_p, win_rate
+from harness.stats import (
+    bradley_terry,
+    cohens_kappa,
+    gap,
+    holm,
+    infonce,
+    judge_share,
+    length_glm,
+    length_stratified,
+    length_summary,
+    paired_difference,
+    sign_flip_p,
+    win_rate,
+)
 
 BOTH = ("ab", "ba")
 VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -29,11 +43,14 @@ def pair(
     return ExpectedPair(query_id=query, constitution_id=constitution, orders=orders, **place)
 
 
-def verdict(expected: ExpectedPair, order: str, outcome: str, details: dict[str, Any] | None = None) -> Verdict:
-    fields = {name: value for name, value in expected._asdict().items() if name != "orders"}
+def verdict(
+    expected: ExpectedPair, order: str, outcome: str, details: dict[str, Any] | None = None, repeat: int = 0
+) -> Verdict:
+    fields = {name: value for name, value in expected._asdict().items() if name not in ("orders", "repeats")}
     return Verdict.model_validate(
         {
-            **fields, "id": f"{expected}{order}", "fingerprint": "f", "order": order, "outcome": outcome,
+            **fields, "id": f"{expected}{order}{repeat}", "fingerprint": "f", "order": order, "outcome": outcome,
+            "repeat": repeat,
             "reason": "no_verdict" if outcome == "unscored" else None, "raw": "", "details": details or {},
             "usage": {}, "latency_s": 0,
         }
@@ -41,11 +58,16 @@ def verdict(expected: ExpectedPair, order: str, outcome: str, details: dict[str,
 
 
 def inputs(judged: dict[ExpectedPair, str], **fields: Any) -> ScoreInputs:
-    """`judged`: outcomes of a pair's orders, one word each, for example "a tie"; "-" for a row that is missing."""
+    """`judged`: outcomes of a pair's orders, one word each, for example "a tie"; "-" for a row that is missing.
+
+    Where a pair was judged several times, those of the first judging come first.
+    """
     rows = [
-        verdict(expected, order, outcome)
+        verdict(expected, order, outcome, repeat=repeat)
         for expected, outcomes in judged.items()
-        for order, outcome in zip(expected.orders, outcomes.split(), strict=True)
+        for (repeat, order), outcome in zip(
+            product(range(expected.repeats), expected.orders), outcomes.split(), strict=True
+        )
         if outcome != "-"
     ]
     given = {
@@ -427,11 +449,217 @@ def test_the_fields_are_those_of_the_schema() -> None:
     result = score(random_run())
     strictly(result)
     assert list(result) == [
-        "schema_version", "name", "description", "harness_version", "spec_fingerprint", "level", "tie_rule", "models",
-        "comparisons", "gaps", "steerability", "infonce", "judges", "corrections", "training", "quality",
+        "schema_version", "name", "description", "harness_version", "spec_fingerprint", "level", "protocol", "tie_rule",
+        "models", "comparisons", "gaps", "leaderboards", "rank_stability", "steerability", "infonce", "judges",
+        "corrections", "training", "quality",
     ]  # fmt: skip
     assert set(result["comparisons"][0]) == {
         "task", "principle_set", "split", "a", "b", "judge", "n", "n_expected", "wins", "ties", "losses", "unscored",
         "win_rate", "ci_low", "ci_high", "ci_level", "ci_method", "mean_length_a", "mean_length_b", "n_eff",
-        "win_rate_ties_dropped", "win_rate_ties_lost", "position_consistency", "verdicts", "by_principle",
+        "win_rate_ties_dropped", "win_rate_ties_lost", "position_consistency", "verdicts", "by_principle", "p_value",
+        "p_holm", "length_spearman", "length_stratified", "length_glm", "swapped", "judge_noise",
     }  # fmt: skip
+
+
+# --- Protocols, repeats, the control, families ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("protocol", "expected"), [("corrected", 0.5), ("paper+swap", 0.25), ("paper", 0.25)])
+def test_a_tie_is_worth_what_the_protocol_says_for_the_kind_of_the_task(protocol: str, expected: float) -> None:
+    judged = {pair("q0", task="posts"): "tie tie", pair("q1", task="chats"): "tie tie"}
+    kinds = {"posts": "summarization", "chats": "dialogue"}
+    result = score(inputs(judged, kinds=kinds, protocol=PROTOCOLS[protocol]))
+    assert only(result["comparisons"], task="all")["win_rate"] == expected
+    assert result["protocol"] == protocol
+    assert result["tie_rule"] == ("half" if protocol == "corrected" else "half; in summarization: loss")
+
+
+def test_paper_takes_one_order_of_each_query_and_the_same_for_every_judge() -> None:
+    judged = {pair(f"q{i}", judge=judge): "a b" for i in range(60) for judge in ("judge", "other")}
+    judges = {name: {"kind": "llm", "model": "base"} for name in ("judge", "other")}
+    rows = score(inputs(judged, judges=judges, protocol=PAPER, seed=5))["comparisons"]
+    orders = [
+        drawn_order(5, "win_rate", "sami", "base", "dialogue", "verifiable", "learned", f"q{i}") for i in range(60)
+    ]
+    assert [row["win_rate"] for row in rows] == [pytest.approx(orders.count("ab") / 60)] * 2
+    assert [row["wins"] + row["losses"] for row in rows] == [60, 60]
+
+
+def test_repeats_are_averaged_within_a_pair_before_the_pairs_of_a_query() -> None:
+    judged = {
+        pair("q0", "short+")._replace(repeats=3): "a a b b a a",
+        pair("q0", "list+")._replace(repeats=3): "b b unscored a - -",
+    }
+    row = score(inputs(judged))["comparisons"][0]
+    assert row["win_rate"] == pytest.approx((2 / 3 + 0) / 2)
+    assert row["n"] == 1
+    assert row["verdicts"]["expected"] == 12
+
+
+def test_the_noise_of_a_judge_is_that_of_its_repeats() -> None:
+    rng = random.Random(2)
+    judged = {
+        pair(f"q{i}")._replace(repeats=4): " ".join(rng.choices("ab", [0.8, 0.2] if i % 2 else [0.3, 0.7], k=8))
+        for i in range(30)
+    }
+    noise = score(inputs(judged))["comparisons"][0]["judge_noise"]
+    rows = [
+        (sum(VALUE[o] for o in words.split()[2 * r : 2 * r + 2]) / 2, i, i)
+        for i, words in enumerate(judged.values())
+        for r in range(4)
+    ]
+    expected = judge_share(*map(list, zip(*rows, strict=True)))
+    assert (noise["sd"], noise["share"], noise["share_once"]) == pytest.approx(
+        (expected.sd, expected.share, expected.share_once)
+    )
+    assert noise["n_pairs"] == 30
+    assert noise["ci_low"] <= noise["agreement"] <= noise["ci_high"]
+    assert noise["share"] < noise["share_once"]
+
+
+def test_one_judging_tells_nothing_of_noise() -> None:
+    assert score(inputs({pair(): "a a"}))["comparisons"][0]["judge_noise"] is None
+
+
+def test_the_control_stands_beside_its_comparison_and_in_no_other_figure() -> None:
+    judged = {pair(f"q{i}"): "a a" for i in range(12)}
+    alone = score(inputs(judged))["comparisons"][0]
+    control = {pair(f"q{i}", kind="swapped"): "a b" if i % 3 else "b b" for i in range(12)}
+    (row,) = score(inputs(judged | control))["comparisons"]
+    expected = win_rate([0.5 if i % 3 else 0.0 for i in range(12)])
+    difference = paired_difference([1.0] * 12, [0.5 if i % 3 else 0.0 for i in range(12)])
+    assert alone["swapped"] is None
+    assert (row["swapped"]["win_rate"], row["swapped"]["n"]) == (pytest.approx(expected.estimate), 12)
+    assert (row["swapped"]["ci_low"], row["swapped"]["ci_high"]) == pytest.approx((expected.low, expected.high))
+    assert row["swapped"]["difference"] == pytest.approx(difference.estimate)
+    assert {k: v for k, v in row.items() if k != "swapped"} == {k: v for k, v in alone.items() if k != "swapped"}
+
+
+def test_p_is_a_sign_flip_against_one_half_and_adjusted_within_a_judge_and_a_set() -> None:
+    rng = random.Random(4)
+    judged = {
+        pair(f"q{i}", judge=judge, split=split, task=task): rng.choice(["a a", "a b", "b b"])
+        for judge, split, task, i in product(("judge", "other"), ("learned", "held_out"), ("posts", "chats"), range(14))
+    }
+    judges = {name: {"kind": "llm", "model": "base"} for name in ("judge", "other")}
+    result = score(inputs(judged, judges=judges))
+    for judge in judges:
+        rows = [row for row in result["comparisons"] if row["judge"] == judge]
+        assert len(rows) == 6
+        assert [row["p_holm"] for row in rows] == list(holm([row["p_value"] for row in rows]))
+        gaps = [row for row in result["gaps"] if row["judge"] == judge]
+        assert [row["p_holm"] for row in gaps] == list(holm([row["p_value"] for row in gaps]))
+    row = only(result["comparisons"], judge="other", split="learned", task="posts")
+    scores = [VALUE[j.split()[0]] / 2 + VALUE[j.split()[1]] / 2 for p, j in judged.items()
+              if (p.judge, p.split, p.task) == ("other", "learned", "posts")]  # fmt: skip
+    assert row["p_value"] == pytest.approx(sign_flip_p(scores, [0.5] * 14))
+
+
+def test_lengths_are_taken_out_over_queries() -> None:
+    run = random_run()
+    row = only(score(run)["comparisons"], task="all", split="learned")
+    assert row["length_stratified"]["win_rate"] is not None
+    scores = naive_scores(run, "all", "learned")
+    rows = {(v.task, v.split, v.query_id, v.constitution_id, v.epoch, v.order): v.outcome for v in run.verdicts}
+    words: dict[str, list[tuple[int, int]]] = {}
+    for p in run.expected:
+        place = (p.task, p.query_id, p.constitution_id, p.epoch)
+        both = {rows.get((p.task, p.split, *place[1:], order), "unscored") for order in BOTH}
+        if p.split == "learned" and "unscored" not in both:
+            own = (run.lengths["sami", *place], run.lengths["base", *place])
+            words.setdefault(f"{p.task}\0{p.query_id}", []).append(own)
+    queries = sorted(scores)
+    a, b = ([sum(w[side] for w in words[q]) / len(words[q]) for q in queries] for side in (0, 1))
+    values = [scores[q] for q in queries]
+    stratified, glm = length_stratified(values, a, b), length_glm(values, a, b)
+    for key, found in (("length_stratified", stratified), ("length_glm", glm)):
+        assert (row[key]["win_rate"], row[key]["ci_low"], row[key]["ci_high"]) == pytest.approx(
+            (found.estimate, found.low, found.high), abs=1e-9
+        )
+    assert row["length_spearman"] == pytest.approx(length_summary(a, b, values).spearman, abs=1e-12)
+
+
+def test_lengths_that_do_not_permit_it_say_why() -> None:
+    judged = {pair(f"q{i}"): "a b" for i in range(12)}
+    lengths = {(m, "dialogue", f"q{i}", "short+", 0): 10 for m in ("sami", "base") for i in range(12)}
+    row = score(inputs(judged, lengths=lengths))["comparisons"][0]
+    assert row["length_stratified"]["win_rate"] is None
+    assert "10 queries in each half" in row["length_stratified"]["note"]
+    assert row["length_glm"]["note"]
+
+
+def several_models(flip: bool = False) -> ScoreInputs:
+    """Three models by two judges; the second ranks them the other way round where `flip`."""
+    rng = random.Random(9)
+    judged = {}
+    for judge, (a, b), i in product(
+        ("judge", "other"), (("sami", "base"), ("sami", "chat"), ("chat", "base")), range(40)
+    ):
+        wins = {("sami", "base"): 0.9, ("sami", "chat"): 0.75, ("chat", "base"): 0.7}[a, b]
+        outcome = "a a" if rng.random() < wins else "b b"
+        if flip and judge == "other":
+            outcome = "b b" if outcome == "a a" else "a a"
+        judged[pair(f"q{i}", judge=judge, a=a, b=b)] = outcome
+    judges = {name: {"kind": "llm", "model": "base"} for name in ("judge", "other")}
+    models = {"base": {}, "chat": {}, "sami": {"trained_from": "base"}}
+    return inputs(judged, judges=judges, models=models)
+
+
+def test_a_leaderboard_is_bradley_terrys_with_the_base_model_at_zero() -> None:
+    run = several_models()
+    board = only(score(run)["leaderboards"], judge="judge")
+    rows = [(v.a, v.b, VALUE[v.outcome], v.query_id) for v in run.verdicts if v.judge == "judge" and v.order == "ab"]
+    expected = bradley_terry(*map(list, zip(*rows, strict=True)), base="base")
+    assert board["base"] == "base"
+    assert (
+        [model["model"] for model in board["models"]] == [m.name for m in expected.models] == ["sami", "chat", "base"]
+    )
+    assert [model["strength"] for model in board["models"]] == pytest.approx([m.strength for m in expected.models])
+    assert board["models"][0]["win_rate_low"] == pytest.approx(1 / (1 + math.exp(-expected.models[0].low)))
+    sami, base = (board["matrix"]["models"].index(name) for name in ("sami", "base"))
+    rate = only(score(run)["comparisons"], judge="judge", a="sami", b="base")["win_rate"]
+    assert board["matrix"]["win_rate"][sami][base] == pytest.approx(rate)
+    assert board["matrix"]["win_rate"][base][base] is None
+
+
+def test_two_models_make_no_leaderboard_and_few_queries_say_so() -> None:
+    assert score(inputs({pair(): "a a"}))["leaderboards"] == []
+    judged = {pair(f"q{i}", a=a): "a b" for i in range(4) for a in ("sami", "chat")}
+    (board,) = score(inputs(judged))["leaderboards"]
+    strictly(board)
+    assert board["models"] == []
+    assert "at least 10 queries" in board["note"]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_judges_that_agree_and_judges_that_do_not(flip: bool) -> None:
+    run = several_models(flip)
+    (stability,) = score(run)["rank_stability"]
+    strictly(stability)
+    assert (stability["judge_1"], stability["judge_2"], stability["n_models"]) == ("judge", "other", 3)
+    assert stability["kendall_tau"] == (-1 if flip else 1)
+    assert len(stability["flips"]) == (3 if flip else 0)
+    row = only(stability["pairs"], a="sami", b="base")
+    one, two = (
+        [VALUE[v.outcome] for v in run.verdicts if (v.judge, v.a, v.b, v.order) == (judge, "sami", "base", "ab")]
+        for judge in ("judge", "other")
+    )
+    assert row["agreement"] == pytest.approx(sum(x == y for x, y in zip(one, two, strict=True)) / 40)
+    kappa = cohens_kappa(one, two)
+    assert kappa is not None
+    assert row["kappa"]["kappa"] == pytest.approx(kappa.estimate)
+    assert (row["win_rate_1"], row["win_rate_2"]) == pytest.approx((sum(one) / 40, sum(two) / 40))
+
+
+def test_judges_are_compared_on_what_both_have_scored() -> None:
+    judged = {pair(f"q{i}"): "a a" for i in range(5)}
+    judged |= {pair(f"q{i}", judge="other"): "a a" if i != 3 else "a unscored" for i in range(2, 9)}
+    judges = {name: {"kind": "llm", "model": "base"} for name in ("judge", "other")}
+    (stability,) = score(inputs(judged, judges=judges))["rank_stability"]
+    assert [row["n"] for row in stability["pairs"]] == [2]
+    assert stability["kendall_tau"] is None
+    assert "3 models" in stability["note"]
+
+
+def test_one_judge_has_nobody_to_agree_with() -> None:
+    assert score(random_run())["rank_stability"] == []

@@ -138,6 +138,9 @@ BROKEN: list[tuple[str, str, int, list[str]]] = [
     ("device: cpu", "batch_size: 0", 28, ["engine.batch_size", "'auto'"]),
     ("limit: 2}", "limit: 0}", 21, ["judges.smollm2.limit", "greater than or equal to 1"]),
     ("infonce: 2", "infonce: -1", 26, ["measures.infonce", "greater than or equal to 0"]),
+    ("infonce: 2", "swapped: 0", 26, ["measures.swapped", "neither true, false nor a whole number"]),
+    ("infonce: 2", "swapped: often", 26, ["measures.swapped", "'often'"]),
+    ("limit: 2}", "epochs: 0}", 21, ["judges.smollm2.epochs", "greater than or equal to 1"]),
     ("[learned, held_out]", "[learned, heldout]", 17, ["'heldout'", "'held_out'"]),
     ("  base: {path", "  7: {path", 3, ["key 7", "quotes"]),
     ("name: try\n", "name: try\nname: try\n", 2, ["'name' stands twice"]),
@@ -188,6 +191,7 @@ BROKEN: list[tuple[str, str, int, list[str]]] = [
     ("model: instruct", "model: instrukt", 21, ["judges.smollm2.model", "'instruct'"]),
     ("model: instruct, ", "", 21, ["judges.smollm2", "needs 'model'"]),
     ("{kind: verifiable}", "{kind: verifiable, model: base}", 20, ["verifiable judge has no 'model'"]),
+    ("{kind: verifiable}", "{kind: verifiable, epochs: 2}", 20, ["verifiable judge says the same each time"]),
     ("{kind: verifiable}", "{kind: verifible}", 20, ["cannot be 'verifible'", "'verifiable'"]),
     ("{kind: verifiable}", "{kind: verifiable, form: text}", 20, ["verifiable judge has no 'form'"]),
     ("{kind: verifiable}", "{kind: verifiable, structured: on}", 20, ["verifiable judge has no 'structured'"]),
@@ -510,6 +514,23 @@ def test_a_query_must_not_get_the_same_principle_twice(tmp_path: Path) -> None:
     assert found.startswith(f"{tmp_path}/try.yaml:19: 'principles.per_query': ")
     assert "has 5 held-out principles" in found
     assert "lower 'per_query' to 2" in found
+
+
+def test_swapping_needs_twice_as_many_principles_as_a_constitution_has(tmp_path: Path) -> None:
+    write_set(tmp_path, "one")
+    file = write(tmp_path, ("sets: [verifiable]", "sets: [./one.yaml]"), ("infonce: 2", "swapped: true"))
+    (found,) = problems(file)
+    assert "try.yaml:26: 'measures.swapped': the set 'one' has 1 " in found
+    assert "swapping needs 2" in found
+
+
+@pytest.mark.parametrize("swapped", [True, False, 3])
+def test_the_control_is_a_switch_or_a_number_of_queries(tmp_path: Path, swapped: bool | int) -> None:
+    spec = load_spec(write(tmp_path, ("infonce: 2", f"swapped: {str(swapped).lower()}")))
+    assert spec.measures.swapped is swapped
+    again = tmp_path / "again.yaml"
+    again.write_text(spec.dump(), encoding="utf-8")
+    assert load_spec(again).measures.swapped is swapped
 
 
 def test_a_judge_prompt_is_for_the_kind_of_every_task(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from harness.cli import (
     paper,
     plan,
     principles,
+    rejudge,
     report,
     run,
     score,
@@ -31,7 +32,22 @@ from harness.cli._arguments import HarnessParser, VersionAction, parse
 from harness.cli._errors import EXIT_CODES, QualityError, RunError
 from sami_train.errors import UserError
 
-VERBS = (run, plan, validate, ls, doctor, principles, judge, report, compare, score, import_, paper, convert_models)
+VERBS = (
+    run,
+    plan,
+    validate,
+    ls,
+    doctor,
+    principles,
+    judge,
+    report,
+    score,
+    rejudge,
+    compare,
+    import_,
+    paper,
+    convert_models,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,6 +31,14 @@ def find_run(name_or_folder: str) -> Path:
     raise UserError(f"there is no run '{name_or_folder}' with a results.json; {hint}")
 
 
+def find_started_run(name_or_folder: str) -> Path:
+    """The folder of a run, finished or not, named as for `find_run`. Raises UserError when there is none."""
+    for place in (Path(name_or_folder).expanduser(), FOLDER / name_or_folder):
+        if (place / "spec.yaml").is_file():
+            return place
+    return find_run(name_or_folder)
+
+
 def read_results(folder: Path) -> dict[str, Any]:
     """A run's results. Raises UserError when they cannot be read."""
     file = folder / "results.json"

@@ -68,6 +68,12 @@ def add_spec_options(parser: argparse.ArgumentParser, *, default: str | None = D
         metavar="KEY=VALUE",
         help="any field, dotted, the value as in YAML: --set measures.infonce=0; repeatable",
     )
+    what.add_argument(
+        "--epochs",
+        type=count,
+        metavar="K",
+        help="judge each pair K times (LLM judges), which tells the judge's noise from the queries'",
+    )
     where = parser.add_argument_group("where and how it runs")
     where.add_argument("-o", "--output-path", metavar="FOLDER", help="the run's folder (default: the one in SPEC)")
     where.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, or cuda:NUMBER")
@@ -89,9 +95,23 @@ def read_spec(options: argparse.Namespace) -> Spec:
     overrides |= {field: value for name, field in _FIELDS.items() if (value := getattr(options, name)) is not None}
     spec = load_spec(options.spec, overrides)
     if options.principles:
-        folders = [*options.principles, *spec.principles.folders]  # the first match wins: the command line's
-        spec = load_spec(options.spec, {**overrides, "principles.folders": folders})
+        # The first match wins: the command line's.
+        overrides["principles.folders"] = [*options.principles, *spec.principles.folders]
+        spec = load_spec(options.spec, overrides)
+    if options.epochs is not None:
+        spec = load_spec(options.spec, {**overrides, **_repeats(spec, options.epochs)})
     return _only(spec, options.tasks) if options.tasks else spec
+
+
+def _repeats(spec: Spec, epochs: int) -> dict[str, Any]:
+    """The changes that make every LLM judge judge each pair so often."""
+    judges = [name for name, judge in spec.judges.items() if judge.kind == "llm"]
+    if not judges:
+        raise UserError(
+            f"--epochs: '{spec.name}' has no LLM judge, and a program says the same each time; for several responses per "
+            f"query: --set sampling.epochs={epochs}, with a temperature above 0"
+        )
+    return {f"judges.{name}.epochs": epochs for name in judges}
 
 
 def _settings(settings: list[str]) -> dict[str, Any]:

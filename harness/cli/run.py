@@ -72,7 +72,7 @@ def execute(options: argparse.Namespace) -> int:
     elif not options.quiet:
         _print_outcome(outcome, began)
     if not outcome.passed:
-        raise QualityError(_shortfall(outcome))
+        raise QualityError(shortfall(outcome))
     return 0
 
 
@@ -89,7 +89,8 @@ def _print_outcome(outcome: RunOutcome, began: datetime.datetime) -> None:
         screen.print(f"(finished {when} UTC; nothing had to be done again)", markup=False, soft_wrap=True)
 
 
-def _shortfall(outcome: RunOutcome) -> str:
+def shortfall(outcome: RunOutcome) -> str:
+    """Why a run that is done is not good enough."""
     quality = outcome.results["quality"]
     return (
         f"finished, but {quality['unscored_rate']:.1%} of the verdicts are unscored (statistics.max_unscored allows "

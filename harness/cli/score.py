@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cli._arguments import add_json, add_verb
+from harness.cli._protocols import EXPLAINED, add_protocol, score_run
 from sami_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,19 +21,26 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "score",
         execute,
-        usage="--verdicts FILE ... [options]",
-        help="score verdicts that lie in files, or compare two files query by query",
-        description="Score recorded verdicts: counts, the win rate under three rules for ties with its interval, what "
+        usage="RUN [--protocol NAME] [--json] | --verdicts FILE ... [options]",
+        help="score a run's verdicts anew, under any protocol, or those in files",
+        description="Score verdicts that are there. Of a run, finished or not: all its figures from its rows, under any "
+        "protocol; no model is loaded, nothing is judged again, nothing is written. Of files: counts, the win rate under "
+        "three rules for ties with its interval, what "
         "length has to do with it, and with --against the paired difference between two files on the same queries. "
         "The format 'sami' is a JSON list of rows [win, length of the baseline's answer, length of the test model's "
         "answer], a row for each query; null is no verdict. The format 'harness' is a run's verdicts/**/*.jsonl.",
-        epilog="""\
+        epilog=f"""\
+{EXPLAINED}
 examples:
+  harness score runs/quickstart
+  harness score quickstart --protocol all
   harness score --verdicts win_rates/*.json --lengths
   harness score --verdicts new.json --against old.json --paired --json
   harness score --verdicts runs/mine/verdicts/gpt/sami-vs-base.jsonl \\
       --format harness""",
     )
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run's folder, or its name below runs/")
+    add_protocol(parser)
     parser.add_argument(
         "--verdicts", nargs="+", type=Path, default=[], metavar="FILE", help="files of verdicts, each scored by itself"
     )
@@ -62,8 +70,12 @@ def execute(options: argparse.Namespace) -> int:
     from harness.cli._screen import print_json
     from harness.verdict_files import figures, paired, read_verdicts
 
+    if options.run:
+        if options.verdicts:
+            raise UserError("score a run or files: leave out the run, or leave out --verdicts")
+        return score_run(options.run, options.protocol, as_json=options.json)
     if not options.verdicts:
-        raise UserError("name the files to score: harness score --verdicts FILE ...")
+        raise UserError("name what to score: harness score RUN, or harness score --verdicts FILE ...")
     if options.paired and not options.against:
         raise UserError("--paired compares two files; name the other one with --against FILE")
     if options.against and options.lengths:

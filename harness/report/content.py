@@ -25,6 +25,11 @@ COLUMNS_AT_A_TIME = 3
 CARE_BELOW = 0.8
 """Position consistency under which the report asks for care; a judge that throws a fair coin has one half."""
 
+MATRIX_FROM = 4
+"""Models from which on the report shows every pair in a matrix; with fewer the table of win rates is as short."""
+
+MATRIX = ("win_rate", "ci_low", "ci_high")
+
 FEW = 30
 """Queries under which the report says that there are few."""
 
@@ -54,7 +59,9 @@ def sections(results: Results) -> list[Section]:
     parts = [
         _shows(results),
         _win_rates(results),
+        _leaderboards(results),
         _gaps(results),
+        _swapped(results),
         _steerability(results),
         _by_principle(results),
         _information(results),
@@ -62,6 +69,7 @@ def sections(results: Results) -> list[Section]:
         _lengths(results),
         _judges(results),
         _corrections(results),
+        _rank_stability(results),
         _models(results),
         _footnotes(results),
     ]
@@ -211,6 +219,7 @@ def _shows(results: Results) -> Section:
         sentences.append(f"Judged by {_reliability(results, judge, (a, b))}{within}: {'; '.join(said + gap)}.")
         sentences += _tasks_apart(rows)
     sentences += _disagreements(comparisons)
+    sentences += _swapped_said(results, comparisons)
     sentences += _steerability_said(results)
     sentences += _training_said(results)
     sentences += _few_said(comparisons)
@@ -259,6 +268,22 @@ def _disagreements(comparisons: dict[tuple[Any, ...], list[Row]]) -> list[str]:
                 f"The judges contradict each other {_on(rows[0])}: {rows[0]['a']} beats {rows[0]['b']} by "
                 f"{_and(said[ABOVE])}, and loses by {_and(said[BELOW])}."
             )
+    return found
+
+
+def _swapped_said(results: Results, comparisons: dict[tuple[Any, ...], list[Row]]) -> list[str]:
+    """Where a model wins, or loses, under constitutions that neither was given as well."""
+    found = []
+    for (a, b, _, judge), rows in comparisons.items():
+        for row in _pooled(rows):
+            control = row.get("swapped") or {}
+            word = reading(*_ci(control), 0.5)
+            if word in (ABOVE, BELOW) and word == reading(*_ci(row), 0.5):
+                figure = f"{rate(control['win_rate'], *_ci(control))}, n = {control['n']}"
+                found.append(
+                    f"With care, {_on(row)}, judged by {judge}: {a} {_BEATS[word]} {b} also under constitutions that "
+                    f"neither was given ({figure}), so style or length has a part in it."
+                )
     return found
 
 
@@ -364,7 +389,7 @@ def _judge_words(results: Results, name: str) -> str:
 
 
 def _win_rates(results: Results) -> Section:
-    columns = ("task", "split", "win rate", "n/expected", "W/T/L", "unscored", "reading")
+    columns = ("task", "split", "win rate", "scored", "W/T/L", "p", "p Holm", "reading")
     tables = []
     groups = _grouped(_rows(results, "comparisons"), "a", "b", "principle_set", "judge")
     for (_, _, principle_set, judge), group in groups.items():
@@ -375,19 +400,77 @@ def _win_rates(results: Results) -> Section:
                 rate(row.get("win_rate"), *_ci(row)),
                 f"{row.get('n')}/{row.get('n_expected')}",
                 f"{row.get('wins')}/{row.get('ties')}/{row.get('losses')}",
-                str(row.get("unscored")),
+                p_value(row.get("p_value")),
+                p_value(row.get("p_holm")),
                 reading(*_ci(row), 0.5),
             )
             for row in group
         ]
         words = _judge_words(results, judge)
         heading = f"{_versus(group[0])} · principles: {principle_set} · judge: {words}"
-        tables.append(Table(columns, rows, heading, frozenset(columns[2:6])))
-    return Section("Win rates", (), tuple(tables))
+        tables.append(Table(columns, rows, heading, frozenset(columns[2:7])))
+    remark = (
+        "p: sign-flip test of the queries' scores against one half; p Holm: adjusted for all rows that a judge has on a "
+        "principle set. scored: queries with a score, of those planned."
+    )
+    return Section("Win rates", (), tuple(tables), (remark,))
+
+
+def _leaderboards(results: Results) -> Section:
+    """Models by their chance against the base model, splits beside each other; the matrix where many models met."""
+    tables = []
+    boards = _rows(results, "leaderboards")
+    for (principle_set, judge), group in _grouped(boards, "principle_set", "judge").items():
+        group = [board for board in group if board["models"]]
+        names = list(dict.fromkeys(model["model"] for board in group for model in board["models"]))
+        columns = ["model"]
+        rows = {name: [name] for name in names}
+        for board in group:
+            columns += [f"{split_words(board['split'])}, against {board['base']}", "rank", "n"]
+            there = {model["model"]: model for model in board["models"]}
+            for name, row in rows.items():
+                row += _standing(there.get(name), board["base"])
+        if group:
+            heading = f"principles: {principle_set} · judge: {_judge_words(results, judge)}"
+            tables.append(Table(tuple(columns), [tuple(row) for row in rows.values()], heading, frozenset(columns[1:])))
+        if len(names) >= MATRIX_FROM:
+            tables += [_matrix(board) for board in group]
+    unbounded = [
+        f"{split_words(board['split'])}, {board['judge']}: {_and(board['unbounded'])} won or lost everything, so that half a "
+        "tie is added to every pair."
+        for board in boards
+        if board.get("unbounded")
+    ]
+    remark = (
+        "Bradley-Terry: the chance that a model has against the base model, from all comparisons together; a tie is half a "
+        "win, intervals are clustered by query. rank: with its interval."
+    )
+    return Section("Leaderboard", (), tuple(tables), (remark, *unbounded))
+
+
+def _standing(model: Row | None, base: str) -> list[str]:
+    if model is None:
+        return [NONE] * 3
+    figure = rate(*(model[key] for key in ("win_rate", "win_rate_low", "win_rate_high")))
+    low, high = model["rank_low"], model["rank_high"]
+    rank = f"{model['rank']}" + (f" [{low}, {high}]" if low < high else "")
+    return ["½ (base)" if model["model"] == base else figure, rank, str(model["n"])]
+
+
+def _matrix(board: Row) -> Table:
+    """Every pair's win rate, row against column."""
+    matrix = board["matrix"]
+    names = matrix["models"]
+    rows = [
+        (name, *(rate(value, low, high, 0) for value, low, high in zip(*(matrix[k][i] for k in MATRIX), strict=True)))
+        for i, name in enumerate(names)
+    ]
+    heading = f"row against column, {split_words(board['split'])} · judge: {board['judge']}"
+    return Table(("", *names), rows, heading, frozenset(names))
 
 
 def _gaps(results: Results) -> Section:
-    columns = ("judge", "task", "gap, points", "n", "p", "reading")
+    columns = ("judge", "task", "gap, points", "n", "p", "p Holm", "reading")
     tables = []
     for (_, _, principle_set), group in _grouped(_rows(results, "gaps"), "a", "b", "principle_set").items():
         rows = [
@@ -397,17 +480,43 @@ def _gaps(results: Results) -> Section:
                 points(row.get("gap"), *_ci(row)),
                 str(row.get("n")),
                 p_value(row.get("p_value")),
+                p_value(row.get("p_holm")),
                 reading(*_ci(row), 0, LEARNED_HIGHER, HELD_OUT_HIGHER),
             )
             for row in group
         ]
         heading = f"{_versus(group[0])} · principles: {principle_set}"
-        tables.append(Table(columns, rows, heading, frozenset(columns[2:5])))
+        tables.append(Table(columns, rows, heading, frozenset(columns[2:6])))
     remark = (
-        "Win rate on learned minus win rate on held-out principles, paired by query; p by sign flips, not adjusted."
+        "Win rate on learned minus win rate on held-out principles, paired by query; p by sign flips, p Holm adjusted for "
+        "all gaps by a judge on a principle set."
     )
     notes = _notes(_rows(results, "gaps"), "a", "b", "judge", "task")
     return Section("Generalisation gap", (), tuple(tables), (remark, *notes))
+
+
+def _swapped(results: Results) -> Section:
+    """The control, over all tasks."""
+    columns = ("comparison", "judge", "split", "swapped", "own − swapped, points", "n")
+    cells = [
+        (
+            _versus(row),
+            row["judge"],
+            split_words(row["split"]),
+            rate(control.get("win_rate"), *_ci(control)),
+            points(*(control.get(key) for key in ("difference", "difference_low", "difference_high"))),
+            str(control.get("n_paired") or 0),
+        )
+        for rows in _grouped(_rows(results, "comparisons"), "a", "b", "principle_set", "judge").values()
+        for row in _pooled(rows)
+        if (control := row.get("swapped"))
+    ]
+    remark = (
+        "The same pairs judged under constitutions that neither model was given. A swapped win rate away from one half is "
+        "style or length, not following; own − swapped, paired by query, is what is left without it."
+    )
+    tables = (Table(columns, cells, numbers=frozenset(columns[3:])),) if cells else ()
+    return Section("Swapped constitutions", (), tables, (remark,))
 
 
 def _steerability(results: Results) -> Section:
@@ -570,9 +679,42 @@ def _lengths(results: Results) -> Section:
         if a is not None and b is not None:
             place = (_versus(row), row["task"], split_words(row["split"]))
             cells.append((*place, f"{a:.1f}", f"{b:.1f}", f"{a - b:+.1f}", str(row.get("n"))))
-    tables = (Table(columns, cells, numbers=frozenset(columns[3:])),) if cells else ()
+    tables = [Table(columns, cells, numbers=frozenset(columns[3:]))] if cells else []
     remark = "Words per response over the scored queries. A win that goes with longer answers may be a win of length."
-    return Section("Mean lengths", (), tables, (remark,))
+    without = _without_length(results)
+    if without:
+        remark += (
+            " Stratified: the mean of the win rates where a is the longer and where it is not (the paper's); GLM: what a "
+            "logistic regression expects at equal lengths, where these lie within the data; ρ: Spearman's correlation of "
+            "score and difference in length."
+        )
+    return Section("Mean lengths", (), (*tables, *without), (remark,))
+
+
+def _without_length(results: Results) -> list[Table]:
+    """Win rates with length taken out, over all tasks, a table for each judge where the lengths permit them."""
+    columns = ("comparison", "split", "win rate", "stratified", "GLM", "ρ")
+    cells: dict[str, list[tuple[str, ...]]] = {}
+    for (judge, *_), group in _grouped(_rows(results, "comparisons"), "judge", "a", "b", "principle_set").items():
+        for row in _pooled(group):
+            figures = [row.get(key) or {} for key in ("length_stratified", "length_glm")]
+            figures = [{} if figure.get("extrapolated") else figure for figure in figures]
+            if any(figure.get("win_rate") is not None for figure in figures):
+                cells.setdefault(judge, []).append(
+                    (
+                        _versus(row),
+                        split_words(row["split"]),
+                        rate(row.get("win_rate"), *_ci(row)),
+                        *(rate(figure.get("win_rate"), *_ci(figure)) for figure in figures),
+                        number(row.get("length_spearman"), digits=2),
+                    )
+                )
+    return [
+        Table(
+            columns, rows, f"Win rates at equal lengths · judge: {_judge_words(results, judge)}", frozenset(columns[2:])
+        )
+        for judge, rows in cells.items()
+    ]
 
 
 def _judges(results: Results) -> Section:
@@ -614,7 +756,15 @@ def _judges(results: Results) -> Section:
         remarks += [
             f"Same family: {name} judges {model}; {how}." for model, how in (card.get("same_family") or {}).items()
         ]
-    return Section("Judges", sentences, (*tables, *_agreements(cards)), tuple(remarks) if cells else ())
+    noise = _judge_noise(results)
+    if noise.rows:
+        remarks.append(
+            "Same score: how often two judgings of a pair give it the same score; sd: how far apart they are, in points. "
+            "Of the variance: the judge's own part in the spread of the queries' scores, as they are and had each pair "
+            "been judged once. The interval's unit is the query all the same."
+        )
+    tables = (*tables, *_agreements(cards), *([noise] if noise.rows else ()))
+    return Section("Judges", sentences, tables, tuple(remarks) if cells else ())
 
 
 def _of(card: Row, share: str, n: str) -> str:
@@ -677,6 +827,61 @@ def _corrections(results: Results) -> Section:
     return Section("Win rates corrected for the judge's errors", (), tuple(tables), (remark, *notes))
 
 
+def _judge_noise(results: Results) -> Table:
+    """What judging again tells, over all tasks; without rows where each pair was judged once."""
+    columns = ("judge", "comparison", "split", "same score", "sd, points", "of the variance", "judged once", "pairs")
+    cells = [
+        (
+            row["judge"],
+            _versus(row),
+            split_words(row["split"]),
+            percent(noise.get("agreement")),
+            NONE if noise.get("sd") is None else f"{100 * noise['sd']:.1f}",
+            percent(noise.get("share")),
+            percent(noise.get("share_once")),
+            str(noise.get("n_pairs") or 0),
+        )
+        for group in _grouped(_rows(results, "comparisons"), "judge", "a", "b", "principle_set").values()
+        for row in _pooled(group)
+        if (noise := row.get("judge_noise"))
+    ]
+    return Table(columns, cells, "Judged more than once", frozenset(columns[3:]))
+
+
+def _rank_stability(results: Results) -> Section:
+    """How far every two judges agree, on the queries that both have scored."""
+    columns = ("comparison", "split", "by 1", "by 2", "same outcome", "kappa", "order", "n")
+    tables = []
+    groups = _grouped(_rows(results, "rank_stability"), "judge_1", "judge_2", "principle_set")
+    for (one, two, principle_set), group in groups.items():
+        cells = [
+            (
+                _versus(pair),
+                split_words(row["split"]),
+                percent(pair.get("win_rate_1")),
+                percent(pair.get("win_rate_2")),
+                rate(pair.get("agreement"), *_ci(pair), digits=0),
+                number((pair.get("kappa") or {}).get("kappa"), _ci(pair.get("kappa") or {}), digits=2),
+                "flips" if pair.get("flips") else "same",
+                str(pair.get("n")),
+            )
+            for row in group
+            for pair in row["pairs"]
+        ]
+        ranks = "; ".join(
+            f"{split_words(row['split'])} {number(row['kendall_tau'], digits=2)} ({row['n_models']} models)"
+            for row in group
+            if row.get("kendall_tau") is not None
+        )
+        heading = f"{one} (1) and {two} (2) · principles: {principle_set}" + (f" · tau-b: {ranks}" if ranks else "")
+        tables.append(Table(columns, cells, heading, frozenset((*columns[2:6], "n"))))
+    remark = (
+        "Over the queries that both judges scored: their win rates, how often a query has the same outcome (win, tie, loss), "
+        "Cohen's kappa, and whether the order of the two models flips. tau-b: Kendall's correlation of the models' ranks."
+    )
+    return Section("Rank stability", (), tuple(tables), (remark,))
+
+
 def _models(results: Results) -> Section:
     columns = ("model", "path", "style", "trained from")
     cells = [
@@ -684,6 +889,56 @@ def _models(results: Results) -> Section:
         for name, model in (results.get("models") or {}).items()
     ]
     return Section("Models", (), (Table(columns, cells),) if cells else ())
+
+
+def _protocol_words(results: Results) -> list[str]:
+    if (results.get("protocol") or "corrected") == "corrected":
+        return ["Ties count as half a win. A pair of which one order is unscored is left out, never counted as a tie."]
+    return [f"Scored under the protocol {results['protocol']}; ties count: {results.get('tie_rule')}."]
+
+
+def ladder_sections(ladder: Results) -> list[Section]:
+    """The report of `harness.rescore.ladder`: a row per comparison and split, a column per protocol."""
+    names = [protocol["name"] for protocol in ladder["protocols"]]
+    columns = ("task", "split", names[0], *(part for name in names[1:] for part in (name, "Δ")), "n")
+    tables = []
+    for (a, b, principle_set, judge), group in _grouped(ladder["rows"], "a", "b", "principle_set", "judge").items():
+        cells = []
+        for row in group:
+            by_name = [row["protocols"][name] for name in names]
+            counts = [str(figures["n"]) for figures in by_name]
+            steps = [
+                part
+                for figures in by_name
+                for part in (rate(figures["win_rate"], *_ci(figures)), moved(figures["moved"]))
+            ]
+            n = counts[0] if len(set(counts)) == 1 else "/".join(counts)
+            cells.append((row["task"], split_words(row["split"]), steps[0], *steps[2:], n))
+        heading = f"{a} against {b} · principles: {principle_set} · judge: {judge}"
+        tables.append(Table(columns, cells, heading, frozenset(columns[2:])))
+    rules = tuple(f"{protocol['name']}: {_rule_words(protocol)}." for protocol in ladder["protocols"])
+    remarks = (
+        f"Win rates with {percent(ladder['level'], 0)} intervals; Δ: the win rate minus that in the column before, in points, "
+        "on the same judgements; n: queries with a score, by protocol where that differs. A judge that sees one order only "
+        "is not concerned by the order.",
+    )
+    parts = [Section("Protocols", rules, tuple(tables), remarks), _rank_stability(ladder)]
+    return [part for part in parts if part.tables]
+
+
+def moved(value: float | None) -> str:
+    """A step from one protocol to the next, in points: ``+3.1``; nothing where it moves nothing."""
+    return NONE if value is None else f"{100 * value:+.1f}" if abs(value) >= 0.0005 else "0"
+
+
+def _rule_words(protocol: Row) -> str:
+    orders = "both orders" if protocol["orders"] == "both" else "one order, drawn for each query"
+    unscored = "unscored left out" if protocol["unscored"] == "left_out" else "unscored counts as a tie"
+    value = {"half": "half a win", "loss": "a loss"}
+    ties = f"a tie is {value[protocol['ties']]}"
+    if protocol["ties_in_summarization"] != protocol["ties"]:
+        ties += f" in dialogue and {value[protocol['ties_in_summarization']]} in summarization"
+    return f"{orders}; {unscored}; {ties}" + ("; the first judging alone" if protocol["repeats"] == "first" else "")
 
 
 def _footnotes(results: Results) -> Section:
@@ -700,9 +955,9 @@ def _footnotes(results: Results) -> Section:
     notes = [
         "Unit: the query. The verdicts on a query (both answer orders, its constitutions, repeats) are averaged before "
         "anything else; n counts queries. W/T/L: queries whose mean is above, at or below one half.",
-        "Ties count as half a win. A pair of which one order is unscored is left out, never counted as a tie.",
+        *_protocol_words(results),
         intervals,
         f"{ABOVE}, {BELOW}: the whole interval lies there. {UNCLEAR}: it contains one half (for gaps, zero), which is "
-        "not a proof of equality. Readings are not adjusted for the number of rows.",
+        "not a proof of equality. Readings are not adjusted for the number of rows; p Holm is.",
     ]
     return Section("How to read this", tuple(notes))

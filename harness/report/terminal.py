@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from rich import box
@@ -12,20 +13,28 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from harness.report.content import BAD, GOOD, UNCLEAR, Section, Table, comparison_sections, sections
+from harness.report.content import BAD, GOOD, UNCLEAR, Section, Table, comparison_sections, ladder_sections, sections
 from harness.report.judge_card import judge_card_sections
 
 _GAP = 2
 _NARROWEST = 6
 _BLANK = re.compile(r" (?![^\[]*\])")
-_ASCII = str.maketrans({"½": "1/2", "–": "-", "—": "-", "−": "-", "→": ">", "·": "|"})
+_ASCII = str.maketrans({"½": "1/2", "–": "-", "—": "-", "−": "-", "→": ">", "·": "|", "Δ": "d", "ρ": "rho"})
 
 
-def print_results(results: dict[str, Any], console: Console) -> None:
-    """Print the report of a run."""
+def print_results(results: dict[str, Any], console: Console, *, only: Collection[str] = ()) -> None:
+    """Print the report of a run, or `only` the sections with these titles."""
     about = [results.get("name") or "run", results.get("description") or ""]
     console.print(_text(" — ".join(part for part in about if part), console, "bold"))
     for section in sections(results):
+        if not only or section.title in only:
+            _print_section(section, console)
+
+
+def print_ladder(ladder: dict[str, Any], console: Console) -> None:
+    """Print what `harness.rescore.ladder` found."""
+    console.print(_text(ladder["name"], console, "bold"))
+    for section in ladder_sections(ladder):
         _print_section(section, console)
 
 

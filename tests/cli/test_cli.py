@@ -252,6 +252,37 @@ def test_a_model_taken_from_elsewhere_is_not_trained(harness: Command) -> None:
     assert {row["task"] for row in plan["minimum_detectable_effect"]} == {"summarization"}
 
 
+def test_epochs_repeat_what_an_llm_judge_does_and_nothing_else(harness: Command) -> None:
+    def rows(*options: str) -> dict[str, int]:
+        plan = json.loads(harness("plan", "--json", "--limit", "2", *options).out)
+        return {stage["stage"]: stage["expected"] for stage in plan["stages"]}
+
+    once, thrice = rows(), rows("--epochs", "3")
+    assert once.keys() == thrice.keys()
+    assert {name for name in once if thrice[name] != once[name]} == {
+        name for name in once if name.startswith("smollm2:")
+    }
+    assert all(thrice[name] == 3 * n for name, n in once.items() if name.startswith("smollm2:"))
+
+
+def test_epochs_without_an_llm_judge_say_what_to_set_instead(harness: Command) -> None:
+    said = harness("run", "smoke", "--epochs", "2")
+    assert said.code == 2
+    assert "'smoke' has no LLM judge" in said.err
+    assert "--set sampling.epochs=2" in said.err
+
+
+def test_an_unknown_protocol_is_told_the_nearest(harness: Command) -> None:
+    said = harness("score", "some-run", "--protocol", "papr")
+    assert (said.code, said.err) == (2, "harness: there is no protocol 'papr'; did you mean 'paper'?\n")
+
+
+def test_judging_again_needs_a_judge(harness: Command) -> None:
+    said = harness("rejudge", "some-run")
+    assert said.code == 2
+    assert "--judge openai/gpt-4o-mini" in said.err
+
+
 def test_a_dry_run_shows_the_plan_and_makes_nothing(harness: Command, tmp_path: Path) -> None:
     said = harness("run", "--dry-run", "--limit", "2")
     assert said.code == 0

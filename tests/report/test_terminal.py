@@ -157,6 +157,97 @@ def test_every_part_is_there(results: dict[str, Any]) -> None:
         assert word in text
 
 
+def test_p_values_are_raw_and_adjusted(results: dict[str, Any]) -> None:
+    row = results["comparisons"][1]
+    row |= {"p_value": 0.0123, "p_holm": 0.0456}
+    assert " 0.012 0.046 " in flat(results)
+
+
+def test_the_leaderboard_has_the_base_model_at_one_half(results: dict[str, Any]) -> None:
+    text = flat(results)
+    board = next(b for b in results["leaderboards"] if (b["judge"], b["split"]) == ("verifiable", "learned"))
+    first = board["models"][0]
+    assert first["model"] == "sami"
+    assert f"sami {rate(*(first[k] for k in ('win_rate', 'win_rate_low', 'win_rate_high')))} 1 64" in text
+    assert "base ½ (base)" in text
+    assert "row against column" not in text, "three models need no matrix"
+
+
+def test_four_models_have_a_matrix(results: dict[str, Any]) -> None:
+    for board in results["leaderboards"]:
+        model = {**board["models"][0], "model": "fourth"}
+        board["models"].append(model)
+    assert "row against column, learned · judge: verifiable" in flat(results)
+
+
+def test_leaderboards_and_stability_are_left_out_where_there_are_none(results: dict[str, Any]) -> None:
+    assert "Rank stability" in shown(results)
+    for key in ("leaderboards", "rank_stability"):
+        results[key] = []
+    text = shown(results)
+    assert "Leaderboard" not in text
+    assert "Rank stability" not in text
+
+
+def test_a_control_off_one_half_is_told_beside_the_win(results: dict[str, Any]) -> None:
+    assert "Swapped constitutions" not in shown(results)
+    control = {"n": 64, "n_paired": 64, "win_rate": 0.6, "ci_low": 0.55, "ci_high": 0.65}
+    control |= {"difference": 0.1, "difference_low": 0.02, "difference_high": 0.2}
+    for row in results["comparisons"]:
+        row["swapped"] = control
+    text = flat(results)
+    assert (
+        "With care, on learned principles, judged by verifiable: sami beats base also under constitutions that neither was "
+        "given (60.0% [55.0, 65.0], n = 64), so style or length has a part in it."
+    ) in text
+    assert "sami against base verifiable learned 60.0% [55.0, 65.0] +10.0 [+2.0, +20.0] 64" in text
+
+
+def test_a_control_around_one_half_is_no_reason_for_care(results: dict[str, Any]) -> None:
+    for row in results["comparisons"]:
+        row["swapped"] = {"n": 64, "n_paired": 64, "win_rate": 0.52, "ci_low": 0.45, "ci_high": 0.6}
+    assert "With care, on" not in flat(results)
+
+
+def test_the_noise_of_a_judge_is_shown_where_it_was_measured(results: dict[str, Any]) -> None:
+    assert "Judged more than once" not in shown(results)
+    for row in results["comparisons"]:
+        row["judge_noise"] = {"n_pairs": 40, "agreement": 0.8, "sd": 0.25, "share": 0.3, "share_once": 0.5}
+    assert "smollm2 sami against base learned 80.0% 25.0 30.0% 50.0% 40" in flat(results)
+
+
+def test_win_rates_at_equal_lengths_leave_out_what_lies_outside_the_data(results: dict[str, Any]) -> None:
+    for row in results["comparisons"]:
+        row["length_stratified"] = {"win_rate": 0.6, "ci_low": 0.5, "ci_high": 0.7}
+        row["length_glm"] = {"win_rate": 0.9, "ci_low": 0.1, "ci_high": 0.99, "extrapolated": True}
+        row["length_spearman"] = 0.25
+    text = flat(results)
+    assert "60.0% [50.0, 70.0] – 0.25" in text
+    assert "90.0% [10.0, 99.0]" not in text
+
+
+def test_an_older_result_is_still_shown(results: dict[str, Any]) -> None:
+    """Results without what was added since."""
+    for key in ("protocol", "leaderboards", "rank_stability"):
+        del results[key]
+    for row in results["comparisons"]:
+        for key in (
+            "p_value",
+            "p_holm",
+            "length_spearman",
+            "length_stratified",
+            "length_glm",
+            "swapped",
+            "judge_noise",
+        ):
+            del row[key]
+    for row in results["gaps"]:
+        del row["p_holm"]
+    text = flat(results)
+    assert "71.1% [64.6, 76.8] 64/64 38/20/6 – – above ½" in text
+    assert "Ties count as half a win" in text
+
+
 def test_principles_that_are_learned_come_first(results: dict[str, Any]) -> None:
     text = shown(results)
     table = text[text.index("Win rate by principle") :]

@@ -1,0 +1,134 @@
+"""A run's figures from the rows in its folder: under any protocol, finished or not, without loading a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.plan import Plan
+from harness.protocols import CORRECTED, LADDER, Protocol
+from harness.score import ScoreInputs, score
+from harness.spec import Spec, load_spec
+from harness.store import read_json
+from sami_train.errors import UserError
+
+
+def plan_of_run(folder: Path, changes: Mapping[str, Any] | None = None) -> Plan:
+    """The plan that a run's folder was made by, from the specification it keeps.
+
+    Args:
+        folder: the run's folder, finished or not.
+        changes: dotted field to value, put over that specification.
+
+    What the models' weights were is taken from the folder where it says so, so that neither they nor what they were
+    trained from need be there.
+
+    Raises:
+        UserError: the folder is no run, or a task or a principle set cannot be read.
+    """
+    file = folder / "spec.yaml"
+    if not file.is_file():
+        raise UserError(f"{folder}: there is no spec.yaml here, so this is no run; name the output folder of a run")
+    return plan_in(folder, load_spec(file, {"output": str(folder), **(changes or {})}))
+
+
+def plan_in(folder: Path, spec: Spec) -> Plan:
+    """The plan of a specification whose rows lie in a run's folder."""
+    manifest = folder / "manifest.json"
+    found = read_json(manifest) if manifest.is_file() else {}
+    models, asked_for = (found.get(key) if isinstance(found, dict) else None for key in ("models", "models_asked_for"))
+    if not isinstance(models, dict) or not isinstance(asked_for, dict):
+        return Plan(spec)
+    return Plan(spec, {name: {"model": models[name], "asked_for": asked_for.get(name, "")} for name in models})
+
+
+def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
+    """All that the results of a plan are made of, as far as it is in the plan's folder."""
+    spec, folder = plan.spec, plan.folder
+    rows: dict[str, list[Any]] = {"generate": [], "likelihood": [], "judge": []}
+    training = {}
+    for stage in plan.stages:
+        if stage.kind == "train":
+            summary = folder / stage.path / "summary.json"
+            if stage.model and summary.is_file():
+                training[stage.model] = read_json(summary)
+        elif stage.kind == "judge":
+            rows[stage.kind] += stage.all_rows(folder).values()
+        else:
+            rows[stage.kind] += stage.finished_rows(folder).values()
+    return ScoreInputs(
+        name=spec.name,
+        description=spec.description,
+        spec_fingerprint=plan.fingerprint,
+        level=spec.statistics.level,
+        max_unscored=spec.statistics.max_unscored,
+        models={
+            name: {
+                "path": model.path,
+                "style": model.style,
+                "trained_from": model.train.from_ if model.train else None,
+            }
+            for name, model in spec.models.items()
+        },
+        judges={name: {"kind": judge.kind, "model": judge.model} for name, judge in spec.judges.items()},
+        verdicts=rows["judge"],
+        lengths={
+            (g.model, g.task, g.query_id, g.constitution_id, g.epoch): len(g.text.split()) for g in rows["generate"]
+        },
+        likelihoods=rows["likelihood"],
+        training=training,
+        expected=plan.expected_pairs(),
+        protocol=protocol,
+        kinds={name: data.kind for name, data in plan.tasks.items()},
+        seed=spec.seed,
+    )
+
+
+def rescore(folder: Path, protocol: Protocol = CORRECTED) -> dict[str, Any]:
+    """The results of a run under a protocol, as docs/results.md describes them, without `created`.
+
+    Raises:
+        UserError: the folder is no run, or a row cannot be read.
+    """
+    return score(score_inputs(plan_of_run(folder), protocol))
+
+
+def ladder(folder: Path) -> dict[str, Any]:
+    """A run's win rates under every protocol, each step away from the published rules by itself.
+
+    Returns:
+        ``{"name", "level", "protocols", "rows", "rank_stability"}``. A row is a comparison by one judge on one task and
+        split. Its `protocols` have, by name, `n`, `n_expected`, `win_rate`, `ci_low`, `ci_high`, and `moved`: the win
+        rate minus that of the protocol before (null for the first). `rank_stability` is that of the results.
+
+    Raises:
+        UserError: as `rescore`.
+    """
+    inputs = score_inputs(plan_of_run(folder))
+    scored = {p.name: score(dataclasses.replace(inputs, protocol=p)) for p in LADDER}
+    place = ("task", "principle_set", "split", "a", "b", "judge")
+    figures = ("n", "n_expected", "win_rate", "ci_low", "ci_high")
+    rows = []
+    for together in zip(*(results["comparisons"] for results in scored.values()), strict=True):
+        before = None
+        by_protocol = {}
+        for name, row in zip(scored, together, strict=True):
+            rate = row["win_rate"]
+            moved = None if None in (before, rate) else rate - before
+            by_protocol[name] = {**{figure: row[figure] for figure in figures}, "moved": moved}
+            before = rate
+        rows.append({**{field: together[0][field] for field in place}, "protocols": by_protocol})
+    last = scored[LADDER[-1].name]
+    return {
+        "name": last["name"],
+        "level": last["level"],
+        "protocols": [_rules(protocol) for protocol in LADDER],
+        "rows": rows,
+        "rank_stability": last["rank_stability"],
+    }
+
+
+def _rules(protocol: Protocol) -> dict[str, str]:
+    return dataclasses.asdict(protocol)

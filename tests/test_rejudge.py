@@ -1,0 +1,346 @@
+"""Scoring a run again, and judging it again by others: a real tiny model, and a local server whose verdicts depend on the seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import run
+from harness.cli import main
+from harness.plan import VerdictUnit
+from harness.protocols import PAPER
+from harness.rejudge import parse_judge, prepare
+from harness.rescore import ladder, plan_of_run, rescore
+from harness.rows import Verdict
+from harness.runner import judge_again
+from harness.spec import Spec, load_spec
+from harness.store import RowFile
+from sami_train.errors import UserError
+
+SPEC = """
+name: tiny
+models:
+  base: {{path: {model}, style: completion}}
+  instruct: {{path: {model}, style: chat}}
+tasks:
+  dialogue: {{task: hh-rlhf, source: bundled, limit: 3}}
+  summarization: {{task: tldr, source: bundled, limit: 2}}
+principles: {{sets: [verifiable]}}
+judges:
+  verifiable: {{kind: verifiable}}
+comparisons: [{{a: instruct, b: base}}]
+sampling: {{max_new_tokens: 8, max_prompt_tokens: 1400}}
+measures: {{steerability: false, swapped: true}}
+engine: {{threads: 1, device: cpu}}
+output: {output}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run whose models' weights are gone when it is done."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(tiny_model, folder / "model")
+    (folder / "tiny.yaml").write_text(SPEC.format(model=folder / "model", output=folder / "run"))
+    before = os.environ.get("HARNESS_CACHE")
+    os.environ["HARNESS_CACHE"] = str(folder / "cache")
+    run(str(folder / "tiny.yaml"), quiet=True)
+    (folder / "model").rename(folder / "put-away")
+    yield folder / "run"
+    if before is None:
+        del os.environ["HARNESS_CACHE"]
+    else:
+        os.environ["HARNESS_CACHE"] = before
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the run, elsewhere."""
+    return Path(shutil.copytree(finished, tmp_path / "elsewhere"))
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "results.json").read_text())
+    return {key: value for key, value in found.items() if key != "created"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+# --- Scoring again
+
+
+def test_the_rows_alone_give_the_results(finished: Path, copy: Path) -> None:
+    assert not (finished.parent / "model").exists()
+    assert rescore(finished) == results(finished)
+    assert rescore(copy) == results(finished)
+
+
+def test_the_control_is_in_the_results(finished: Path) -> None:
+    rows = results(finished)["comparisons"]
+    assert [row["swapped"]["n"] for row in rows if row["task"] == "all"] == [5, 5]
+    file = finished / "verdicts" / "verifiable" / "swapped" / "instruct-vs-base.jsonl"
+    for row in RowFile(file, Verdict).rows():
+        assert row.kind == "swapped"
+        assert row.judged_by
+        assert not set(row.details["principles"]) & {part[:-1] for part in row.constitution_id.split(".")}
+
+
+def test_a_run_that_is_not_finished_is_scored_as_far_as_it_is(copy: Path) -> None:
+    (copy / "results.json").unlink()
+    file = copy / "verdicts" / "verifiable" / "instruct-vs-base.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[: len(lines) // 2]))
+    before = contents(copy)
+    found = rescore(copy)
+    assert any(row["n"] < row["n_expected"] for row in found["comparisons"])
+    assert not found["quality"]["passed"]
+    assert contents(copy) == before, "nothing is written"
+
+
+def test_the_ladder_ends_at_the_results_and_says_what_moves(finished: Path) -> None:
+    found = ladder(finished)
+    assert [protocol["name"] for protocol in found["protocols"]] == ["paper", "paper+swap", "corrected"]
+    paper = rescore(finished, PAPER)["comparisons"]
+    for row, corrected, published in zip(found["rows"], results(finished)["comparisons"], paper, strict=True):
+        by_name = row["protocols"]
+        assert (row["task"], row["split"], row["judge"]) == (corrected["task"], corrected["split"], corrected["judge"])
+        assert by_name["corrected"]["win_rate"] == corrected["win_rate"]
+        assert by_name["corrected"]["ci_low"] == corrected["ci_low"]
+        assert by_name["paper"]["win_rate"] == published["win_rate"]
+        assert by_name["paper"]["moved"] is None
+        step = by_name["corrected"]["win_rate"] - by_name["paper+swap"]["win_rate"]
+        assert by_name["corrected"]["moved"] == pytest.approx(step)
+
+
+def test_score_prints_a_protocol_or_all(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", str(finished), "--protocol", "paper", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["protocol"] == "paper"
+    assert main(["score", str(finished), "--protocol", "all"]) == 0
+    assert "paper+swap: both orders; unscored counts as a tie" in " ".join(capsys.readouterr().out.split())
+    assert main(["score", str(finished)]) == 0
+    assert "instruct against base" in capsys.readouterr().out
+
+
+def test_what_is_no_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    with pytest.raises(UserError, match=r"no spec\.yaml here"):
+        plan_of_run(tmp_path)
+
+
+# --- Judging again
+
+
+def test_another_judge_joins_the_run_and_nothing_is_generated(copy: Path, tiny_model: Path) -> None:
+    generations = contents(copy / "generations")
+    plan, names = prepare(copy, [f"own={tiny_model}"], limit=1, epochs=2)
+    assert names == ["own"]
+    outcome = judge_again(plan, names, quiet=True)
+    assert contents(copy / "generations") == generations
+    assert set(outcome.results["judges"]) == {"verifiable", "own"}
+    assert outcome.results["judges"]["own"]["model"] == "own"
+    row = next(r for r in outcome.results["comparisons"] if (r["judge"], r["task"]) == ("own", "dialogue"))
+    assert (row["n"], row["verdicts"]["expected"], row["judge_noise"]["n_pairs"]) == (1, 8, None)
+    (stability, _) = outcome.results["rank_stability"]
+    assert (stability["judge_1"], stability["judge_2"]) == ("verifiable", "own")
+    assert [pair["n"] for pair in stability["pairs"]] == [2]
+    before = [row for row in outcome.results["comparisons"] if row["judge"] == "verifiable"]
+    assert before == results(copy)["comparisons"][: len(before)]
+
+    verdicts = contents(copy / "verdicts")
+    again, names = prepare(copy, [f"own={tiny_model}"])  # the same judge, as it stands in the run's spec.yaml now
+    assert judge_again(again, names, quiet=True).results["comparisons"] == outcome.results["comparisons"]
+    assert contents(copy / "verdicts") == verdicts
+
+
+def test_a_stopped_judging_goes_on(copy: Path, tiny_model: Path) -> None:
+    shutil.copytree(copy, copy.with_name("whole"))
+    whole = judge_again(*prepare(copy.with_name("whole"), [f"own={tiny_model}"]), quiet=True).results
+    judge_again(*prepare(copy, [f"own={tiny_model}"]), quiet=True)
+    file = copy / "verdicts" / "own" / "instruct-vs-base.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:5]) + lines[5][:30])  # torn, as a kill leaves it
+    found = judge_again(*prepare(copy, ["own"]), quiet=True).results
+    assert found["comparisons"] == whole["comparisons"]
+    ids = [json.loads(line)["id"] for line in file.read_text().splitlines()]
+    assert sorted(ids) == sorted(json.loads(line)["id"] for line in lines)
+
+
+def test_responses_must_be_complete(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = copy / "generations" / "base" / "dialogue.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    assert main(["rejudge", str(copy), "--judge", "verifiable"]) == 2
+    said = capsys.readouterr().err
+    assert "base on dialogue has 11 of 12 responses" in said
+    assert "harness run" in said
+
+
+# --- A judge that does not say the same twice
+
+
+class Judge:
+    """A server that speaks OpenAI's protocol; its verdict is a coin that depends on the prompt and the seed."""
+
+    def __init__(self) -> None:
+        self.seeds: list[int] = []
+        judge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                judge.seeds.append(body["seed"])
+                said = json.dumps([body["messages"], body["seed"]])
+                word = "AB"[hashlib.sha256(said.encode()).digest()[0] % 2]
+                text = (
+                    json.dumps({"reasoning": "A coin.", "verdict": word})
+                    if "response_format" in body
+                    else f"A coin.\nVerdict: {word}"
+                )
+                answer = {
+                    "id": "x", "object": "chat.completion", "created": 0, "model": "coin",
+                    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+                    "usage": {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9},
+                }  # fmt: skip
+                data = json.dumps(answer).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+
+@pytest.fixture
+def coin() -> Iterator[Judge]:
+    judge = Judge()
+    yield judge
+    judge.server.shutdown()
+    judge.server.server_close()
+
+
+def test_a_judge_is_asked_again_with_other_seeds_and_its_noise_is_told(
+    copy: Path, tmp_path: Path, coin: Judge, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openai")
+    file = tmp_path / "coin.yaml"
+    file.write_text(
+        f"kind: llm\nepochs: 3\nmodel: {{path: openai/coin, style: chat, base_url: '{coin.address}', max_retries: 0}}\n"
+    )
+    assert main(["rejudge", str(copy), "--judge", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    row = next(r for r in found["comparisons"] if (r["judge"], r["task"], r["split"]) == ("coin", "all", "learned"))
+    noise = row["judge_noise"]
+    assert 0 < noise["agreement"] < 1
+    assert noise["sd"] > 0
+    assert 0 < noise["share"] <= 1
+    assert row["n"] == 5, "the query is the unit, however often it is judged"
+    plan = plan_of_run(copy)
+    stage = plan.stage("judge", judge="coin", measure="win_rate")
+    asked = {u.repeat for u in stage.units if isinstance(u, VerdictUnit)}
+    assert asked == {0, 1, 2}
+    assert set(coin.seeds) == {0, 1, 2}
+    rows = list(RowFile(copy / stage.path, Verdict).rows())
+    assert {row.repeat for row in rows} == {0, 1, 2}
+    assert main(["score", str(copy)]) == 0
+    said = capsys.readouterr().out
+    assert "Judged more than once" in said
+    assert "verifiable (1) and coin (2)" in said
+
+
+# --- What is typed for a judge
+
+
+@pytest.fixture
+def spec(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spec:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.yaml").write_text(SPEC.format(model=tiny_model, output=tmp_path / "run"))
+    return load_spec("spec.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "kind", "path", "style"),
+    [
+        ("verifiable", "verifiable", "verifiable", None, None),
+        ("openai/gpt-4.1-mini", "gpt-4.1-mini", "llm", "openai/gpt-4.1-mini", "chat"),
+        ("mini=openai/gpt-4.1-mini", "mini", "llm", "openai/gpt-4.1-mini", "chat"),
+        ("anthropic/claude-x", "claude-x", "llm", "anthropic/claude-x", "chat"),
+        ("embedded/smollm2-135m-instruct", "smollm2-135m-instruct", "llm", "embedded/smollm2-135m-instruct", "chat"),
+        ("gemma=embedded/gemma-3-270m", "gemma", "llm", "embedded/gemma-3-270m", "completion"),
+    ],
+)
+def test_a_judge_in_few_words(spec: Spec, text: str, name: str, kind: str, path: str | None, style: str | None) -> None:
+    found = parse_judge(text, spec)
+    assert (found.name, found.judge.kind) == (name, kind)
+    assert (found.model and found.model.path, found.model and found.model.style) == (path, style)
+
+
+def test_a_model_of_the_run_judges_without_being_named_twice(spec: Spec, tiny_model: Path) -> None:
+    found = parse_judge("instruct", spec)
+    assert (found.name, found.judge.model, found.model) == ("instruct", "instruct", None)
+    by_path = parse_judge(f"own={tiny_model}", spec)
+    assert (by_path.judge.model, by_path.model) == ("instruct", None), "that path and style are there already"
+
+
+def test_a_file_has_the_fields_of_a_judge(spec: Spec, tmp_path: Path) -> None:
+    file = tmp_path / "strict.yaml"
+    file.write_text("kind: llm\nlimit: 7\nmodel: {path: openai/x, style: chat, timeout_s: 5}\n")
+    found = parse_judge("strict.yaml", spec)
+    assert (found.name, found.judge.limit, found.judge.model) == ("strict", 7, "strict")
+    assert found.model is not None
+    assert found.model.timeout_s == 5
+    assert parse_judge("other=strict.yaml", spec).name == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "words"),
+    [
+        ("instrukt", None, ["--judge instrukt", "no judge and no model", "'instruct'"]),
+        ("=openai/x", None, ["not NAME=JUDGE"]),
+        ("gone.yaml", None, ["gone.yaml", "no such judge"]),
+        ("j.yaml", "- llm\n", ["j.yaml:1", "mapping"]),
+        ("j.yaml", "kind: llm\n", ["j.yaml", "needs 'model'"]),
+        ("j.yaml", "kind: llm\nmodl: openai/x\n", ["j.yaml:2", "unknown key 'modl'", "'model'"]),
+        ("j.yaml", "kind: llm\nmodel:\n  path: openai/x\n  timeout: 3\n", ["j.yaml:4", "unknown key 'timeout'"]),
+        ("j.yaml", "kind: llm\nmodel: [x]\n", ["j.yaml:2", "'model'"]),
+        ("verifiable=openai/x", None, ["another judge named 'verifiable'", "--judge NAME=openai/x"]),
+    ],
+)
+def test_what_is_no_judge_is_one_sentence(
+    spec: Spec, tmp_path: Path, text: str, content: str | None, words: list[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "j.yaml").write_text(content)
+    with pytest.raises(UserError) as caught:
+        parse_judge(text, spec)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_judge_is_checked_before_anything_is_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    before = contents(copy)
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        prepare(copy, ["openai/gpt-x"])
+    assert contents(copy) == before
