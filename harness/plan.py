@@ -350,7 +350,7 @@ class Plan:
             for task, data in self.tasks.items():
                 units = found.setdefault((model, task), {})
                 sampling = self.sampling(model, task)
-                decides = [ROW_VERSION, self.model_fingerprints[model], model_spec.style, sampling.__dict__]
+                decides = [ROW_VERSION, self.model_fingerprints[model], model_spec.style, sampling.settings]
                 for (of_task, set_name, split), by_query in self.constitutions.items():
                     if of_task != task:
                         continue
@@ -448,7 +448,7 @@ class Plan:
             judge.form,
             judge.style,
             constitution.lines(),
-            self.judge_sampling().__dict__ if judge.form == "text" else None,
+            self.judge_sampling().settings if judge.form == "text" else None,
         ]
 
     def judge_sampling(self) -> Sampling:

@@ -294,7 +294,7 @@ class Answers:
             self._backend.close()
 
     def _key(self, prompt: Prompt, sampling: Sampling) -> str:
-        return fingerprint([self.identity, prompt.hash, {**vars(sampling), "stop": list(sampling.stop)}])
+        return fingerprint([self.identity, prompt.hash, {**sampling.settings, "stop": list(sampling.stop)}])
 
     def _generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         if self._backend is None:

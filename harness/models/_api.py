@@ -74,6 +74,8 @@ class ApiBackend:
         self, requests: Sequence[Request], sampling: Sampling, *, done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[Completion]]:
         """Completions as they arrive, in any order. Raises UserError when the provider does not accept the key."""
+        if sampling.json_schema is not None and self.style != "chat":
+            raise UserError(f"model '{self.name}': JSON of a schema needs 'style: chat'; a completion has none")
         todo = [request for request in requests if request.id not in done]
         for request in todo:
             if request.prompt.style != self.style:

@@ -48,9 +48,11 @@ class AnthropicBackend(ApiBackend):
         if stops := [stop for stop in sampling.stop if stop.strip()]:
             options["stop_sequences"] = stops
         # In the body, because newer SDKs have no such arguments and older ones take it there, too.
-        extra: dict[str, float] = {"temperature": sampling.temperature}
+        extra: dict[str, Any] = {"temperature": sampling.temperature}
         if sampling.top_p != 1.0:
             extra["top_p"] = sampling.top_p
+        if sampling.json_schema is not None:
+            extra["output_config"] = {"format": {"type": "json_schema", "schema": dict(sampling.json_schema)}}
         raw = self._client.messages.with_raw_response.create(
             model=self._model,
             messages=[m for m in prompt.chat if m["role"] != "system"],

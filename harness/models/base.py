@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -22,7 +22,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to generate. `max_new_tokens` and `max_prompt_tokens` in tokens; temperature 0 is greedy."""
+    """How to generate. `max_new_tokens` and `max_prompt_tokens` in tokens; temperature 0 is greedy.
+
+    With `json_schema` the answer's text is JSON of that schema (API models in chat style only). The providers want an
+    object whose properties are all in `required`, and `additionalProperties` false.
+    """
 
     max_new_tokens: int
     max_prompt_tokens: int
@@ -30,6 +34,12 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    json_schema: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What enters fingerprints: every field, `json_schema` only where there is one."""
+        return {name: value for name, value in vars(self).items() if name != "json_schema" or value is not None}
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ class TransformersBackend:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, *, done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[Completion]]:
-        """Completions, a batch at a time; see `Backend.generate`."""
+        """Completions, a batch at a time; see `Backend.generate`. Raises UserError for a JSON schema."""
+        if sampling.json_schema is not None:
+            raise UserError(f"model '{self.name}': a local model takes no JSON schema; ask it for text")
         batches = generate(
             self.model,
             self.tokenizer,

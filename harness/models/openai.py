@@ -52,6 +52,9 @@ class OpenAIBackend(ApiBackend):
             options["stop"] = list(sampling.stop[:_MAX_STOPS])
         if self.style == "chat":
             options[self._chat_limit] = sampling.max_new_tokens
+            if sampling.json_schema is not None:
+                schema = {"name": "answer", "strict": True, "schema": dict(sampling.json_schema)}
+                options["response_format"] = {"type": "json_schema", "json_schema": schema}
             raw = self._client.chat.completions.with_raw_response.create(messages=prompt.chat, **options)
         else:
             options["max_tokens"] = sampling.max_new_tokens

@@ -526,6 +526,67 @@ def test_what_is_sent(protocol: Protocol, faulty: Faulty) -> None:
     assert found.prompt == requests(protocol)[0].prompt.text
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"reasoning": {"type": "string", "maxLength": 60}, "verdict": {"enum": ["A", "B", "tie"]}},
+    "required": ["reasoning", "verdict"],
+    "additionalProperties": False,
+}
+
+
+def test_a_schema_is_sent_to_openai_as_strict_and_the_json_comes_back_as_text(faulty: Faulty) -> None:
+    faulty.steps = [ok("openai-chat", '{"reasoning": "x", "verdict": "A"}')]
+    (found,) = completions(
+        opened("openai-chat", faulty.url), requests("openai-chat"), Sampling(12, 512, json_schema=SCHEMA)
+    )
+    assert faulty.bodies[0]["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA},
+    }
+    assert json.loads(found.text) == {"reasoning": "x", "verdict": "A"}
+
+
+def test_a_schema_is_sent_to_anthropic_and_the_json_comes_back_as_text(faulty: Faulty) -> None:
+    faulty.steps = [ok("anthropic", '{"reasoning": "x", "verdict": "A"}')]
+    (found,) = completions(
+        opened("anthropic", faulty.url), requests("anthropic"), Sampling(12, 512, json_schema=SCHEMA)
+    )
+    assert faulty.bodies[0]["output_config"] == {"format": {"type": "json_schema", "schema": SCHEMA}}
+    assert json.loads(found.text) == {"reasoning": "x", "verdict": "A"}
+
+
+@pytest.mark.models
+def test_a_real_model_writes_json_of_the_schema(real_server: str) -> None:
+    asked = [Request("0", Prompt("chat", (("user", "Which is sweeter, A: honey or B: salt?"),)))]
+    (found,) = completions(opened("openai-chat", real_server), asked, Sampling(100, 512, json_schema=SCHEMA))
+    answer = json.loads(found.text)
+    assert set(answer) == {"reasoning", "verdict"}
+    assert answer["verdict"] in ("A", "B", "tie")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_without_a_schema_nothing_is_said_of_one(protocol: Protocol, faulty: Faulty) -> None:
+    faulty.steps = [ok(protocol)]
+    completions(opened(protocol, faulty.url), requests(protocol))
+    assert not {"response_format", "output_config"} & faulty.bodies[0].keys()
+
+
+def test_a_completion_takes_no_schema(faulty: Faulty) -> None:
+    with pytest.raises(UserError, match="style: chat"):
+        completions(
+            opened("openai-completion", faulty.url),
+            requests("openai-completion"),
+            Sampling(12, 512, json_schema=SCHEMA),
+        )
+    assert faulty.bodies == []
+
+
+def test_a_schema_enters_the_settings_only_where_there_is_one() -> None:
+    plain = Sampling(12, 512)
+    assert list(plain.settings) == ["max_new_tokens", "max_prompt_tokens", "temperature", "top_p", "stop", "seed"]
+    assert Sampling(12, 512, json_schema=SCHEMA).settings == {**plain.settings, "json_schema": SCHEMA}
+
+
 def test_greedy_is_asked_for_and_top_p_left_out(faulty: Faulty) -> None:
     faulty.steps = [ok("anthropic")]
     completions(opened("anthropic", faulty.url), requests("anthropic"))

@@ -256,6 +256,11 @@ def test_a_response_begins_as_the_model_would_write_it(backend: TransformersBack
 # --- What goes wrong
 
 
+def test_a_json_schema_is_refused(backend: TransformersBackend) -> None:
+    with pytest.raises(UserError, match="takes no JSON schema"):
+        next(backend.generate([], Sampling(8, 64, json_schema={"type": "object"})))
+
+
 def test_a_full_memory_says_what_to_do(backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
