@@ -12,13 +12,25 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from harness import costs
 from harness.judges.llm import CHOICES, Comparison, Judgement
 from harness.judges.verifiable import compare
-from harness.plan import GenerationUnit, LikelihoodUnit, Plan, Stage, VerdictUnit, build_plan, rate_key, trained_for
+from harness.plan import (
+    GenerationUnit,
+    LikelihoodUnit,
+    Plan,
+    Stage,
+    VerdictUnit,
+    build_plan,
+    is_local,
+    rate_key,
+    trained_for,
+)
 from harness.progress import Display
 from harness.rows import Generation, Likelihood, Manifest, Row, Verdict
 from harness.spec import Spec, load_spec
@@ -41,7 +53,8 @@ from sami_train.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.models.base import Backend
+    from harness.costs import Allowance
+    from harness.models.base import Backend, Completion, Request, Sampling
     from harness.models.local import TransformersBackend
 
 
@@ -55,7 +68,14 @@ class RunOutcome:
 
 
 def run(
-    spec: Spec | str | Path = "quickstart", *, console: Console | None = None, quiet: bool = False, cache: bool = True
+    spec: Spec | str | Path = "quickstart",
+    *,
+    console: Console | None = None,
+    quiet: bool = False,
+    cache: bool = True,
+    batch: bool = False,
+    max_cost: float | None = None,
+    prices: str | Path | None = None,
 ) -> RunOutcome:
     """Run a specification, or go on with it, and score it.
 
@@ -64,8 +84,12 @@ def run(
         console: where progress and results are shown (standard error and output by default).
         quiet: show nothing.
         cache: share rows and trained models with other runs through the cache folder.
+        batch: ask API models through their providers' batch interfaces.
+        max_cost: dollars that the run may have cost in all, earlier starts included; see `harness.costs`.
+        prices: a file of prices, in the place of those that come with the harness (`harness/prices.yaml`).
 
     Raises:
+        CostLimitReached: the next request might have passed `max_cost`. Everything paid for is kept.
         UserError: the specification is invalid, another process works in the folder, a model cannot be loaded, the disk is
             full. Everything finished is kept.
     """
@@ -73,11 +97,15 @@ def run(
     check(spec)
     plan = build_plan(spec)
     folder = plan.folder
+    known = costs.load_prices(prices)
+    if batch and not costs.api_models(plan):
+        raise UserError("--batch: no model of this run is behind an API; leave it out")
     with RunLock(folder):
         kept = _finished_results(plan, folder)
         if kept is None:
+            allowance = None if max_cost is None else costs.allowance(plan, folder, max_cost, known)
             with Display(console, quiet=quiet) as display:
-                kept = _Runner(plan, folder, display, cache).results()
+                kept = _Runner(plan, folder, display, cache, known, allowance, batch).results()
     return RunOutcome(kept, folder, bool(kept["quality"]["passed"]))
 
 
@@ -95,8 +123,18 @@ def _finished_results(plan: Plan, folder: Path) -> dict[str, Any] | None:
 class _Runner:
     """One run in progress: the plan, its folder, the model in memory."""
 
-    def __init__(self, plan: Plan, folder: Path, display: Display, cache: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        display: Display,
+        cache: bool,
+        prices: costs.Prices,
+        allowance: Allowance | None,
+        batch: bool,
+    ) -> None:
         self.plan, self.spec, self.folder, self.display, self.cache = plan, plan.spec, folder, display, cache
+        self.prices, self.allowance, self.batch = prices, allowance, batch
         self._open: tuple[str, Backend] | None = None
         self._engine: dict[str, Any] = {}
 
@@ -109,7 +147,8 @@ class _Runner:
         for stage in self.plan.stages:
             self._run_stage(stage)
         self._close_model()
-        results = {**self._score(), "created": _now().isoformat(timespec="seconds")}
+        cost = costs.spent(self.plan, self.folder, self.prices)
+        results = {**self._score(), "cost": cost, "created": _now().isoformat(timespec="seconds")}
         write_json(self.folder / "manifest.json", self._run_manifest(results))
         write_atomic(self.folder / "report.md", render_markdown(results))
         write_json(self.folder / "results.json", results)
@@ -202,7 +241,7 @@ class _Runner:
             )
 
     def _generate(self, stage: Stage) -> None:
-        from harness.models.base import Completion, Request
+        from harness.models.base import Request
 
         assert stage.model is not None
         units = {unit.id: cast(GenerationUnit, unit) for unit in stage.units}
@@ -223,9 +262,10 @@ class _Runner:
                 n_tokens=made.n_tokens,
                 truncated=made.truncated,
                 error=made.error,
+                usage={name: value for name, value in made.usage.items() if name != "latency_s"},
             )
 
-        batches = backend.generate(requests, self.plan.sampling(stage.model, stage.task), done=done)
+        batches = self._answers(stage, backend, requests, self.plan.sampling(stage.model, stage.task), done)
         self._write(stage, ([row(c) for c in batch if c.id not in done] for batch in batches), len(done))
 
     def _likelihood(self, stage: Stage) -> None:
@@ -340,7 +380,7 @@ class _Runner:
                 yield rows
             return
         requests = [Request(i, prompt) for i, prompt in prompts.items()]
-        for batch in backend.generate(requests, self.plan.judge_sampling(), done=prompts.keys() - missing):
+        for batch in self._answers(stage, backend, requests, self.plan.judge_sampling(), prompts.keys() - missing):
             rows = []
             for made in (one for one in batch if one.id in missing):
                 unit, comparison = comparisons[made.id]
@@ -350,6 +390,35 @@ class _Runner:
                 usage = dict(made.usage)
                 rows.append(self._verdict(stage, unit, judgement, float(usage.pop("latency_s", 0.0)), usage))
             yield rows
+
+    def _answers(
+        self, stage: Stage, backend: Backend, requests: Sequence[Request], sampling: Sampling, done: AbstractSet[str]
+    ) -> Iterator[list[Completion]]:
+        """What the model says to the requests that are not done, online or in batches.
+
+        Raises CostLimitReached after the last answer that the limit allows.
+        """
+        from harness.models._api import ApiBackend
+        from harness.models._batch import open_requests
+
+        if not isinstance(backend, ApiBackend):
+            yield from backend.generate(requests, sampling, done=done)
+            return
+        folder = self.folder / "batches" / stage.path.with_suffix("")
+        if self.batch:
+            yield from backend.generate_in_batches(requests, sampling, done=done, folder=folder, say=self.display.note)
+        elif n := open_requests(folder):
+            raise UserError(
+                f"{folder}: {n:,} requests are in a batch at the provider; run again with --batch to wait for it, "
+                "or delete that folder to ask and pay for them again"
+            )
+        else:
+            yield from backend.generate(requests, sampling, done=done)
+        if self.allowance is not None and self.allowance.exhausted:
+            raise costs.CostLimitReached(
+                f"stopped at --max-cost {self.allowance.limit:g}: ${self.allowance.spent:,.4f} are spent, and the next "
+                f"request of '{stage.name}' could pass it; run the same command with a higher limit to go on"
+            )
 
     def _verdict(
         self,
@@ -395,7 +464,7 @@ class _Runner:
         missing = self._missing(stage)
         taken = {row.fingerprint: row for row in self._shared(stage).take({unit.fingerprint for unit in missing})}
         rows = [
-            taken[unit.fingerprint].model_copy(update=_names(stage, unit))
+            taken[unit.fingerprint].model_copy(update={**_names(stage, unit), **_paid_elsewhere(stage)})
             for unit in missing
             if unit.fingerprint in taken
         ]
@@ -413,9 +482,11 @@ class _Runner:
             self._close_model()
             from harness.models import open_model
 
-            engine = self.spec.engine.model_copy(update={"device": self._engine_settings()["device"]})
+            engine = self.spec.engine
+            if is_local(self.spec.models[name]):
+                engine = engine.model_copy(update={"device": self._engine_settings()["device"]})
             self.display.note_loading(name)
-            backend = open_model(name, self.spec.models[name], self.plan.source, engine)
+            backend = open_model(name, self.spec.models[name], self.plan.source, engine, budget=self.allowance)
             self._open = (name, backend)
         return self._open[1]
 
@@ -548,6 +619,11 @@ def _names(stage: Stage, unit: Any) -> dict[str, Any]:
         constitutions = [response.constitution.id for response in unit.responses]
         return {**names, "query_id": unit.query_id, "constitution_ids": constitutions}
     return {**names, "query_id": unit.query.id, "constitution_id": unit.constitution.id, "epoch": unit.epoch}
+
+
+def _paid_elsewhere(stage: Stage) -> dict[str, Any]:
+    """What changes in a row that another run paid for."""
+    return {"usage": {}} if stage.kind == "generate" else {}
 
 
 def _read_engine(file: Path) -> dict[str, Any]:

@@ -688,9 +688,9 @@ def test_a_defect_is_not_taken_for_a_failed_request(
 ) -> None:
     backend = opened("openai-chat", faulty.url)
 
-    def broken(prompt: Prompt, sampling: Sampling) -> Any:
+    def broken(client: Any, body: Any) -> Any:
         raise mistake
 
-    monkeypatch.setattr(backend, "_ask", broken)
+    monkeypatch.setattr(backend, "_post", broken)
     with pytest.raises(type(mistake), match="a mistake of ours"):
         completions(backend, requests("openai-chat"))
