@@ -36,6 +36,10 @@ _MILLION = 1_000_000
 # --- Prices
 
 
+class InvalidCosts(UserError):
+    """A price file, or an option about costs, that a run cannot go by: bad usage, not a failed run."""
+
+
 class Price(BaseModel):
     """US dollars for a million tokens; see the head of `prices.yaml`."""
 
@@ -87,11 +91,14 @@ def load_prices(file: str | Path | None = None) -> Prices:
 
 
 def _read_prices(file: Path) -> dict[str, Price]:
-    document = read_yaml(file, what="price file")
+    try:
+        document = read_yaml(file, what="price file")
+    except UserError as error:
+        raise InvalidCosts(str(error)) from None
     try:
         return _PriceFile.model_validate(document.data).prices
     except ValidationError as error:
-        raise UserError(first_problem(error, document, _PriceFile)) from None
+        raise InvalidCosts(first_problem(error, document, _PriceFile)) from None
 
 
 def api_models(plan: Plan) -> dict[str, ModelSpec]:
@@ -242,7 +249,7 @@ def allowance(plan: Plan, folder: Path, limit: float, prices: Prices) -> Allowan
     for name, model in api_models(plan).items():
         if (price := prices.of(model)) is None:
             where = f" at {model.base_url}" if model.base_url else ""
-            raise UserError(
+            raise InvalidCosts(
                 f"--max-cost: the price of '{model.path}'{where} (model '{name}') is unknown "
                 f"({nearest(model.path or '', prices.shipped)}); "
                 f"write it into a file as harness/prices.yaml does and name that with --prices FILE"

@@ -99,7 +99,7 @@ def run(
     folder = plan.folder
     known = costs.load_prices(prices)
     if batch and not costs.api_models(plan):
-        raise UserError("--batch: no model of this run is behind an API; leave it out")
+        raise costs.InvalidCosts("--batch: no model of this run is behind an API; leave it out")
     with RunLock(folder):
         kept = _finished_results(plan, folder)
         if kept is None:

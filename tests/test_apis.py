@@ -55,18 +55,18 @@ class Bench:
         (self.folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (self.folder / "spec.yaml").write_text(SPEC.format(url=self.url, folder=self.folder, judges=judges))
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
+    def start(self, *options: str, **variables: str) -> subprocess.Popen[str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "ANTHROPIC_", "HARNESS_"))}
-        env |= {"HARNESS_CACHE": str(self.folder / "cache")}
+        env |= {"HARNESS_CACHE": str(self.folder / "cache"), **variables}
         command = [sys.executable, "-m", "harness", "run", "spec.yaml", "--no-cache", *options]
         return subprocess.Popen(
             command, cwd=self.folder, env={**env, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    def run(self, *options: str, code: int = 0) -> str:
+    def run(self, *options: str, code: int = 0, **variables: str) -> str:
         """Run to the end; what it said."""
-        process = self.start(*options)
+        process = self.start(*options, **variables)
         out, err = process.communicate(timeout=900)
         assert process.returncode == code, out + err
         return out + err
@@ -197,3 +197,97 @@ def test_ten_thousand_judgements_on_256_connections(bench: Callable[..., Bench])
     answered = Counter(b.stats()["answered"].values())
     assert sum(n for times, n in answered.items() if times > 1) <= 2 * 256
     assert b.stats()["most_running"] <= 2 * 256  # requests of the killed process may still have been running
+
+
+# --- Limits of cost
+
+PRICES = """
+prices:
+  openai/one: {input: 0, output: 0}
+  anthropic/two: {input: 0, output: 0}
+  openai/judge: {input: 10, output: 30, batch: 0.5}
+"""
+
+
+def test_a_limit_of_cost_stops_cleanly_and_a_higher_one_goes_on(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.write(8, GPT)
+    (b.folder / "prices.yaml").write_text(PRICES)
+    options = ("-q", "--prices", "prices.yaml", "--max-connections", "4")
+    said = b.run(*options, "--max-cost", "0.12", code=3)
+    assert "stopped at --max-cost 0.12: $0.1" in said
+    assert "run the same command with a higher limit" in said
+    assert "Traceback" not in said
+    first = b.rows()
+    paid = sum(10 * r["usage"]["prompt_tokens"] + 30 * r["usage"]["completion_tokens"] for r in first) / 1e6
+    assert 0 < len(first) < 64
+    assert paid <= 0.12
+    assert paid > 0.06, "not long before it either"
+    assert not (b.run_folder / "results.json").exists()
+    assert b.run(*options, "--max-cost", "0.12", code=3)
+    assert len(b.rows()) - len(first) <= 2, "what was spent before counts"
+    b.run(*options, "--max-cost", "10")
+    assert b.rows()[: len(first)] == first
+    check_verdicts(b.rows(), 64)
+    cost = b.results()["cost"]
+    paid = sum(10 * r["usage"]["prompt_tokens"] + 30 * r["usage"]["completion_tokens"] for r in b.rows()) / 1e6
+    assert cost["models"]["gpt"]["dollars"] == cost["dollars"] == pytest.approx(paid)
+    assert cost["models"]["gpt"]["requests"] == 64
+    assert b.stats()["count"]["none"] == 32 + 32 + 64
+
+
+def test_a_limit_of_cost_needs_prices(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.write(1)
+    (b.folder / "prices.yaml").write_text("prices: {openai/one: {input: 1}}\n")
+    assert "prices.yaml:1: 'prices.openai/one.output' is missing" in b.run("--prices", "prices.yaml", code=2)
+    spec = (b.folder / "spec.yaml").read_text()
+    (b.folder / "spec.yaml").write_text(spec.replace(f"base_url: {b.url}/v1", "base_url: https://models.example/v1"))
+    said = b.run("--max-cost", "1", code=2, OPENAI_API_KEY="test-key-without-use")
+    assert "the price of 'openai/one' at https://models.example/v1 (model 'one') is unknown" in said
+    assert b.stats()["count"] == {}
+
+
+# --- Batches
+
+
+@pytest.mark.parametrize("judge", ["gpt", "claude"])
+def test_a_batch_is_handed_in_once_though_the_run_is_killed(bench: Callable[..., Bench], judge: str) -> None:
+    b = bench("--batch-fault-every", "5")
+    b.write(4, PROGRAMS)
+    b.run("-q")
+    b.write(4, f"{{{judge}: {{kind: llm, model: {judge}}}}}")
+    b.set(batch_seconds=3600)
+    process = b.start("--batch")
+    folder = b.run_folder / "batches" / "verdicts" / judge / "one-vs-two"
+    wait_for(lambda: any('_0"' in file.read_text() for file in folder.glob("*.json")), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert b.rows(judge) == []
+    assert "requests are in a batch at the provider; run again with --batch" in b.run("-q", code=1)
+    b.set(batch_seconds=0)
+    said = b.run("--batch")
+    assert "waiting for batch" in said
+    assert [batch["n"] for batch in b.stats()["batches"]] == [32]
+    rows = b.rows(judge)
+    reasons = Counter(row["reason"] or "scored" for row in rows)
+    assert len({row["id"] for row in rows}) == len(rows) == 32
+    assert reasons.keys() <= REASONS | {"scored"}
+    failed = 32 - reasons["scored"]
+    assert 0 < failed < 16
+    assert all(row["usage"]["batch"] for row in rows)
+    b.set(batch_fault_every=0)
+    b.run("--batch", "-q")
+    assert [batch["n"] for batch in b.stats()["batches"]] == [32, failed]
+    last = {row["id"]: row for row in b.rows(judge)}
+    assert {row["outcome"] for row in last.values()} <= {"a", "b", "tie"}
+
+
+def test_a_batch_needs_an_api(bench: Callable[..., Bench], tiny_model: Path) -> None:
+    b = bench()
+    b.write(1, PROGRAMS)
+    local = {"path": str(tiny_model), "style": "chat"}
+    spec = (b.folder / "spec.yaml").read_text().split("models:")[0] + f"models: {{one: {local}, two: {local}}}\n"
+    rest = (b.folder / "spec.yaml").read_text().split("tasks:")[1]
+    (b.folder / "spec.yaml").write_text(spec + "tasks:" + rest)
+    assert "--batch: no model of this run is behind an API" in b.run("--batch", code=2)

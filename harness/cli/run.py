@@ -69,7 +69,7 @@ def execute(options: argparse.Namespace) -> int:
 
     check(spec)
     from harness import runner
-    from harness.costs import CostLimitReached
+    from harness.costs import CostLimitReached, InvalidCosts
 
     began = datetime.datetime.now(datetime.UTC)
     try:
@@ -82,6 +82,8 @@ def execute(options: argparse.Namespace) -> int:
             max_cost=options.max_cost,
             prices=options.prices,
         )
+    except InvalidCosts:
+        raise
     except CostLimitReached as error:
         raise QualityError(str(error)) from error
     except UserError as error:
