@@ -62,6 +62,7 @@ def sections(results: Results) -> list[Section]:
         _lengths(results),
         _judges(results),
         _models(results),
+        _cost(results),
         _footnotes(results),
     ]
     return [part for part in parts if part.sentences or part.tables]
@@ -610,6 +611,35 @@ def _models(results: Results) -> Section:
         for name, model in (results.get("models") or {}).items()
     ]
     return Section("Models", (), (Table(columns, cells),) if cells else ())
+
+
+def _cost(results: Results) -> Section:
+    """What API models were asked and what that cost; nothing where a run has none."""
+    cost = results.get("cost") or {}
+    rows = [
+        (
+            name,
+            str(model.get("path")),
+            f"{model['requests']:,}",
+            f"{model['input_tokens']:,}",
+            f"{model['cached_input_tokens']:,}",
+            f"{model['output_tokens']:,}",
+            NONE if model["dollars"] is None else f"{model['dollars']:,.2f}",
+        )
+        for name, model in (cost.get("models") or {}).items()
+    ]
+    if not rows:
+        return Section("Cost")
+    columns = ("model", "path", "requests", "input tokens", "cached", "output tokens", "dollars")
+    total = cost.get("dollars")
+    said = f"In all {total:,.2f} dollars." if total is not None else "Of a model without dollars no price is known."
+    dates = sorted({m["price"]["date"] for m in cost["models"].values() if (m["price"] or {}).get("date")})
+    remark = (
+        f"Tokens as the providers count them; prices as of {_and(dates)}."
+        if dates
+        else "Tokens as the providers count them."
+    )
+    return Section("Cost", (said,), (Table(columns, rows, numbers=frozenset(columns[2:])),), (remark,))
 
 
 def _footnotes(results: Results) -> Section:
