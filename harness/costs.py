@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -278,12 +278,19 @@ def _texts(prompt: Prompt) -> list[str]:
 # --- What a plan comes to
 
 
-def planned(plan: Plan, folder: Path, prices: Prices | None = None, *, batch: bool = False) -> dict[str, Any]:
+Count = Callable[[Sequence[Prompt]], list[int]]
+
+
+def planned(
+    plan: Plan, folder: Path, prices: Prices | None = None, *, batch: bool = False, exact: bool = False
+) -> dict[str, Any]:
     """Tokens and dollars of what is left to do, per stage and in all, between the shortest and the longest answers.
 
     Shortest: an answer of one token, a verdict of a bare verdict line; longest: as many tokens as are allowed. Prompts of
-    judges hold the answers, where they are there already; otherwise the shortest and the longest ones.
+    judges hold the answers, where they are there already; otherwise the shortest and the longest ones. With `exact` the
+    prompts are counted by the tokenizers of local models and by Anthropic; `counted` says of each stage which it is.
     """
+    counts: dict[str, Count] = {}
     prices = prices or load_prices()
     rows: list[dict[str, Any]] = []
     for stage in plan.stages:
@@ -294,8 +301,13 @@ def planned(plan: Plan, folder: Path, prices: Prices | None = None, *, batch: bo
         left = [unit for unit in stage.units if unit.id not in finished]
         if not left:
             continue
-        counted = _answers(cast("list[GenerationUnit]", left), plan, stage) if stage.kind == "generate" else None
-        low, high = counted or _judgements(cast("list[VerdictUnit]", left), plan, stage, folder)
+        if stage.model not in counts:
+            counts[stage.model] = (_counter(plan, stage.model) if exact else None) or _estimates
+        count = counts[stage.model]
+        if stage.kind == "generate":
+            low, high = _answers(cast("list[GenerationUnit]", left), plan, stage, count)
+        else:
+            low, high = _judgements(cast("list[VerdictUnit]", left), plan, stage, folder, count)
         price = None if is_local(model) else prices.of(model)
         rows.append(
             {
@@ -304,6 +316,7 @@ def planned(plan: Plan, folder: Path, prices: Prices | None = None, *, batch: bo
                 "requests": len(left),
                 "prompt_tokens": {"low": low.input, "high": high.input},
                 "output_tokens": {"low": low.output, "high": high.output},
+                "counted": "estimate" if count is _estimates else "exact",
                 "is_api": not is_local(model),
                 "dollars": None
                 if price is None
@@ -320,14 +333,39 @@ def planned(plan: Plan, folder: Path, prices: Prices | None = None, *, batch: bo
     }
 
 
-def _answers(left: list[GenerationUnit], plan: Plan, stage: Stage) -> tuple[Tokens, Tokens]:
+def _counter(plan: Plan, name: str) -> Count | None:
+    """What counts a model's prompts; None where there is no tokenizer at hand."""
+    model = plan.spec.models[name]
+    if is_local(model):
+        return _local_counter(plan, name)
+    if model_backend(model.path or "") == "anthropic":
+        from harness.models import open_model
+        from harness.models.anthropic import AnthropicBackend
+
+        return cast(AnthropicBackend, open_model(name, model, plan.source, plan.spec.engine)).count_tokens
+    return None
+
+
+def _local_counter(plan: Plan, name: str) -> Count:
+    from sami_train.generation import encode_prompt
+    from sami_train.models import load_tokenizer
+
+    model = plan.spec.models[name]
+    untrained = model.train.from_ if model.train is not None else name  # training keeps the tokenizer
+    source = plan.source(untrained)
+    tokenizer = load_tokenizer(source, trust_remote_code=plan.spec.models[untrained].trust_remote_code)
+    limit = plan.spec.sampling.max_prompt_tokens
+    return lambda prompts: [len(encode_prompt(tokenizer, prompt, limit).ids) for prompt in prompts]
+
+
+def _answers(left: list[GenerationUnit], plan: Plan, stage: Stage, count: Count) -> tuple[Tokens, Tokens]:
     assert stage.model is not None
     longest = plan.sampling(stage.model, stage.task).max_new_tokens
-    prompts = sum(_estimate(unit.prompt) for unit in left)
+    prompts = sum(count([unit.prompt for unit in left]))
     return Tokens(prompts, output=len(left)), Tokens(prompts, output=len(left) * longest)
 
 
-def _judgements(left: list[VerdictUnit], plan: Plan, stage: Stage, folder: Path) -> tuple[Tokens, Tokens]:
+def _judgements(left: list[VerdictUnit], plan: Plan, stage: Stage, folder: Path, count: Count) -> tuple[Tokens, Tokens]:
     answers: dict[str, str] = {}
     lengths: dict[str, int] = {}
     for task in plan.tasks:
@@ -338,7 +376,9 @@ def _judgements(left: list[VerdictUnit], plan: Plan, stage: Stage, folder: Path)
             }
     longest = plan.judge_sampling().max_new_tokens
     judges = {task: plan.judge(stage.judge, task) for task in plan.tasks}
-    low = high = Tokens()
+    prompts: list[Prompt] = []
+    low = high = 0  # tokens of answers that are not there yet
+    written = 0
     for unit in left:
         judge = judges[unit.a.task]
         texts = [answers.get(unit.a.id), answers.get(unit.b.id)]
@@ -349,15 +389,19 @@ def _judgements(left: list[VerdictUnit], plan: Plan, stage: Stage, folder: Path)
         )
         if None not in texts and judge.without_asking(comparison) is not None:
             continue
-        prompt = _estimate(judge.prompt(comparison))
-        written = judge.form != "choice"
-        low += Tokens(prompt + texts.count(None), output=_SHORTEST_VERDICT if written else 0)
-        high += Tokens(prompt + unknown, output=longest if written else 0)
-    return low, high
+        prompts.append(judge.prompt(comparison))
+        low, high = low + texts.count(None), high + unknown
+        written += judge.form != "choice"
+    known = sum(count(prompts))
+    return (
+        Tokens(known + low, output=written * _SHORTEST_VERDICT),
+        Tokens(known + high, output=written * longest),
+    )
 
 
-def _estimate(prompt: Prompt) -> int:
-    return -(-sum(len(text.encode("utf-8", "replace")) for text in _texts(prompt)) // BYTES_PER_TOKEN)
+def _estimates(prompts: Sequence[Prompt]) -> list[int]:
+    sizes = (sum(len(text.encode("utf-8", "replace")) for text in _texts(prompt)) for prompt in prompts)
+    return [-(-size // BYTES_PER_TOKEN) for size in sizes]
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -22,7 +22,7 @@ from harness.costs import (
     spent,
     tokens,
 )
-from harness.models.base import Sampling
+from harness.models.base import Request, Sampling
 from harness.plan import build_plan
 from harness.rows import Generation, Verdict
 from harness.spec import ModelSpec, load_spec
@@ -225,6 +225,22 @@ def test_a_plan_is_priced_between_the_shortest_and_the_longest_answers(plan_of: 
     assert judge["prompt_tokens"]["high"] - judge["prompt_tokens"]["low"] == 2 * n * (100 - 2)
     assert cost["dollars"]["high"] == pytest.approx(sum(row["dollars"]["high"] for row in cost["stages"]))
     assert planned(plan, plan.folder, batch=True)["dollars"]["high"] == pytest.approx(cost["dollars"]["high"] / 2)
+
+
+def test_local_prompts_are_counted_as_the_model_gets_them(plan_of: Any, tiny_model: Path) -> None:
+    from harness.models.local import TransformersBackend
+    from sami_train.models import Source
+
+    here = str(tiny_model)
+    plan = plan_of(models__one__path=here, models__two__path=here, models__judge__path="openai/gpt-4")
+    assert {row["counted"] for row in planned(plan, plan.folder)["stages"]} == {"estimate"}
+    rows = planned(plan, plan.folder, exact=True)["stages"]
+    assert [row["counted"] for row in rows] == ["exact", "exact", "estimate"]
+    backend = TransformersBackend("one", Source("folder", here), device="cpu", dtype="float32")
+    requests = [Request(unit.id, unit.prompt) for unit in plan.stages[0].units]
+    made = [c for batch in backend.generate(requests, Sampling(1, 1024)) for c in batch]
+    assert rows[0]["prompt_tokens"]["low"] == sum(c.n_prompt_tokens for c in made)
+    assert rows[0]["dollars"] is None
 
 
 def generation(plan: Any, stage: Any, unit: Any, text: str, **more: Any) -> Generation:

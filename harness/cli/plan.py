@@ -32,17 +32,29 @@ examples:
   harness plan my-run.yaml --json""",
     )
     add_spec_options(parser)
-    add_cost_options(parser)
+    add_cost_options(parser).add_argument(
+        "--count-tokens",
+        action="store_true",
+        help="count prompts exactly: with the tokenizers of local models, and by asking Anthropic (which takes no money)",
+    )
     add_json(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
     """Read, check, show."""
-    show_plan(read_spec(options), as_json=options.json, prices=options.prices, batch=options.batch)
+    show_plan(
+        read_spec(options),
+        as_json=options.json,
+        prices=options.prices,
+        batch=options.batch,
+        count_tokens=options.count_tokens,
+    )
     return 0
 
 
-def show_plan(spec: Spec, *, as_json: bool, prices: str | None = None, batch: bool = False) -> None:
+def show_plan(
+    spec: Spec, *, as_json: bool, prices: str | None = None, batch: bool = False, count_tokens: bool = False
+) -> None:
     """Print the plan of a specification. Raises UserError when it cannot be run."""
     from harness.cli._screen import console, print_json
     from harness.costs import load_prices, planned
@@ -53,7 +65,7 @@ def show_plan(spec: Spec, *, as_json: bool, prices: str | None = None, batch: bo
     check(spec)
     plan = build_plan(spec)
     described = describe(plan, rates=known_rates())
-    described["cost"] = planned(plan, plan.folder, load_prices(prices), batch=batch)
+    described["cost"] = planned(plan, plan.folder, load_prices(prices), batch=batch, exact=count_tokens)
     if as_json:
         print_json(described)
     else:
@@ -93,24 +105,35 @@ def _print_plan(described: dict[str, Any], screen: Console) -> None:
 
 
 def _print_cost(cost: dict[str, Any], screen: Console) -> None:
-    """The tokens and dollars of API models; nothing where a run has none."""
+    """The tokens and dollars of API models, and the tokens of others that were counted; nothing where there is neither."""
     from harness.cli._screen import table
 
-    of_apis = [row for row in cost["stages"] if row["is_api"]]
-    if not of_apis:
+    shown = [row for row in cost["stages"] if row["is_api"] or row["counted"] == "exact"]
+    if not shown:
         return
-    screen.print("\nWhat is left for API models, between the shortest and the longest answers:\n")
+    screen.print("\nTokens that are left, between the shortest and the longest answers:\n")
     rows = [
-        [row["stage"], f"{row['requests']:,}", _range(row["prompt_tokens"]), _range(row["output_tokens"]), _dollars(row["dollars"])]
-        for row in of_apis
-    ]  # fmt: skip
+        [
+            row["stage"],
+            f"{row['requests']:,}",
+            ("~ " if row["counted"] == "estimate" else "") + _range(row["prompt_tokens"]),
+            _range(row["output_tokens"]),
+            _dollars(row["dollars"]) if row["is_api"] else "–",
+        ]
+        for row in shown
+    ]
     columns = ("stage", "requests", "prompt tokens", "answer tokens", "dollars")
     screen.print(table(columns, rows, right=columns[1:]))
-    total = f"In all: {_dollars(cost['dollars'])} dollars"
+    said = []
     if cost["unpriced"]:
-        total = f"No price is known for {', '.join(cost['unpriced'])}; give one with --prices FILE"
-    so_far = f"; {cost['spent']:,.2f} are spent" if cost["spent"] else ""
-    screen.print(f"\n{total}{so_far}. Prompts are counted at {cost['bytes_per_token']} bytes a token.", soft_wrap=True)
+        said.append(f"No price is known for {', '.join(cost['unpriced'])}; give one with --prices FILE.")
+    elif any(row["is_api"] for row in shown):
+        said.append(f"In all {_dollars(cost['dollars'])} dollars.")
+    if cost["spent"]:
+        said.append(f"Spent so far: {cost['spent']:,.2f}.")
+    if any(row["counted"] == "estimate" for row in shown):
+        said.append(f"~ estimated at {cost['bytes_per_token']} bytes a token; --count-tokens counts where it can.")
+    screen.print("\n" + " ".join(said), markup=False, soft_wrap=True)
 
 
 def _range(ends: dict[str, int]) -> str:

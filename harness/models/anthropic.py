@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from harness.models._api import (
@@ -14,12 +15,14 @@ from harness.models._api import (
     RequestError,
     as_dict,
     check_base_url,
+    clean,
     count,
     known_id,
     parsed,
     parsed_lines,
     resolve_key,
 )
+from harness.models._pace import Pace
 from harness.models.base import FinishReason, Sampling
 from sami_train.errors import MissingPackage, UserError
 from sami_train.prompts import Prompt, Style
@@ -96,6 +99,25 @@ class AnthropicBackend(ApiBackend):
 
     def _read(self, body: Any) -> Answer:
         return read_answer(body)
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """The length of each prompt in tokens, as the provider counts them; it asks nothing for that."""
+        pace = Pace(self._connections)
+
+        def number(prompt: Prompt) -> int:
+            body = self._body(prompt, Sampling(1, 1))
+            wanted = {name: value for name, value in body.items() if name in ("model", "messages", "system")}
+            found, _ = self._patiently(lambda: self._client().messages.count_tokens(**wanted), pace)
+            return int(found.input_tokens)
+
+        try:
+            with ThreadPoolExecutor(self._connections) as pool:
+                return list(pool.map(number, prompts))
+        except RequestError as error:
+            raise UserError(
+                f"model '{self.name}': the provider does not count tokens ({clean(str(error), self._key)}); "
+                "leave --count-tokens out"
+            ) from error
 
     # Batches
 

@@ -128,6 +128,14 @@ def test_both_clients_get_the_same_greedy_text(vllm: str) -> None:
     assert texts[0] == texts[1]
 
 
+def test_prompts_are_counted_as_the_answer_counts_them(vllm: str) -> None:
+    asked = [Request(str(n), Prompt("chat", (("user", "word " * (n + 1)),))) for n in range(4)]
+    backend = AnthropicBackend("m", "smollm2", "chat", base_url=vllm)
+    counted = backend.count_tokens([request.prompt for request in asked])
+    found = {c.id: c for rows in backend.generate(asked, Sampling(2, 512)) for c in rows}
+    assert counted == [found[request.id].n_prompt_tokens for request in asked]
+
+
 def test_a_whole_run_with_judges_through_both_clients(
     vllm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
