@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 from harness.judges.llm import CHOICES, Comparison, Judgement, LLMJudge
-from harness.models.base import Backend, LocalBackend, Request, Sampling
+from harness.models.base import Backend, Completion, LocalBackend, Request, Sampling
 from sami_train.prompts import Prompt
 
 CHOICE_ROWS = 16
 """Judgements that come together from a judge whose probabilities are read."""
 TOO_LONG = Judgement("unscored", "prompt_too_long")
 """Of a prompt that does not fit the model even without its query."""
+
+
+Generate = Callable[[Sequence[Request], Sampling, AbstractSet[str]], Iterator[list[Completion]]]
 
 
 class Asked(NamedTuple):
@@ -34,6 +37,7 @@ def ask(
     sampling: Sampling,
     *,
     missing: AbstractSet[str],
+    generate: Generate | None = None,
 ) -> Iterator[list[Asked]]:
     """Judgements of the `missing` ones of `comparisons`, as they come, in batches that are made of all of them.
 
@@ -43,6 +47,7 @@ def ask(
         comparisons: those that need a model's word (see `LLMJudge.without_asking`).
         sampling: how a judge that writes does so.
         missing: ids of those that are still to be judged. What is there already changes nothing about the others.
+        generate: how the model is asked for texts (requests, sampling, ids that are done); None: `backend.generate`.
     """
     if not missing:
         return
@@ -50,7 +55,8 @@ def ask(
     if judges[comparisons[0].id].form == "choice":
         yield from _choices(cast(LocalBackend, backend), judges, comparisons, prompts, missing)
     else:
-        yield from _texts(backend, judges, comparisons, prompts, sampling, missing)
+        ways = generate or (lambda requests, sampling, done: backend.generate(requests, sampling, done=done))
+        yield from _texts(backend, judges, comparisons, prompts, sampling, missing, ways)
 
 
 def _choices(
@@ -82,6 +88,7 @@ def _texts(
     prompts: Mapping[str, Prompt],
     sampling: Sampling,
     missing: AbstractSet[str],
+    generate: Generate,
 ) -> Iterator[list[Asked]]:
     if isinstance(backend, LocalBackend):
         room = min(sampling.max_prompt_tokens, backend.prompt_room(sampling.max_new_tokens))
@@ -93,7 +100,7 @@ def _texts(
     requests = [Request(i, prompts[i]) for i in by_id]
     if missing.isdisjoint(by_id):
         return
-    for batch in backend.generate(requests, sampling, done=by_id.keys() - missing):
+    for batch in generate(requests, sampling, by_id.keys() - missing):
         rows = []
         for made in (one for one in batch if one.id in missing):
             judgement = judges[made.id].read_text(

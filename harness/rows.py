@@ -77,6 +77,8 @@ class Generation(Row):
     """Whether the prompt was cut to fit the context window."""
     error: Text | None = None
     """What went wrong; None unless `finish_reason` is "error"."""
+    usage: JsonObject = {}
+    """Tokens that an API model used, by kind, as its provider counts them; empty for what was paid in another run."""
 
     @model_validator(mode="after")
     def _error_is_told(self) -> Self:

@@ -7,18 +7,31 @@ that an interrupted run goes on where it was, and a finished one is read back wi
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from harness import costs
 from harness.judges.llm import Comparison, Judgement
 from harness.judges.verifiable import compare
-from harness.plan import GenerationUnit, LikelihoodUnit, Plan, Stage, VerdictUnit, build_plan, rate_key, trained_for
+from harness.plan import (
+    GenerationUnit,
+    LikelihoodUnit,
+    Plan,
+    Stage,
+    VerdictUnit,
+    build_plan,
+    is_local,
+    rate_key,
+    trained_for,
+)
 from harness.progress import Display
 from harness.rows import Generation, Likelihood, Manifest, Row, Verdict
 from harness.spec import Spec, load_spec
@@ -41,7 +54,8 @@ from sami_train.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.models.base import Backend
+    from harness.costs import Allowance
+    from harness.models.base import Backend, Completion, Request, Sampling
     from harness.models.local import TransformersBackend
 
 
@@ -55,7 +69,14 @@ class RunOutcome:
 
 
 def run(
-    spec: Spec | str | Path = "quickstart", *, console: Console | None = None, quiet: bool = False, cache: bool = True
+    spec: Spec | str | Path = "quickstart",
+    *,
+    console: Console | None = None,
+    quiet: bool = False,
+    cache: bool = True,
+    batch: bool = False,
+    max_cost: float | None = None,
+    prices: str | Path | None = None,
 ) -> RunOutcome:
     """Run a specification, or go on with it, and score it.
 
@@ -64,8 +85,12 @@ def run(
         console: where progress and results are shown (standard error and output by default).
         quiet: show nothing.
         cache: share rows and trained models with other runs through the cache folder.
+        batch: ask API models through their providers' batch interfaces.
+        max_cost: dollars that the run may have cost in all, earlier starts included; see `harness.costs`.
+        prices: a file of prices, in the place of those that come with the harness (`harness/prices.yaml`).
 
     Raises:
+        CostLimitReached: the next request might have passed `max_cost`. Everything paid for is kept.
         UserError: the specification is invalid, another process works in the folder, a model cannot be loaded, the disk is
             full. Everything finished is kept.
     """
@@ -73,26 +98,42 @@ def run(
     check(spec)
     plan = build_plan(spec)
     folder = plan.folder
+    known = costs.load_prices(prices)
+    if batch and not costs.api_models(plan):
+        raise costs.InvalidCosts("--batch: no model of this run is behind an API; leave it out")
     with RunLock(folder):
         kept = _finished_results(plan, folder)
         if kept is None:
+            allowance = None if max_cost is None else costs.allowance(plan, folder, max_cost, known)
             with Display(console, quiet=quiet) as display:
-                kept = _Runner(plan, folder, display, cache).results()
+                kept = _Runner(plan, folder, display, cache, known, allowance, batch).results()
     return RunOutcome(kept, folder, bool(kept["quality"]["passed"]))
 
 
 def judge_again(
-    plan: Plan, judges: Sequence[str], *, console: Console | None = None, quiet: bool = False
+    plan: Plan,
+    judges: Sequence[str],
+    *,
+    console: Console | None = None,
+    quiet: bool = False,
+    batch: bool = False,
+    max_cost: float | None = None,
+    prices: str | Path | None = None,
 ) -> RunOutcome:
     """Judge the responses that lie in a plan's folder by these of its judges, or go on with it, and score the run.
 
+    `batch`, `max_cost` (of the whole run, what it has cost so far included) and `prices` are those of `run`.
+
     Raises:
+        CostLimitReached: the next request might have passed `max_cost`. Everything paid for is kept.
         UserError: another process works in the folder, a judge's model cannot be loaded, the disk is full. Everything
             finished is kept.
     """
+    known = costs.load_prices(prices)
     with RunLock(plan.folder), Display(console, quiet=quiet) as display:
+        allowance = None if max_cost is None else costs.allowance(plan, plan.folder, max_cost, known)
         stages = [stage for stage in plan.stages if stage.judge in judges]
-        results = _Runner(plan, plan.folder, display, cache=True).results(stages)
+        results = _Runner(plan, plan.folder, display, True, known, allowance, batch).results(stages)
     return RunOutcome(results, plan.folder, bool(results["quality"]["passed"]))
 
 
@@ -110,8 +151,18 @@ def _finished_results(plan: Plan, folder: Path) -> dict[str, Any] | None:
 class _Runner:
     """One run in progress: the plan, its folder, the model in memory."""
 
-    def __init__(self, plan: Plan, folder: Path, display: Display, cache: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        display: Display,
+        cache: bool,
+        prices: costs.Prices,
+        allowance: Allowance | None,
+        batch: bool,
+    ) -> None:
         self.plan, self.spec, self.folder, self.display, self.cache = plan, plan.spec, folder, display, cache
+        self.prices, self.allowance, self.batch = prices, allowance, batch
         self._open: tuple[str, Backend] | None = None
         self._engine: dict[str, Any] = {}
 
@@ -127,7 +178,8 @@ class _Runner:
         for stage in stages:
             self._run_stage(stage)
         self._close_model()
-        results = {**score(score_inputs(self.plan)), "created": _now().isoformat(timespec="seconds")}
+        cost = costs.spent(self.plan, self.folder, self.prices)
+        results = {**score(score_inputs(self.plan)), "cost": cost, "created": _now().isoformat(timespec="seconds")}
         write_json(self.folder / "manifest.json", self._run_manifest(results))
         write_atomic(self.folder / "report.md", render_markdown(results))
         write_json(self.folder / "results.json", results)
@@ -220,7 +272,7 @@ class _Runner:
             )
 
     def _generate(self, stage: Stage) -> None:
-        from harness.models.base import Asked, Completion, Request
+        from harness.models.base import Asked, Request
 
         assert stage.model is not None
         units = {unit.id: cast(GenerationUnit, unit) for unit in stage.units}
@@ -244,9 +296,10 @@ class _Runner:
                 n_tokens=made.n_tokens,
                 truncated=made.truncated,
                 error=made.error,
+                usage={name: value for name, value in made.usage.items() if name != "latency_s"},
             )
 
-        batches = backend.generate(requests, self.plan.sampling(stage.model, stage.task), done=done)
+        batches = self._answers(stage, backend, requests, self.plan.sampling(stage.model, stage.task), done)
         self._write(stage, ([row(c) for c in batch if c.id not in done] for batch in batches), len(done))
 
     def _likelihood(self, stage: Stage) -> None:
@@ -353,12 +406,46 @@ class _Runner:
         sampling = self.plan.judge_sampling(next(iter(asked.values())).form)
         sampling = replace(sampling, seed=sampling.seed + repeat)
         for batch in ask(
-            backend, asked, [c for _, c in comparisons.values()], sampling, missing=missing & comparisons.keys()
+            backend,
+            asked,
+            [c for _, c in comparisons.values()],
+            sampling,
+            missing=missing & comparisons.keys(),
+            generate=functools.partial(self._answers, stage, backend),
         ):
             yield [
                 self._verdict(stage, comparisons[made.id][0], made.judgement, made.latency_s, made.usage)
                 for made in batch
             ]
+
+    def _answers(
+        self, stage: Stage, backend: Backend, requests: Sequence[Request], sampling: Sampling, done: AbstractSet[str]
+    ) -> Iterator[list[Completion]]:
+        """What the model says to the requests that are not done, online or in batches.
+
+        Raises CostLimitReached after the last answer that the limit allows.
+        """
+        from harness.models._api import ApiBackend
+        from harness.models._batch import open_requests
+
+        if not isinstance(backend, ApiBackend):
+            yield from backend.generate(requests, sampling, done=done)
+            return
+        folder = self.folder / "batches" / stage.path.with_suffix("")
+        if self.batch:
+            yield from backend.generate_in_batches(requests, sampling, done=done, folder=folder, say=self.display.note)
+        elif n := open_requests(folder):
+            raise UserError(
+                f"{folder}: {n:,} requests are in a batch at the provider; run again with --batch to wait for it, "
+                "or delete that folder to ask and pay for them again"
+            )
+        else:
+            yield from backend.generate(requests, sampling, done=done)
+        if self.allowance is not None and self.allowance.exhausted:
+            raise costs.CostLimitReached(
+                f"stopped at --max-cost {self.allowance.limit:g}: ${self.allowance.spent:,.4f} are spent, and the next "
+                f"request of '{stage.name}' could pass it; run the same command with a higher limit to go on"
+            )
 
     def _verdict(
         self,
@@ -406,7 +493,7 @@ class _Runner:
         missing = self._missing(stage)
         taken = {row.fingerprint: row for row in self._shared(stage).take({unit.fingerprint for unit in missing})}
         rows = [
-            taken[unit.fingerprint].model_copy(update=_names(stage, unit))
+            taken[unit.fingerprint].model_copy(update={**_names(stage, unit), **_paid_elsewhere(stage)})
             for unit in missing
             if unit.fingerprint in taken
         ]
@@ -424,9 +511,11 @@ class _Runner:
             self._close_model()
             from harness.models import open_model
 
-            engine = self.spec.engine.model_copy(update={"device": self._engine_settings()["device"]})
+            engine = self.spec.engine
+            if is_local(self.spec.models[name]):
+                engine = engine.model_copy(update={"device": self._engine_settings()["device"]})
             self.display.note_loading(name)
-            backend = open_model(name, self.spec.models[name], self.plan.source, engine)
+            backend = open_model(name, self.spec.models[name], self.plan.source, engine, budget=self.allowance)
             self._open = (name, backend)
         return self._open[1]
 
@@ -517,6 +606,11 @@ def _names(stage: Stage, unit: Any) -> dict[str, Any]:
         constitutions = [response.constitution.id for response in unit.responses]
         return {**names, "query_id": unit.query_id, "constitution_ids": constitutions}
     return {**names, "query_id": unit.query.id, "constitution_id": unit.constitution.id, "epoch": unit.epoch}
+
+
+def _paid_elsewhere(stage: Stage) -> dict[str, Any]:
+    """What changes in a row that another run paid for."""
+    return {"usage": {}} if stage.kind == "generate" else {}
 
 
 def _read_engine(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 import textwrap
@@ -133,6 +134,34 @@ def count_or_auto(text: str) -> int | str:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is neither a whole number of at least 1 nor 'auto'")
     return int(text)
+
+
+def count_or_none(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A number of seconds above 0."""
+    if not 0 < _number(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds above 0")
+    return float(text)
+
+
+def dollars(text: str) -> float:
+    """An amount of at least 0, with or without a dollar sign."""
+    if not 0 <= _number(text.removeprefix("$")) < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no amount in dollars; write, for example, 2.50")
+    return float(text.removeprefix("$"))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def whole_number(text: str) -> int:

@@ -8,7 +8,7 @@ EXIT_CODES = """\
   0    done
   1    the run failed
   2    bad usage, or an invalid specification
-  3    finished, but below a demanded quality
+  3    finished, but below a demanded quality, or stopped at a limit of cost
   130  stopped with Ctrl-C; the same command goes on"""
 
 
@@ -17,4 +17,4 @@ class RunError(UserError):
 
 
 class QualityError(UserError):
-    """Finished, but below a demanded quality: exit code 3."""
+    """Finished, but below a demanded quality, or stopped at a limit of cost: exit code 3."""

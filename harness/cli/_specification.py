@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from harness.cli._arguments import count, count_or_auto, names, whole_number
+from harness.cli._arguments import count, count_or_auto, count_or_none, dollars, names, seconds, whole_number
 from sami_train.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ _FIELDS = {
     "batch_size": "engine.batch_size",
     "threads": "engine.threads",
     "max_new_tokens": "sampling.max_new_tokens",
+    "max_connections": "models.*.max_connections",
+    "max_retries": "models.*.max_retries",
+    "timeout": "models.*.timeout_s",
 }
 """Options with a field of the specification each."""
 
@@ -85,6 +88,28 @@ def add_spec_options(parser: argparse.ArgumentParser, *, default: str | None = D
     )
     where.add_argument("--batch-size", type=count_or_auto, metavar="N", help="prompts generated together, or auto")
     where.add_argument("--threads", type=count_or_auto, metavar="N", help="CPU threads, or auto")
+    apis = parser.add_argument_group("API models")
+    apis.add_argument("--max-connections", type=count, metavar="N", help="requests in flight, at most")
+    apis.add_argument("--max-retries", type=count_or_none, metavar="N", help="tries after a failed one")
+    apis.add_argument("--timeout", type=seconds, metavar="S", help="seconds for one try")
+
+
+def add_cost_options(parser: argparse.ArgumentParser, *, limit: bool = False) -> None:
+    """Add what decides the cost of API models; with `limit`, `--max-cost` too."""
+    costs = parser.add_argument_group("cost of API models")
+    costs.add_argument(
+        "--batch", action="store_true", help="ask through the providers' batch interfaces (see docs/apis.md)"
+    )
+    costs.add_argument(
+        "--prices", metavar="FILE", help="a price file in the form of harness/prices.yaml; it wins over that"
+    )
+    if limit:
+        costs.add_argument(
+            "--max-cost",
+            type=dollars,
+            metavar="DOLLARS",
+            help="stop before API models have cost more, earlier starts included",
+        )
 
 
 def read_spec(options: argparse.Namespace) -> Spec:

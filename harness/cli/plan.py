@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from harness.cli._arguments import add_json, add_verb
-from harness.cli._specification import add_spec_options, read_spec
+from harness.cli._specification import add_cost_options, add_spec_options, read_spec
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,24 +32,40 @@ examples:
   harness plan my-run.yaml --json""",
     )
     add_spec_options(parser)
+    add_cost_options(parser).add_argument(
+        "--count-tokens",
+        action="store_true",
+        help="count prompts exactly: with the tokenizers of local models, and by asking Anthropic (which takes no money)",
+    )
     add_json(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
     """Read, check, show."""
-    show_plan(read_spec(options), as_json=options.json)
+    show_plan(
+        read_spec(options),
+        as_json=options.json,
+        prices=options.prices,
+        batch=options.batch,
+        count_tokens=options.count_tokens,
+    )
     return 0
 
 
-def show_plan(spec: Spec, *, as_json: bool) -> None:
+def show_plan(
+    spec: Spec, *, as_json: bool, prices: str | None = None, batch: bool = False, count_tokens: bool = False
+) -> None:
     """Print the plan of a specification. Raises UserError when it cannot be run."""
     from harness.cli._screen import console, print_json
+    from harness.costs import load_prices, planned
     from harness.plan import build_plan, describe
     from harness.runner import known_rates
     from harness.validation import check
 
     check(spec)
-    described = describe(build_plan(spec), rates=known_rates())
+    plan = build_plan(spec)
+    described = describe(plan, rates=known_rates())
+    described["cost"] = planned(plan, plan.folder, load_prices(prices), batch=batch, exact=count_tokens)
     if as_json:
         print_json(described)
     else:
@@ -78,6 +94,7 @@ def _print_plan(described: dict[str, Any], screen: Console) -> None:
         screen.print("\nTime: known for a stage once one like it has run on this machine.")
     else:
         screen.print(f"\nTime left: about {duration(described['estimate_s'])}, by earlier runs on this machine.")
+    _print_cost(described["cost"], screen)
     screen.print("\nWin rates that would be told from 50% (power 80%, no ties):\n")
     effects = [
         [row["task"], row["principle_set"], row["split"].replace("_", "-"), str(row["n"]), _detectable(row["mde"])]
@@ -85,6 +102,50 @@ def _print_plan(described: dict[str, Any], screen: Console) -> None:
     ]
     columns = ("task", "principle set", "split", "queries", "from 50%, points")
     screen.print(table(columns, effects, right=("queries", "from 50%, points")))
+
+
+def _print_cost(cost: dict[str, Any], screen: Console) -> None:
+    """The tokens and dollars of API models, and the tokens of others that were counted; nothing where there is neither."""
+    from harness.cli._screen import table
+
+    shown = [row for row in cost["stages"] if row["is_api"] or row["counted"] == "exact"]
+    if not shown:
+        return
+    screen.print("\nTokens that are left, between the shortest and the longest answers:\n")
+    rows = [
+        [
+            row["stage"],
+            f"{row['requests']:,}",
+            ("~ " if row["counted"] == "estimate" else "") + _range(row["prompt_tokens"]),
+            _range(row["output_tokens"]),
+            _dollars(row["dollars"]) if row["is_api"] else "–",
+        ]
+        for row in shown
+    ]
+    columns = ("stage", "requests", "prompt tokens", "answer tokens", "dollars")
+    screen.print(table(columns, rows, right=columns[1:]))
+    said = []
+    if cost["unpriced"]:
+        said.append(f"No price is known for {', '.join(cost['unpriced'])}; give one with --prices FILE.")
+    elif any(row["is_api"] for row in shown):
+        said.append(f"In all {_dollars(cost['dollars'])} dollars.")
+    if cost["spent"]:
+        said.append(f"Spent so far: {cost['spent']:,.2f}.")
+    if any(row["counted"] == "estimate" for row in shown):
+        said.append(f"~ estimated at {cost['bytes_per_token']} bytes a token; --count-tokens counts where it can.")
+    screen.print("\n" + " ".join(said), markup=False, soft_wrap=True)
+
+
+def _range(ends: dict[str, int]) -> str:
+    low, high = f"{ends['low']:,}", f"{ends['high']:,}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _dollars(ends: dict[str, float | None] | None) -> str:
+    if ends is None or ends["low"] is None or ends["high"] is None:
+        return "unknown"
+    low, high = f"{ends['low']:,.2f}", f"{ends['high']:,.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _detectable(effect: float | None) -> str:

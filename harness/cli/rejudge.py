@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.cli._arguments import add_json, add_verb, count
 from harness.cli._errors import QualityError, RunError
+from harness.cli._specification import add_cost_options
 from sami_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ examples:
         "-L", "--limit", type=count, metavar="N", help="queries that a new judge sees per task and split"
     )
     parser.add_argument("--epochs", type=count, metavar="K", help="times that a new judge judges each pair")
+    add_cost_options(parser, limit=True)
     parser.add_argument("-q", "--quiet", action="store_true", help="show neither progress nor tables")
     add_json(parser)
 
@@ -56,6 +58,7 @@ def execute(options: argparse.Namespace) -> int:
     from harness.cli._runs import find_started_run
     from harness.cli._screen import console, print_json
     from harness.cli.run import shortfall
+    from harness.costs import CostLimitReached, InvalidCosts
     from harness.rejudge import prepare
     from harness.report.terminal import print_results
     from harness.runner import judge_again
@@ -65,7 +68,19 @@ def execute(options: argparse.Namespace) -> int:
     folder = find_started_run(options.run)
     plan, names = prepare(folder, options.judge, limit=options.limit, epochs=options.epochs)
     try:
-        outcome = judge_again(plan, names, console=console(stderr=True), quiet=options.quiet)
+        outcome = judge_again(
+            plan,
+            names,
+            console=console(stderr=True),
+            quiet=options.quiet,
+            batch=options.batch,
+            max_cost=options.max_cost,
+            prices=options.prices,
+        )
+    except InvalidCosts:
+        raise
+    except CostLimitReached as error:
+        raise QualityError(str(error)) from error
     except UserError as error:
         raise RunError(str(error)) from error
     if options.json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.cli._arguments import add_json, add_verb
 from harness.cli._errors import QualityError, RunError
-from harness.cli._specification import add_spec_options, read_spec
+from harness.cli._specification import add_cost_options, add_spec_options, read_spec
 from sami_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,13 +34,15 @@ examples:
   harness run my-run.yaml --model base=/data/llama --dtype bfloat16
   harness run my-run.yaml --set sampling.temperature=0.7 --seed 3
   harness run my-run.yaml --json > results.json
+  harness run my-run.yaml --max-connections 64 --max-cost 5
 
 Environment variables stand in for options: \
 HARNESS_SEED, HARNESS_OUTPUT, HARNESS_LIMIT, HARNESS_DEVICE, HARNESS_DTYPE, \
 HARNESS_BATCH_SIZE, HARNESS_THREADS, HARNESS_LOG_LEVEL. HARNESS_CACHE is the cache folder, \
-HARNESS_PRINCIPLES folders of principle sets.""",
+HARNESS_PRINCIPLES folders of principle sets, HARNESS_PRICES a price file.""",
     )
     add_spec_options(parser)
+    add_cost_options(parser, limit=True)
     parser.add_argument("--no-cache", action="store_true", help="share nothing with other runs in the cache folder")
     parser.add_argument("-n", "--dry-run", action="store_true", help="only show the plan, as 'harness plan' does")
     parser.add_argument("-q", "--quiet", action="store_true", help="show neither progress nor tables")
@@ -55,16 +57,29 @@ def execute(options: argparse.Namespace) -> int:
     if options.dry_run:
         from harness.cli.plan import show_plan
 
-        show_plan(spec, as_json=options.json)
+        show_plan(spec, as_json=options.json, prices=options.prices, batch=options.batch)
         return 0
     from harness.validation import check
 
     check(spec)
     from harness import runner
+    from harness.costs import CostLimitReached, InvalidCosts
 
     began = datetime.datetime.now(datetime.UTC)
     try:
-        outcome = runner.run(spec, console=console(stderr=True), quiet=options.quiet, cache=not options.no_cache)
+        outcome = runner.run(
+            spec,
+            console=console(stderr=True),
+            quiet=options.quiet,
+            cache=not options.no_cache,
+            batch=options.batch,
+            max_cost=options.max_cost,
+            prices=options.prices,
+        )
+    except InvalidCosts:
+        raise
+    except CostLimitReached as error:
+        raise QualityError(str(error)) from error
     except UserError as error:
         raise RunError(str(error)) from error
     if options.json:

@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING
 from sami_train.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.models.base import Backend
+    from harness.models.base import Backend, Budget
     from harness.spec import EngineSpec, ModelSpec
     from sami_train.models import Source
 
 
-def open_model(name: str, model: ModelSpec, source_of: Callable[[str], Source], engine: EngineSpec) -> Backend:
-    """Open a model for use. `source_of` tells where a local model's weights are.
+def open_model(
+    name: str,
+    model: ModelSpec,
+    source_of: Callable[[str], Source],
+    engine: EngineSpec,
+    *,
+    budget: Budget | None = None,
+) -> Backend:
+    """Open a model for use. `source_of` tells where a local model's weights are; `budget` what an API model may cost.
 
     Raises:
         UserError: the model cannot be loaded, its package is missing, or its key is.
@@ -46,11 +53,11 @@ def open_model(name: str, model: ModelSpec, source_of: Callable[[str], Source], 
         "timeout_s": model.timeout_s,
     }
     if kind == "openai":
-        from harness.models.openai import OpenAIBackend
-
-        return OpenAIBackend(name, remote, model.style, **options)  # type: ignore[arg-type]
-    if kind == "anthropic":
-        from harness.models.anthropic import AnthropicBackend
-
-        return AnthropicBackend(name, remote, model.style, **options)  # type: ignore[arg-type]
-    raise UserError(f"models.{name}: there is no back end '{kind}'")
+        from harness.models.openai import OpenAIBackend as Opened
+    elif kind == "anthropic":
+        from harness.models.anthropic import AnthropicBackend as Opened  # type: ignore[assignment]
+    else:
+        raise UserError(f"models.{name}: there is no back end '{kind}'")
+    opened = Opened(name, remote, model.style, **options)  # type: ignore[arg-type]
+    opened.budget = budget
+    return opened

@@ -1,12 +1,15 @@
-"""What the API back ends share: many requests in flight at once, typed errors, and a key that is never shown.
+"""What the API back ends share: many requests in flight at once, tried again with patience, typed errors, and a key that
+is never shown.
 
-The providers' SDKs repeat what can be repeated (429, 5xx, broken connections) and wait as `Retry-After` says; what
-comes here has failed for good.
+The SDKs' own repeats are off: each would wait for itself alone. Here all requests share one pace (see `_pace`), and each is
+tried a limited number of times.
 """
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
+import itertools
 import json
 import math
 import os
@@ -14,21 +17,40 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from harness.models.base import Completion, FinishReason, Request, Sampling
+from harness.models._pace import LONGEST_PAUSE_S, Pace, retry_after
+from harness.models.base import Budget, Completion, FinishReason, Request, Sampling
 from sami_train.errors import UserError
 from sami_train.prompts import Prompt, Style
 
-Reason = Literal["rate_limit", "timeout", "connection", "server_error", "refused_request", "malformed", "empty"]
+Reason = Literal[
+    "rate_limit",
+    "timeout",
+    "connection",
+    "server_error",
+    "refused_request",
+    "malformed",
+    "empty",
+    "expired",
+    "canceled",
+]
+"""Why a request failed; the last two come of batches only."""
 
 PLACEHOLDER_KEY = "no-key-needed"
 """What a server on the loopback gets when no key is set: the SDKs refuse to start without one."""
 
 _MESSAGE_LIMIT = 300  # characters of an error message that are kept
+_TRIED_AGAIN = ("rate_limit", "timeout", "connection", "server_error", "malformed")
+_OVERLOADED = (429, 503, 529)
+_CONNECTIONS_PER_CLIENT = 32  # the HTTP libraries look through all connections of a client for each request
+
+_T = TypeVar("_T")
 
 
 class Answer(NamedTuple):
@@ -44,36 +66,137 @@ class Answer(NamedTuple):
 class RequestError(Exception):
     """A request that failed for good: why, in a word, and what the provider said."""
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: Reason, message: str, usage: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.usage = usage or {}
+        self.tries = 1
+        self.again = reason in _TRIED_AGAIN
+        self.overloaded = False
+        self.retry_after_s: float | None = None
+
+
+class Ended(NamedTuple):
+    """A batch that is over: each request's answer, or why it has none, by custom id; and why others have none."""
+
+    found: Iterator[tuple[str, Any]]
+    """(custom id, the decoded body of an answer or a RequestError)"""
+    others: RequestError
 
 
 class ApiBackend:
-    """A model behind an HTTP interface. A subclass opens the SDK's client and says how to `_ask` for one answer.
+    """A model behind an HTTP interface. A subclass says what to ask for (`_body`), how (`_post`), and how to `_read` it.
 
     Prompts are sent whole: only the provider can count its tokens, so `max_prompt_tokens` is not enforced here, and a
-    prompt that is too long comes back as `refused_request`. `usage` holds the tokens as the provider counts them and
-    `latency_s`, the seconds from the first try to the answer.
+    prompt that is too long comes back as `refused_request`. `usage` holds the tokens as the provider counts them,
+    `latency_s`, the seconds from the first try to the answer, and `tries` where there were several.
+
+    Args:
+        open_client: the SDK's client on an HTTP client.
+        connections: requests in flight at most; fewer while the provider is overloaded.
+        retries: tries after the first one.
+        timeout_s: seconds for one try, from connecting to the answer's last byte.
     """
 
+    budget: Budget | None = None
+    batch_requests: int
+    batch_bytes: int
+
     def __init__(
-        self, name: str, style: Style, *, sdk: Any, client: Any, key: str, variable: str, connections: int
+        self,
+        name: str,
+        style: Style,
+        *,
+        sdk: Any,
+        open_client: Callable[[Any], Any],
+        key: str,
+        variable: str,
+        connections: int,
+        retries: int,
+        timeout_s: float,
     ) -> None:
         if connections < 1:
             raise UserError(f"model '{name}': 'max_connections' is {connections}; it must be at least 1")
         self.name = name
         self.style = style
         self._sdk = sdk
-        self._client = client
         self._key = key
         self._variable = variable
         self._connections = connections
+        self._retries = retries
+        n = -(-connections // _CONNECTIONS_PER_CLIENT)
+        self._clients = [open_client(http_client(sdk, -(-connections // n), timeout_s)) for _ in range(n)]
+        self._next_client = itertools.cycle(self._clients)
+        self._of_thread = threading.local()
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, *, done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[Completion]]:
-        """Completions as they arrive, in any order. Raises UserError when the provider does not accept the key."""
+        """Completions as they arrive, in any order.
+
+        Without those that the budget does not allow: see `budget`. Raises UserError when the provider does not accept the
+        key, when the account is out of credit, and when it asks for a pause of more than ten minutes.
+        """
+        return self._answers(self._todo(requests, sampling, done), sampling)
+
+    def generate_in_batches(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        done: AbstractSet[str],
+        folder: Path,
+        say: Callable[[str], None],
+    ) -> Iterator[list[Completion]]:
+        """As `generate`, through the provider's batch interface (see `_batch.in_batches`)."""
+        from harness.models._batch import in_batches
+
+        return in_batches(self, self._todo(requests, sampling, done), sampling, folder, say)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for client in self._clients:
+            client.close()
+
+    def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        """The request's JSON."""
+        raise NotImplementedError
+
+    def _post(self, client: Any, body: Mapping[str, Any]) -> Any:
+        """The SDK's raw response to a body."""
+        raise NotImplementedError
+
+    def _read(self, body: Any) -> Answer:
+        """The answer in a decoded response. Raises RequestError when it is not there or was withheld."""
+        raise NotImplementedError
+
+    def _batch_line(self, custom_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A request of a batch."""
+        raise NotImplementedError
+
+    def _batch_prepare(self, lines: Sequence[bytes]) -> Any:
+        """What `_batch_create` takes: the requests themselves, or the id of a file with them."""
+        raise NotImplementedError
+
+    def _batch_create(self, prepared: Any, token: str) -> str:
+        """Hand a batch in; its id."""
+        raise NotImplementedError
+
+    def _batch_find(self, token: str, n: int, since: float) -> str | None:
+        """The id of a batch of `n` requests with this token, handed in after a time, if the provider has one."""
+        raise NotImplementedError
+
+    def _batch_ended(self, batch: str) -> Ended | None:
+        """The results of a batch; None while it is under way."""
+        raise NotImplementedError
+
+    def _client(self) -> Any:
+        """The client of this thread."""
+        if not hasattr(self._of_thread, "client"):
+            self._of_thread.client = next(self._next_client)
+        return self._of_thread.client
+
+    def _todo(self, requests: Sequence[Request], sampling: Sampling, done: AbstractSet[str]) -> list[Request]:
         if sampling.json_schema is not None and self.style != "chat":
             raise UserError(f"model '{self.name}': JSON of a schema needs 'style: chat'; a completion has none")
         todo = [request for request in requests if request.id not in done]
@@ -83,69 +206,154 @@ class ApiBackend:
                     f"model '{self.name}': its style is '{self.style}', but the prompt of '{request.id}' is a "
                     f"{request.prompt.style} prompt; set the model's 'style' to match"
                 )
-        return as_they_finish(todo, lambda request: self._complete(request, sampling), self._connections)
+        return todo
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def _ask(self, prompt: Prompt, sampling: Sampling) -> Answer:
-        raise NotImplementedError
-
-    def _complete(self, request: Request, sampling: Sampling) -> Completion:
-        started = time.perf_counter()
-        problem: RequestError
+    def _answers(self, todo: list[Request], sampling: Sampling) -> Iterator[list[Completion]]:
+        pace = Pace(self._connections)
         try:
-            answer = self._ask(request.prompt, sampling)
-            text, was_cut = cut_at(answer.text, sampling.stop)
-            if not text.strip():
-                raise RequestError("empty", f"the answer has no text (finish reason: {answer.finish_reason})")
-            return Completion(
-                id=request.id,
-                text=text,
-                finish_reason="stop" if was_cut else answer.finish_reason,
-                prompt=request.prompt.text,
-                n_prompt_tokens=answer.n_prompt_tokens,
-                n_tokens=answer.n_tokens,
-                usage={**answer.usage, "latency_s": round(time.perf_counter() - started, 3)},
-            )
+            yield from as_they_finish(todo, lambda one: self._complete(one, sampling, pace), self._connections)
+        finally:
+            pace.stop()
+
+    def _complete(self, request: Request, sampling: Sampling, pace: Pace) -> Completion | None:
+        """The answer to a request, or its failure; None when it may not be made."""
+        reserved = self.budget.reserve(self.name, request.prompt, sampling) if self.budget is not None else 0.0
+        if reserved is None:
+            return None
+        started = time.perf_counter()
+        body = self._body(request.prompt, sampling)
+        try:
+            answer, tries = self._patiently(lambda: self._read(decoded(self._post(self._client(), body))), pace)
+            made = self._completion(request, sampling, answer)
         except RequestError as error:
-            problem = error
-        except Exception as error:  # noqa: BLE001 - one request must not end the run; what is no request error is raised again
-            problem = self._typed(error)
+            made, tries = self._failure(request, error), error.tries
+        if self.budget is not None:
+            self.budget.settle(self.name, reserved, made.usage)
+        latency = {"latency_s": round(time.perf_counter() - started, 3)}
+        return replace(made, usage={**made.usage, **latency, **({"tries": tries} if tries > 1 else {})})
+
+    def _completion(self, request: Request, sampling: Sampling, answer: Answer) -> Completion:
+        """Raises RequestError for an answer without text."""
+        text, was_cut = cut_at(answer.text, sampling.stop)
+        if not text.strip():
+            what = f"the answer has no text (finish reason: {answer.finish_reason})"
+            raise RequestError("empty", what, answer.usage)
+        return Completion(
+            id=request.id,
+            text=text,
+            finish_reason="stop" if was_cut else answer.finish_reason,
+            prompt=request.prompt.text,
+            n_prompt_tokens=answer.n_prompt_tokens,
+            n_tokens=answer.n_tokens,
+            usage=answer.usage,
+        )
+
+    def _failure(self, request: Request, problem: RequestError) -> Completion:
         message = f"{problem.reason}: {clean(str(problem), self._key)}"
-        usage = {"latency_s": round(time.perf_counter() - started, 3)}
-        return Completion(request.id, "", "error", request.prompt.text, 0, 0, error=message, usage=usage)
+        return Completion(request.id, "", "error", request.prompt.text, 0, 0, error=message, usage=dict(problem.usage))
+
+    def _patiently(self, ask: Callable[[], _T], pace: Pace) -> tuple[_T, int]:
+        """What `ask` gives, and at which try. Raises RequestError when it failed for good."""
+        for tries in itertools.count(1):
+            problem: RequestError
+            with pace.turn() as began:
+                try:
+                    found = ask()
+                except RequestError as error:
+                    problem = error
+                except Exception as error:  # noqa: BLE001 - what is no request error is raised again
+                    problem = self._typed(error)
+                else:
+                    pace.answered()
+                    return found, tries
+            problem.tries = tries
+            if problem.overloaded:
+                pace.overloaded(began, problem.retry_after_s)
+            if not problem.again or tries > self._retries:
+                raise problem
+            pace.wait(tries, problem.retry_after_s)
+        raise AssertionError
 
     def _typed(self, error: Exception) -> RequestError:
-        """The error of an SDK as a typed failure. Raises UserError for a key that is refused."""
-        status = getattr(error, "status_code", None)
-        if isinstance(error, self._sdk.APIStatusError) and status in (401, 403):
+        """The error of an SDK as a typed failure. Raises UserError for what no later request could do better."""
+        status = getattr(error, "status_code", None) if isinstance(error, self._sdk.APIStatusError) else None
+        if status in (401, 403):
             raise UserError(
                 f"model '{self.name}': the provider does not accept the API key (HTTP {status}); "
                 f"check {self._variable} and what the key is allowed to use"
+            ) from None
+        if status == 402 or getattr(error, "code", None) == "insufficient_quota":
+            raise UserError(
+                f"model '{self.name}': the account has no credit left (HTTP {status}); "
+                "add some and run the same command again"
             ) from None
         reason = error_reason(self._sdk, error)
         if reason is None:
             raise error
         said = provider_message(error)
-        return RequestError(reason, f"HTTP {status}: {said}" if isinstance(status, int) else said)
+        problem = RequestError(reason, f"HTTP {status}: {said}" if isinstance(status, int) else said)
+        if status is not None:
+            headers = error.response.headers  # type: ignore[attr-defined]
+            problem.overloaded = status in _OVERLOADED
+            problem.retry_after_s = pause = retry_after(headers)
+            problem.again &= headers.get("x-should-retry") != "false"
+            if problem.again and pause is not None and pause > LONGEST_PAUSE_S:
+                raise UserError(
+                    f"model '{self.name}': the provider asks for a pause of {pause / 60:,.0f} minutes (HTTP {status}); "
+                    "run the same command again after it"
+                ) from None
+        return problem
+
+
+def http_client(sdk: Any, connections: int, timeout_s: float) -> Any:
+    """An HTTP client as the SDK makes its own, with room for `connections`, whose answers end after `timeout_s`.
+
+    The HTTP libraries' own timeouts begin anew with each byte, so that an answer that trickles in would never end.
+    """
+    limits = type(sdk.DEFAULT_CONNECTION_LIMITS)
+    http = importlib.import_module(limits.__module__.partition(".")[0])  # httpx, or what has taken its place
+
+    class Bounded(http.SyncByteStream):  # type: ignore[name-defined, misc]
+        def __init__(self, stream: Any, deadline: float) -> None:
+            self._stream, self._deadline = stream, deadline
+
+        def __iter__(self) -> Iterator[bytes]:
+            for chunk in self._stream:
+                if time.monotonic() > self._deadline:
+                    raise http.ReadTimeout("the answer did not end in time")
+                yield chunk
+
+        def close(self) -> None:
+            self._stream.close()
+
+    def begun(request: Any) -> None:
+        seconds = request.extensions.get("timeout", {}).get("read") or timeout_s
+        request.extensions["deadline"] = time.monotonic() + seconds
+
+    def answering(response: Any) -> None:
+        response.stream = Bounded(response.stream, response.request.extensions["deadline"])
+
+    return sdk.DefaultHttpxClient(
+        limits=limits(max_connections=connections, max_keepalive_connections=connections),
+        timeout=timeout_s,
+        event_hooks={"request": [begun], "response": [answering]},
+    )
 
 
 def as_they_finish(
-    requests: Sequence[Request], complete: Callable[[Request], Completion], connections: int
+    requests: Sequence[Request], complete: Callable[[Request], Completion | None], connections: int
 ) -> Iterator[list[Completion]]:
     """Run `complete` on `connections` threads and yield what is ready, in batches of whatever has arrived.
 
-    At most 2 x `connections` requests are ahead of the consumer, so that stopping loses little of what was paid for. An
-    exception of `complete` is raised here, after what had already finished. The threads are daemons: an interrupted run
-    does not wait for slow answers.
+    A request for which `complete` gives None is passed over. At most 2 x `connections` requests are ahead of the
+    consumer, so that stopping loses little of what was paid for. An exception of `complete` is raised here, after what
+    had already finished. The threads are daemons: an interrupted run does not wait for slow answers.
     """
     waiting = iter(requests)
     take = threading.Lock()
     stop = threading.Event()
     room = threading.Semaphore(2 * connections)
-    finished: queue.SimpleQueue[Completion | BaseException] = queue.SimpleQueue()
+    finished: queue.SimpleQueue[Completion | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
         while True:
@@ -174,12 +382,12 @@ def as_they_finish(
                 if isinstance(item, BaseException):
                     failure = failure or item
                 else:
-                    batch.append(item)
+                    left -= 1
+                    batch += [item] if item is not None else []
                 try:
                     item = finished.get_nowait()
                 except queue.Empty:
                     break
-            left -= len(batch)
             if failure:
                 stop.set()
             if batch:
@@ -196,7 +404,8 @@ def error_reason(sdk: Any, error: Exception) -> Reason | None:
     """What kind of failure an SDK's exception is (both SDKs name theirs alike); None for what is no failed request."""
     status = getattr(error, "status_code", None)
     if isinstance(error, sdk.APIStatusError) and isinstance(status, int):
-        return {429: "rate_limit", 408: "timeout"}.get(status, "server_error" if status >= 500 else "refused_request")  # type: ignore[return-value]
+        known: dict[int, Reason] = {429: "rate_limit", 408: "timeout", 409: "server_error"}
+        return known.get(status, "server_error" if status >= 500 else "refused_request")
     if isinstance(error, sdk.APITimeoutError):
         return "timeout"
     if isinstance(error, sdk.APIConnectionError):
@@ -265,8 +474,13 @@ def is_loopback(base_url: str) -> bool:
 
 def decoded(raw: Any) -> Any:
     """The JSON of an SDK's raw response. Raises RequestError when it is none."""
+    return parsed(raw.http_response.content)
+
+
+def parsed(data: bytes) -> Any:
+    """JSON without NaN and its like. Raises RequestError when it is none."""
     try:
-        return raw.http_response.json(parse_constant=_finite, parse_float=_finite)
+        return json.loads(data.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise RequestError("malformed", f"the answer is not JSON ({error})") from None
 
@@ -276,6 +490,37 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is no finite number")
     return number
+
+
+def parsed_lines(data: bytes) -> Iterator[Any]:
+    """The objects of JSON lines; what is none of them is passed over."""
+    for line in data.split(b"\n"):
+        try:
+            found = parsed(line) if line.strip() else None
+        except RequestError:
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """An object of an answer; an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def known_id(value: Any) -> str:
+    """An id that a provider gave, which becomes a part of addresses. Raises RequestError when it is none."""
+    if not isinstance(value, str) or not re.fullmatch(r"[\w-]{1,200}", value, re.ASCII):
+        raise RequestError("malformed", "the answer has no id")
+    return value
+
+
+def answer_of_status(status: Any, message: str) -> RequestError:
+    """The failure of a request of a batch, by its HTTP status."""
+    if status == 429:
+        return RequestError("rate_limit", message)
+    is_refusal = isinstance(status, int) and 400 <= status < 500
+    return RequestError("refused_request" if is_refusal else "server_error", message)
 
 
 def count(usage: Any, *fields: str) -> int:

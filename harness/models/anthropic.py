@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from harness.models._api import Answer, ApiBackend, RequestError, check_base_url, count, decoded, resolve_key
+from harness.models._api import (
+    Answer,
+    ApiBackend,
+    Ended,
+    Reason,
+    RequestError,
+    as_dict,
+    check_base_url,
+    clean,
+    count,
+    known_id,
+    parsed,
+    parsed_lines,
+    resolve_key,
+)
+from harness.models._pace import Pace
 from harness.models.base import FinishReason, Sampling
 from sami_train.errors import MissingPackage, UserError
 from sami_train.prompts import Prompt, Style
 
 KEY_VARIABLE = "ANTHROPIC_API_KEY"
+_CLOCKS_DIFFER_S = 120
+_UPLOAD_S = 900  # for the requests of a batch, and for its results
+_BATCH_ERRORS: dict[str, Reason] = {"rate_limit_error": "rate_limit", "timeout_error": "timeout"}
 
 
 class AnthropicBackend(ApiBackend):
     """Chat only: the interface has no completions. It has no seed either, so equal requests may differ."""
+
+    batch_requests = 100_000
+    batch_bytes = 256_000_000
 
     def __init__(
         self,
@@ -35,32 +58,110 @@ class AnthropicBackend(ApiBackend):
             raise MissingPackage("anthropic", extra="anthropic") from None
         base_url = check_base_url(base_url or os.environ.get("ANTHROPIC_BASE_URL") or None, name)
         key = resolve_key(api_key, variable=KEY_VARIABLE, base_url=base_url, name=name)
-        client = anthropic.Anthropic(api_key=key, base_url=base_url, max_retries=max_retries, timeout=timeout_s)
         super().__init__(
-            name, style, sdk=anthropic, client=client, key=key, variable=KEY_VARIABLE, connections=max_connections
+            name,
+            style,
+            sdk=anthropic,
+            open_client=lambda http: anthropic.Anthropic(
+                api_key=key, base_url=base_url, max_retries=0, timeout=timeout_s, http_client=http
+            ),
+            key=key,
+            variable=KEY_VARIABLE,
+            connections=max_connections,
+            retries=max_retries,
+            timeout_s=timeout_s,
         )
         self._model = model
 
-    def _ask(self, prompt: Prompt, sampling: Sampling) -> Answer:
-        system = "\n\n".join(m["content"] for m in prompt.chat if m["role"] == "system")
-        options: dict[str, Any] = {"system": system} if system else {}
+    def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "model": self._model,
+            "messages": [m for m in prompt.chat if m["role"] != "system"],
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+        }
+        if system := "\n\n".join(m["content"] for m in prompt.chat if m["role"] == "system"):
+            options["system"] = system
         # It refuses blank ones; the answer is cut at those afterwards.
         if stops := [stop for stop in sampling.stop if stop.strip()]:
             options["stop_sequences"] = stops
-        # In the body, because newer SDKs have no such arguments and older ones take it there, too.
-        extra: dict[str, Any] = {"temperature": sampling.temperature}
         if sampling.top_p != 1.0:
-            extra["top_p"] = sampling.top_p
+            options["top_p"] = sampling.top_p
         if sampling.json_schema is not None:
-            extra["output_config"] = {"format": {"type": "json_schema", "schema": dict(sampling.json_schema)}}
-        raw = self._client.messages.with_raw_response.create(
-            model=self._model,
-            messages=[m for m in prompt.chat if m["role"] != "system"],
-            max_tokens=sampling.max_new_tokens,
-            extra_body=extra,
-            **options,
-        )
-        return read_answer(decoded(raw))
+            options["output_config"] = {"format": {"type": "json_schema", "schema": dict(sampling.json_schema)}}
+        return options
+
+    def _post(self, client: Any, body: Mapping[str, Any]) -> Any:
+        # In the body, because some versions of the SDK have no such arguments; all take them there.
+        extra = {name: value for name, value in body.items() if name in ("temperature", "top_p", "output_config")}
+        rest = {name: value for name, value in body.items() if name not in extra}
+        return client.messages.with_raw_response.create(**rest, extra_body=extra)
+
+    def _read(self, body: Any) -> Answer:
+        return read_answer(body)
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """The length of each prompt in tokens, as the provider counts them; it asks nothing for that."""
+        pace = Pace(self._connections)
+
+        def number(prompt: Prompt) -> int:
+            body = self._body(prompt, Sampling(1, 1))
+            wanted = {name: value for name, value in body.items() if name in ("model", "messages", "system")}
+            found, _ = self._patiently(lambda: self._client().messages.count_tokens(**wanted), pace)
+            return int(found.input_tokens)
+
+        try:
+            with ThreadPoolExecutor(self._connections) as pool:
+                return list(pool.map(number, prompts))
+        except RequestError as error:
+            raise UserError(
+                f"model '{self.name}': the provider does not count tokens ({clean(str(error), self._key)}); "
+                "leave --count-tokens out"
+            ) from error
+
+    # Batches
+
+    def _batch_line(self, custom_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return {"custom_id": custom_id, "params": body}
+
+    def _batch_prepare(self, lines: Sequence[bytes]) -> Any:
+        return [parsed(line) for line in lines]
+
+    def _batch_create(self, prepared: Any, token: str) -> str:
+        return known_id(self._client().messages.batches.create(requests=prepared, timeout=_UPLOAD_S).id)
+
+    def _batch_find(self, token: str, n: int, since: float) -> str | None:
+        """By number and time, for the interface keeps no name of ours; a wrong one would have none of our results."""
+        for batch in self._client().messages.batches.list(limit=100).data:  # the latest ones
+            counts = batch.request_counts
+            total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
+            if total == n and batch.created_at.timestamp() >= since - _CLOCKS_DIFFER_S:
+                return known_id(batch.id)
+        return None
+
+    def _batch_ended(self, batch: str) -> Ended | None:
+        client = self._client()
+        if client.messages.batches.retrieve(batch).processing_status != "ended":
+            return None
+        response = client.messages.batches.with_raw_response.results(batch, timeout=_UPLOAD_S).http_response
+        lines = parsed_lines(response.read())
+        return Ended(map(_batch_result, lines), RequestError("malformed", "the batch has no result of this request"))
+
+
+def _batch_result(line: dict[str, Any]) -> tuple[str, Any]:
+    """The custom id of a line of results, and the message or why there is none."""
+    result = as_dict(line.get("result"))
+    custom_id, kind = str(line.get("custom_id")), result.get("type")
+    if kind == "succeeded":
+        return custom_id, result.get("message")
+    if kind in ("expired", "canceled"):
+        return custom_id, RequestError(kind, f"the request {'expired' if kind == 'expired' else 'was canceled'}")
+    outer = as_dict(result.get("error"))
+    said = as_dict(outer.get("error")) or outer
+    error, message = str(said.get("type")), str(said.get("message") or "no reason given")
+    refused = error in ("invalid_request_error", "not_found_error", "permission_error", "request_too_large")
+    reason = "refused_request" if refused else _BATCH_ERRORS.get(error, "server_error")
+    return custom_id, RequestError(reason, f"{error}: {message}")
 
 
 def read_answer(body: Any) -> Answer:
@@ -70,14 +171,14 @@ def read_answer(body: Any) -> Answer:
         reason = body.get("stop_reason")
     except (KeyError, TypeError, AttributeError):
         raise RequestError("malformed", "the answer has no 'content' with a text") from None
+    usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
     if reason == "refusal":
-        raise RequestError("refused_request", "the provider withheld the answer: refusal")
-    usage = body.get("usage")
+        raise RequestError("refused_request", "the provider withheld the answer: refusal", usage)
     finish: FinishReason = "length" if reason in ("max_tokens", "model_context_window_exceeded") else "stop"
     return Answer(
         text,
         finish,
         count(usage, "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
         count(usage, "output_tokens"),
-        usage if isinstance(usage, dict) else {},
+        usage,
     )

@@ -74,6 +74,25 @@ class Completion:
     usage: dict[str, Any] = field(default_factory=dict)
 
 
+class Budget(Protocol):
+    """What may still be spent. Used from many threads."""
+
+    def reserve(self, model: str, prompt: Prompt, sampling: Sampling, *, batch: bool = False) -> float | None:
+        """Put aside the most that a request can cost, in dollars; None when it may not be made.
+
+        Waits for answers under way, which may cost less than was put aside for them; not for those of batches.
+        """
+        ...
+
+    def commit(self, model: str, prompt: Prompt, sampling: Sampling) -> float:
+        """Put aside the most that a request of a batch can cost that was made already."""
+        ...
+
+    def settle(self, model: str, reserved: float, usage: Mapping[str, Any]) -> None:
+        """Give back what was put aside, and count what the request did cost."""
+        ...
+
+
 class Backend(Protocol):
     """A model that is open for use."""
 

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness.models._api import Answer, ApiBackend, RequestError, check_base_url, count, decoded, resolve_key
+from harness.models._api import (
+    Answer,
+    ApiBackend,
+    Ended,
+    RequestError,
+    answer_of_status,
+    as_dict,
+    check_base_url,
+    count,
+    known_id,
+    parsed_lines,
+    resolve_key,
+)
 from harness.models.base import FinishReason, Sampling
 from sami_train.errors import MissingPackage
 from sami_train.prompts import Prompt, Style
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+_UPLOAD_S = 900  # for the file of a batch, up or down
 _MAX_STOPS = 4  # what the interface takes; the answer is cut at the others afterwards
 
 
 class OpenAIBackend(ApiBackend):
     """`style` chat asks for chat completions, `style` completion for the older completions."""
+
+    batch_requests = 50_000
+    batch_bytes = 200_000_000
 
     def __init__(
         self,
@@ -35,16 +52,25 @@ class OpenAIBackend(ApiBackend):
             raise MissingPackage("openai", extra="openai") from None
         base_url = check_base_url(base_url or os.environ.get("OPENAI_BASE_URL") or None, name)
         key = resolve_key(api_key, variable=KEY_VARIABLE, base_url=base_url, name=name)
-        client = openai.OpenAI(api_key=key, base_url=base_url, max_retries=max_retries, timeout=timeout_s)
         super().__init__(
-            name, style, sdk=openai, client=client, key=key, variable=KEY_VARIABLE, connections=max_connections
+            name,
+            style,
+            sdk=openai,
+            open_client=lambda http: openai.OpenAI(
+                api_key=key, base_url=base_url, max_retries=0, timeout=timeout_s, http_client=http
+            ),
+            key=key,
+            variable=KEY_VARIABLE,
+            connections=max_connections,
+            retries=max_retries,
+            timeout_s=timeout_s,
         )
         self._model = model
         # OpenAI's newer models refuse `max_tokens` in chats; other servers may know nothing else.
         is_openai = base_url is None or urlsplit(base_url).hostname == "api.openai.com"
         self._chat_limit = "max_completion_tokens" if is_openai else "max_tokens"
 
-    def _ask(self, prompt: Prompt, sampling: Sampling) -> Answer:
+    def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         options: dict[str, Any] = {"model": self._model, "temperature": sampling.temperature, "seed": sampling.seed}
         if sampling.top_p != 1.0:
             options["top_p"] = sampling.top_p
@@ -55,11 +81,73 @@ class OpenAIBackend(ApiBackend):
             if sampling.json_schema is not None:
                 schema = {"name": "answer", "strict": True, "schema": dict(sampling.json_schema)}
                 options["response_format"] = {"type": "json_schema", "json_schema": schema}
-            raw = self._client.chat.completions.with_raw_response.create(messages=prompt.chat, **options)
-        else:
-            options["max_tokens"] = sampling.max_new_tokens
-            raw = self._client.completions.with_raw_response.create(prompt=prompt.text, **options)
-        return read_answer(decoded(raw), self.style)
+            return {**options, "messages": prompt.chat}
+        return {**options, "max_tokens": sampling.max_new_tokens, "prompt": prompt.text}
+
+    def _post(self, client: Any, body: Mapping[str, Any]) -> Any:
+        interface = client.chat.completions if self.style == "chat" else client.completions
+        return interface.with_raw_response.create(**body)
+
+    def _read(self, body: Any) -> Answer:
+        return read_answer(body, self.style)
+
+    # Batches: a file of requests goes up, a file of answers and one of errors come down
+
+    def _batch_line(self, custom_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return {"custom_id": custom_id, "method": "POST", "url": self._endpoint, "body": body}
+
+    @property
+    def _endpoint(self) -> str:
+        return "/v1/chat/completions" if self.style == "chat" else "/v1/completions"
+
+    def _batch_prepare(self, lines: Sequence[bytes]) -> Any:
+        file = ("requests.jsonl", b"\n".join(lines) + b"\n", "application/jsonl")
+        return known_id(self._client().files.create(file=file, purpose="batch", timeout=_UPLOAD_S).id)
+
+    def _batch_create(self, prepared: Any, token: str) -> str:
+        made = self._client().batches.create(
+            input_file_id=prepared, endpoint=self._endpoint, completion_window="24h", metadata={"harness": token}
+        )
+        return known_id(made.id)
+
+    def _batch_find(self, token: str, n: int, since: float) -> str | None:
+        for batch in self._client().batches.list(limit=100).data:  # the latest ones
+            if isinstance(batch.metadata, dict) and batch.metadata.get("harness") == token:
+                return known_id(batch.id)
+        return None
+
+    def _batch_ended(self, batch: str) -> Ended | None:
+        found = self._client().batches.retrieve(batch)
+        problems = found.errors.data if found.errors else None
+        said = problems[0].message if problems else None
+        others = {
+            "completed": RequestError("malformed", "the batch has no result of this request"),
+            "expired": RequestError("expired", "the batch expired before its turn"),
+            "cancelled": RequestError("canceled", "the batch was canceled"),
+            "failed": RequestError("refused_request", f"the batch failed: {said or 'no reason given'}"),
+        }.get(found.status)
+        if others is None:
+            return None
+        files = [known_id(file) for file in (found.output_file_id, found.error_file_id) if file]
+        return Ended((_batch_result(line) for file in files for line in self._file_lines(file)), others)
+
+    def _file_lines(self, file: str) -> Iterator[Any]:
+        return parsed_lines(self._client().files.content(file, timeout=_UPLOAD_S).content)
+
+
+def _batch_result(line: dict[str, Any]) -> tuple[str, Any]:
+    """The custom id of a line of results, and the body of its answer or why there is none."""
+    response = as_dict(line.get("response"))
+    error = as_dict(line.get("error"))
+    status, body = response.get("status_code"), response.get("body")
+    custom_id = str(line.get("custom_id"))
+    if status == 200:
+        return custom_id, body
+    inner = as_dict(as_dict(body).get("error")) or error
+    message = str(inner.get("message") or "no reason given")
+    if error.get("code") in ("batch_expired", "batch_cancelled"):
+        return custom_id, RequestError("expired" if error["code"] == "batch_expired" else "canceled", message)
+    return custom_id, answer_of_status(status, f"HTTP {status}: {message}")
 
 
 def read_answer(body: Any, style: Style) -> Answer:
@@ -70,18 +158,18 @@ def read_answer(body: Any, style: Style) -> Answer:
         text = said["content" if style == "chat" else "text"]
         refusal = said.get("refusal")
         reason = choice.get("finish_reason")
+        usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
     except (KeyError, IndexError, TypeError, AttributeError):
         raise RequestError("malformed", "the answer has no 'choices' with a text") from None
     if reason == "content_filter" or (refusal and not text):
-        raise RequestError("refused_request", f"the provider withheld the answer: {refusal or reason}")
+        raise RequestError("refused_request", f"the provider withheld the answer: {refusal or reason}", usage)
     if text is not None and not isinstance(text, str):
         raise RequestError("malformed", f"the answer's text is of type {type(text).__name__}")
-    usage = body.get("usage")
     finish: FinishReason = "length" if reason == "length" else "stop"
     return Answer(
         text or "",
         finish,
         count(usage, "prompt_tokens"),
         count(usage, "completion_tokens"),
-        usage if isinstance(usage, dict) else {},
+        usage,
     )

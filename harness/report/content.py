@@ -71,6 +71,7 @@ def sections(results: Results) -> list[Section]:
         _corrections(results),
         _rank_stability(results),
         _models(results),
+        _cost(results),
         _footnotes(results),
     ]
     return [part for part in parts if part.sentences or part.tables]
@@ -939,6 +940,35 @@ def _rule_words(protocol: Row) -> str:
     if protocol["ties_in_summarization"] != protocol["ties"]:
         ties += f" in dialogue and {value[protocol['ties_in_summarization']]} in summarization"
     return f"{orders}; {unscored}; {ties}" + ("; the first judging alone" if protocol["repeats"] == "first" else "")
+
+
+def _cost(results: Results) -> Section:
+    """What API models were asked and what that cost; nothing where a run has none."""
+    cost = results.get("cost") or {}
+    rows = [
+        (
+            name,
+            str(model.get("path")),
+            f"{model['requests']:,}",
+            f"{model['input_tokens']:,}",
+            f"{model['cached_input_tokens']:,}",
+            f"{model['output_tokens']:,}",
+            NONE if model["dollars"] is None else f"{model['dollars']:,.2f}",
+        )
+        for name, model in (cost.get("models") or {}).items()
+    ]
+    if not rows:
+        return Section("Cost")
+    columns = ("model", "path", "requests", "input tokens", "cached", "output tokens", "dollars")
+    total = cost.get("dollars")
+    said = f"In all {total:,.2f} dollars." if total is not None else "Of a model without dollars no price is known."
+    dates = sorted({m["price"]["date"] for m in cost["models"].values() if (m["price"] or {}).get("date")})
+    remark = (
+        f"Tokens as the providers count them; prices as of {_and(dates)}."
+        if dates
+        else "Tokens as the providers count them."
+    )
+    return Section("Cost", (said,), (Table(columns, rows, numbers=frozenset(columns[2:])),), (remark,))
 
 
 def _footnotes(results: Results) -> Section:

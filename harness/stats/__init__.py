@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         length_stratified,
         length_summary,
     )
+    from harness.stats.noise import JudgeShare, judge_share
     from harness.stats.paired import (
         PairedDifference,
         PairedTable,
@@ -56,6 +57,7 @@ __all__ = [
     "Information",
     "JudgeAgreement",
     "JudgeNoise",
+    "JudgeShare",
     "Kappa",
     "LengthGlm",
     "LengthStratified",
@@ -80,6 +82,7 @@ __all__ = [
     "infonce_responses",
     "judge_agreement",
     "judge_noise",
+    "judge_share",
     "length_glm",
     "length_stratified",
     "length_summary",
@@ -148,6 +151,7 @@ _MODULES = {
         "minimum_detectable_effect",
         "required_n",
     ),
+    "noise": ("JudgeShare", "judge_share"),
     "ranking": ("BradleyTerry", "RankedModel", "WinRateMatrix", "bradley_terry", "win_rate_matrix"),
     "winrate": (
         "ClusterMeans",

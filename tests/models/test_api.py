@@ -303,6 +303,66 @@ def test_retry_after_is_waited_for(protocol: Protocol, faulty: Faulty) -> None:
     assert found.usage["latency_s"] >= 1.2
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_tries_are_limited_and_told(protocol: Protocol, faulty: Faulty) -> None:
+    faulty.steps = [status(500, "oops", Retry_After="0.01")]
+    (found,) = completions(opened(protocol, faulty.url, max_retries=2), requests(protocol))
+    assert found.error == "server_error: HTTP 500: oops"
+    assert len(faulty.bodies) == found.usage["tries"] == 3
+
+
+@pytest.mark.parametrize("step", [status(400), status(429, x_should_retry="false")])
+def test_what_cannot_get_better_is_not_tried_again(step: Step, faulty: Faulty) -> None:
+    faulty.steps = [step]
+    completions(opened("openai-chat", faulty.url), requests("openai-chat"))
+    assert len(faulty.bodies) == 1
+
+
+def test_what_was_malformed_is_asked_for_again(faulty: Faulty) -> None:
+    faulty.steps = [not_json, web_page, ok("openai-chat")]
+    (found,) = completions(opened("openai-chat", faulty.url), requests("openai-chat"))
+    assert (found.text, found.usage["tries"]) == ("hello", 3)
+
+
+def test_all_requests_pause_when_one_is_told_to(faulty: Faulty) -> None:
+    times: list[float] = []
+
+    def timed(step: Step) -> Step:
+        def answer(handler: Handler) -> None:
+            times.append(time.monotonic())
+            step(handler)
+
+        return answer
+
+    faulty.steps = [timed(status(429, Retry_After="0.7")), timed(ok("openai-chat"))]
+    found = completions(opened("openai-chat", faulty.url, max_connections=1), requests("openai-chat", 3))
+    assert all(c.error is None for c in found)
+    assert times[1] - times[0] >= 0.7
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_answer_that_trickles_in_is_a_timeout(protocol: Protocol, faulty: Faulty) -> None:
+    def trickle(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        while not faulty.released.wait(0.05):
+            handler.wfile.write(b" ")
+
+    faulty.steps = [trickle]
+    began = time.monotonic()
+    (found,) = completions(opened(protocol, faulty.url, max_retries=0, timeout_s=0.3), requests(protocol))
+    assert (found.error or "").startswith("timeout: ")
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_was_paid_for_an_empty_answer_is_kept(protocol: Protocol, faulty: Faulty) -> None:
+    faulty.steps = [ok(protocol, "")]
+    (found,) = completions(opened(protocol, faulty.url), requests(protocol))
+    assert found.usage["output_tokens" if protocol == "anthropic" else "completion_tokens"] == 3
+
+
 FAILURES: list[tuple[str, Step, str]] = [
     ("429", status(429, "slow down"), "rate_limit: HTTP 429: slow down"),
     ("500", status(500, "oops"), "server_error: HTTP 500: oops"),
@@ -406,6 +466,21 @@ def test_a_refused_key_ends_the_run_at_once(protocol: Protocol, code: int, fault
     assert ("ANTHROPIC" if protocol == "anthropic" else "OPENAI") + "_API_KEY" in str(error.value)
     assert KEY not in str(error.value)
     assert len(faulty.bodies) < 10
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [
+        (status(402), "no credit left"),
+        (lambda h: h.reply(429, {"error": {"code": "insufficient_quota", "message": "no"}}), "no credit left"),
+        (status(429, Retry_After="86400"), "a pause of 1,440 minutes"),
+    ],
+)
+def test_what_no_later_request_can_do_better_ends_the_run(step: Step, what: str, faulty: Faulty) -> None:
+    faulty.steps = [step]
+    with pytest.raises(UserError, match=what):
+        completions(opened("openai-chat", faulty.url, max_connections=2), requests("openai-chat", 50))
+    assert len(faulty.bodies) <= 4
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -688,9 +763,9 @@ def test_a_defect_is_not_taken_for_a_failed_request(
 ) -> None:
     backend = opened("openai-chat", faulty.url)
 
-    def broken(prompt: Prompt, sampling: Sampling) -> Any:
+    def broken(client: Any, body: Any) -> Any:
         raise mistake
 
-    monkeypatch.setattr(backend, "_ask", broken)
+    monkeypatch.setattr(backend, "_post", broken)
     with pytest.raises(type(mistake), match="a mistake of ours"):
         completions(backend, requests("openai-chat"))

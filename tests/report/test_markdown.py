@@ -74,3 +74,16 @@ def test_where_it_came_from_is_told(results: dict[str, Any]) -> None:
 
 def test_empty_results_make_a_title() -> None:
     assert render_markdown({"name": "empty"}).startswith("# empty\n")
+
+
+def test_the_cost_of_api_models_is_shown_and_left_out_where_there_are_none(results: dict[str, Any]) -> None:
+    assert "## Cost" not in render_markdown({**results, "cost": {"models": {}, "dollars": 0.0}})
+    model = {"path": "openai/x", "requests": 1234, "input_tokens": 10, "cached_input_tokens": 0, "output_tokens": 5}
+    known = {**model, "dollars": 1.5, "price": {"input": 1, "output": 2, "date": "2026-11-25"}}
+    text = render_markdown({**results, "cost": {"models": {"gpt": known}, "dollars": 1.5}})
+    assert "| gpt | openai/x | 1,234 | 10 | 0 | 5 | 1.50 |" in text
+    assert "In all 1.50 dollars." in text
+    unknown = {**model, "dollars": None, "price": None}
+    text = render_markdown({**results, "cost": {"models": {"gpt": unknown}, "dollars": None}})
+    assert "| gpt | openai/x | 1,234 | 10 | 0 | 5 | – |" in text
+    assert "no price is known" in text
