@@ -6,7 +6,7 @@ already, in the run's folder or in the cache, is told from what is still to do b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from harness.rows import Generation, Likelihood, Row, Verdict
 from harness.score import ExpectedPair
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
 from harness.store import RowFile, fingerprint
-from harness.tasks import TaskData, load_task
+from harness.tasks import TaskData, TaskSpec, load_task
 from sami_train.config import NOT_TRAINED_BY, Recipe, load_recipe
 from sami_train.constitutions import Constitution, Principle, PrincipleSet, load_principle_set, sample_constitutions
 from sami_train.data import Query
@@ -136,9 +136,10 @@ def trained_for(folder: Path) -> str:
 class Plan:
     """A specification resolved: tasks, principles, prompts and stages in the order they run in."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, load: Callable[[str, TaskSpec], TaskData] = load_task) -> None:
+        """`load` gives a task's queries; a forecast has one that never fails for want of a network."""
         self.spec = spec
-        self.tasks: dict[str, TaskData] = {name: load_task(name, task.task_spec()) for name, task in spec.tasks.items()}
+        self.tasks: dict[str, TaskData] = {name: load(name, task.task_spec()) for name, task in spec.tasks.items()}
         self.sets: dict[str, PrincipleSet] = {}
         for name in spec.principles.sets:
             loaded = load_principle_set(name, [Path(f) for f in spec.principles.folders])
@@ -155,8 +156,8 @@ class Plan:
     def source(self, name: str) -> Source:
         """Where a local model's weights are (those of a trained model once it is trained)."""
         model = self.spec.models[name]
-        if model.train is not None:
-            return Source("folder", str(final_model(self.folder / "training" / name, self.recipe(name))))
+        if (trained := self.spec.trained(name)) is not None:
+            return Source("folder", str(final_model(self.folder / "training" / trained, self.recipe(name))))
         assert model.path is not None
         source = parse_source(model.path)
         return Source(source.kind, source.name, model.revision or source.revision)
@@ -167,10 +168,14 @@ class Plan:
         return Path(self.spec.output)
 
     def recipe(self, name: str) -> Recipe:
-        """The recipe of a trained model with the specification's changes and its style."""
-        model = self.spec.models[name]
-        assert model.train is not None
-        return load_recipe(model.train.recipe, {"seed": self.spec.seed, **model.train.set, "style": model.style})
+        """The recipe of a trained model with the specification's changes and its style.
+
+        That of an iteration ends with it: iterations do not depend on those that follow.
+        """
+        model, train = self.spec.models[name], self.spec.training(name)
+        assert train is not None
+        last = {} if model.iteration is None else {"iterations": model.iteration}
+        return load_recipe(train.recipe, {"seed": self.spec.seed, **train.set, "style": model.style, **last})
 
     def training_queries(self, name: str) -> list[Query]:
         """The queries that a trained model learns from: the training parts of its tasks, one after another.
@@ -222,7 +227,7 @@ class Plan:
         return found
 
     def _training_tasks(self, name: str) -> list[str]:
-        train = self.spec.models[name].train
+        train = self.spec.training(name)
         assert train is not None
         return list(train.tasks or self.tasks)
 
@@ -236,8 +241,8 @@ class Plan:
         """The hash of the weights, or of all that they come from where they are still to be trained (in float32)."""
         if name in self._weights:
             return self._weights[name]
-        model = self.spec.models[name]
-        if model.train is not None:
+        model, train = self.spec.models[name], self.spec.training(name)
+        if train is not None:
             found = fingerprint(
                 {
                     "version": MODEL_CODE_VERSION,
@@ -245,7 +250,7 @@ class Plan:
                         mode="json",
                         exclude=set(NOT_TRAINED_BY),
                     ),
-                    "from": self._weights_fingerprint(model.train.from_),
+                    "from": self._weights_fingerprint(train.from_),
                     "queries": [[q.id, q.text, q.task] for q in self.training_queries(name)],
                     "principles": {
                         k: [[p.id, p.definition, p.antithesis] for p in ps]
@@ -338,7 +343,7 @@ class Plan:
             max_prompt_tokens=chosen.max_prompt_tokens,
             temperature=chosen.temperature,
             top_p=chosen.top_p,
-            stop=self.templates[task].stop(self.spec.models[model].style),
+            stop=self.templates[task].stop(self.spec.models[model].style, reasoning=chosen.reasoning),
             seed=self.spec.seed,
         )
 
@@ -351,13 +356,19 @@ class Plan:
                 units = found.setdefault((model, task), {})
                 sampling = self.sampling(model, task)
                 decides = [ROW_VERSION, self.model_fingerprints[model], model_spec.style, sampling.__dict__]
+                if self.spec.sampling.reasoning:
+                    decides.append(self.templates[task].answer_marker())
                 for (of_task, set_name, split), by_query in self.constitutions.items():
                     if of_task != task:
                         continue
                     for query in data.evaluation:
                         for constitution in self._with_opposites(by_query[query.id]):
                             prompt = self.templates[task].render(
-                                constitution.lines(), query.text, model_spec.style, example=self.spec.sampling.example
+                                constitution.lines(),
+                                query.text,
+                                model_spec.style,
+                                example=self.spec.sampling.example,
+                                reasoning=self.spec.sampling.reasoning,
                             )
                             for epoch in range(self.spec.sampling.epochs):
                                 key = (set_name, query.id, constitution.id, split, epoch)
@@ -552,7 +563,7 @@ def _folded(query: Query) -> str:
 
 def is_local(model: ModelSpec) -> bool:
     """Whether a model runs in this process."""
-    return model.train is not None or model_backend(model.path or "") in ("embedded", "transformers")
+    return model.path is None or model_backend(model.path) in ("embedded", "transformers")
 
 
 def build_plan(spec: Spec) -> Plan:
@@ -605,6 +616,6 @@ def rate_key(plan: Plan, stage: Stage) -> str:
         return f"train {stage.fingerprint}"
     if stage.model is None:
         return f"{stage.kind} {plan.spec.judges[stage.judge].kind}"
-    model = plan.spec.models[stage.model]
-    kind = f"trained from {plan.spec.models[model.train.from_].path}" if model.train else model.path
+    train = plan.spec.training(stage.model)
+    kind = f"trained from {plan.spec.models[train.from_].path}" if train else plan.spec.models[stage.model].path
     return f"{stage.kind} {kind} {stage.task} {plan.spec.sampling.max_new_tokens}"
