@@ -350,8 +350,8 @@ def _local_counter(plan: Plan, name: str) -> Count:
     from sami_train.generation import encode_prompt
     from sami_train.models import load_tokenizer
 
-    model = plan.spec.models[name]
-    untrained = model.train.from_ if model.train is not None else name  # training keeps the tokenizer
+    train = plan.spec.training(name)
+    untrained = train.from_ if train is not None else name  # training keeps the tokenizer
     source = plan.source(untrained)
     tokenizer = load_tokenizer(source, trust_remote_code=plan.spec.models[untrained].trust_remote_code)
     limit = plan.spec.sampling.max_prompt_tokens

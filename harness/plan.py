@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from harness.rows import Generation, Likelihood, Row, Verdict
 from harness.score import ExpectedPair, Kind
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
 from harness.store import RowFile, fingerprint
-from harness.tasks import TaskData, load_task
+from harness.tasks import TaskData, TaskSpec, load_task
 from sami_train.config import NOT_TRAINED_BY, Recipe, load_recipe
 from sami_train.constitutions import (
     Constitution,
@@ -149,12 +149,18 @@ def trained_for(folder: Path) -> str:
 class Plan:
     """A specification resolved: tasks, principles, prompts and stages in the order they run in."""
 
-    def __init__(self, spec: Spec, known: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        known: Mapping[str, Mapping[str, str]] | None = None,
+        load: Callable[[str, TaskSpec], TaskData] = load_task,
+    ) -> None:
         """`known`: of models whose rows are there already, their fingerprint under `model` and under `asked_for` what
-        was asked for then. A model of which the same is asked for now is not looked at again.
+        was asked for then. A model of which the same is asked for now is not looked at again. `load` gives a task's queries; a
+        forecast has one that never fails for want of a network.
         """
         self.spec = spec
-        self.tasks: dict[str, TaskData] = {name: load_task(name, task.task_spec()) for name, task in spec.tasks.items()}
+        self.tasks: dict[str, TaskData] = {name: load(name, task.task_spec()) for name, task in spec.tasks.items()}
         self.sets: dict[str, PrincipleSet] = {}
         for name in spec.principles.sets:
             loaded = load_principle_set(name, [Path(f) for f in spec.principles.folders])
@@ -173,8 +179,8 @@ class Plan:
     def source(self, name: str) -> Source:
         """Where a local model's weights are (those of a trained model once it is trained)."""
         model = self.spec.models[name]
-        if model.train is not None:
-            return Source("folder", str(final_model(self.folder / "training" / name, self.recipe(name))))
+        if (trained := self.spec.trained(name)) is not None:
+            return Source("folder", str(final_model(self.folder / "training" / trained, self.recipe(name))))
         assert model.path is not None
         source = parse_source(model.path)
         return Source(source.kind, source.name, model.revision or source.revision)
@@ -185,10 +191,14 @@ class Plan:
         return Path(self.spec.output)
 
     def recipe(self, name: str) -> Recipe:
-        """The recipe of a trained model with the specification's changes and its style."""
-        model = self.spec.models[name]
-        assert model.train is not None
-        return load_recipe(model.train.recipe, {"seed": self.spec.seed, **model.train.set, "style": model.style})
+        """The recipe of a trained model with the specification's changes and its style.
+
+        That of an iteration ends with it: iterations do not depend on those that follow.
+        """
+        model, train = self.spec.models[name], self.spec.training(name)
+        assert train is not None
+        last = {} if model.iteration is None else {"iterations": model.iteration}
+        return load_recipe(train.recipe, {"seed": self.spec.seed, **train.set, "style": model.style, **last})
 
     def training_queries(self, name: str) -> list[Query]:
         """The queries that a trained model learns from: the training parts of its tasks, one after another.
@@ -240,7 +250,7 @@ class Plan:
         return found
 
     def _training_tasks(self, name: str) -> list[str]:
-        train = self.spec.models[name].train
+        train = self.spec.training(name)
         assert train is not None
         return list(train.tasks or self.tasks)
 
@@ -255,19 +265,23 @@ class Plan:
 
     def asked_for(self, name: str) -> str:
         """The hash of what the specification says of a model, and of all that it is trained from and on, unread."""
-        train = self.spec.models[name].train
+        train = self.spec.training(name)
         said = (
             self.spec.model_dump(mode="json", by_alias=True, include={"seed", "tasks", "principles"}) if train else {}
         )
         start = self.asked_for(train.from_) if train else None
-        return fingerprint([self.spec.models[name].model_dump(mode="json"), self.spec.engine.dtype, said, start])
+        of = self.spec.models[name].iteration_of
+        trained = self.spec.models[of].model_dump(mode="json") if of else None
+        return fingerprint(
+            [self.spec.models[name].model_dump(mode="json"), trained, self.spec.engine.dtype, said, start]
+        )
 
     def _weights_fingerprint(self, name: str) -> str:
         """The hash of the weights, or of all that they come from where they are still to be trained (in float32)."""
         if name in self._weights:
             return self._weights[name]
-        model = self.spec.models[name]
-        if model.train is not None:
+        model, train = self.spec.models[name], self.spec.training(name)
+        if train is not None:
             found = fingerprint(
                 {
                     "version": MODEL_CODE_VERSION,
@@ -275,7 +289,7 @@ class Plan:
                         mode="json",
                         exclude=set(NOT_TRAINED_BY),
                     ),
-                    "from": self._weights_fingerprint(model.train.from_),
+                    "from": self._weights_fingerprint(train.from_),
                     "queries": [[q.id, q.text, q.task] for q in self.training_queries(name)],
                     "principles": {
                         k: [[p.id, p.definition, p.antithesis] for p in ps]
@@ -372,7 +386,7 @@ class Plan:
             max_prompt_tokens=chosen.max_prompt_tokens,
             temperature=chosen.temperature,
             top_p=chosen.top_p,
-            stop=self.templates[task].stop(self.spec.models[model].style),
+            stop=self.templates[task].stop(self.spec.models[model].style, reasoning=chosen.reasoning),
             seed=self.spec.seed,
         )
 
@@ -385,13 +399,19 @@ class Plan:
                 units = found.setdefault((model, task), {})
                 sampling = self.sampling(model, task)
                 decides = [ROW_VERSION, self.model_fingerprints[model], model_spec.style, sampling.settings]
+                if self.spec.sampling.reasoning:
+                    decides.append(self.templates[task].answer_marker())
                 for (of_task, set_name, split), by_query in self.constitutions.items():
                     if of_task != task:
                         continue
                     for query in data.evaluation:
                         for constitution in self._with_opposites(by_query[query.id]):
                             prompt = self.templates[task].render(
-                                constitution.lines(), query.text, model_spec.style, example=self.spec.sampling.example
+                                constitution.lines(),
+                                query.text,
+                                model_spec.style,
+                                example=self.spec.sampling.example,
+                                reasoning=self.spec.sampling.reasoning,
                             )
                             for epoch in range(self.spec.sampling.epochs):
                                 key = (set_name, query.id, constitution.id, split, epoch)
@@ -622,7 +642,7 @@ def _folded(query: Query) -> str:
 
 def is_local(model: ModelSpec) -> bool:
     """Whether a model runs in this process."""
-    return model.train is not None or model_backend(model.path or "") in ("embedded", "transformers")
+    return model.path is None or model_backend(model.path) in ("embedded", "transformers")
 
 
 def judge_sampling(form: Form, seed: int) -> Sampling:
@@ -709,6 +729,6 @@ def rate_key(plan: Plan, stage: Stage) -> str:
         return f"train {stage.fingerprint}"
     if stage.model is None:
         return f"{stage.kind} {plan.spec.judges[stage.judge].kind}"
-    model = plan.spec.models[stage.model]
-    kind = f"trained from {plan.spec.models[model.train.from_].path}" if model.train else model.path
+    train = plan.spec.training(stage.model)
+    kind = f"trained from {plan.spec.models[train.from_].path}" if train else plan.spec.models[stage.model].path
     return f"{stage.kind} {kind} {stage.task} {plan.spec.sampling.max_new_tokens}"

@@ -68,7 +68,7 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
             name: {
                 "path": model.path,
                 "style": model.style,
-                "trained_from": model.train.from_ if model.train else None,
+                "trained_from": train.from_ if (train := spec.training(name)) else None,
             }
             for name, model in spec.models.items()
         },

@@ -67,12 +67,14 @@ class Generation(Row):
     prompt: Text
     """The prompt exactly as the model got it, chat template included."""
     text: Text
-    """The answer; empty when `finish_reason` is "error"."""
+    """The answer; empty when `finish_reason` is "error", or when reasoning was wanted and no answer followed it."""
+    reasoning: Text = ""
+    """What the model wrote before its answer, where reasoning was wanted."""
     finish_reason: Literal["stop", "length", "error"]
     n_prompt_tokens: NonNegativeInt
     """Length of the prompt, in tokens of this model."""
     n_tokens: NonNegativeInt
-    """Length of the answer, in tokens of this model."""
+    """Length of the answer, reasoning included, in tokens of this model."""
     truncated: bool
     """Whether the prompt was cut to fit the context window."""
     error: Text | None = None

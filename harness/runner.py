@@ -246,11 +246,12 @@ class _Runner:
 
     def _train_in(self, stage: Stage, place: Path) -> None:
         from sami_train.distributed import World
+        from sami_train.launch import train_on_many
         from sami_train.trainer import TrainingData, train
 
         assert stage.model is not None
         self._close_model()
-        engine = self._engine_settings()
+        device = str(self._engine_settings()["device"])
         name, model = stage.model, self.spec.models[stage.model]
         assert model.train is not None
         data = TrainingData(
@@ -259,17 +260,32 @@ class _Runner:
             self.plan.training_templates(name),
             self.plan.training_provenance(name),
         )
+        recipe = self.plan.recipe(name)
+        devices = self._devices(device) if recipe.method == "sami" else 1  # the baselines train in one process
+        how = {"world": World(device=device)} if devices == 1 else {"devices": devices, "kind": device}
         with writing(place):
-            train(
-                self.plan.recipe(name),
+            (train if devices == 1 else train_on_many)(
+                recipe,
                 self.plan.source(model.train.from_),
                 data,
                 place,
-                world=World(device=engine["device"]),
                 trust_remote_code=self.spec.models[model.train.from_].trust_remote_code,
                 note=self.display.note,
                 progress=lambda what, done, total, figure: self.display.part(stage.name, what, done, total, figure),
+                **how,
             )
+
+    def _devices(self, device: str) -> int:
+        """How many processes train together."""
+        wanted = self.spec.engine.devices
+        if device == "cuda":
+            import torch
+
+            there = torch.cuda.device_count()
+            if wanted != "auto" and wanted > there:
+                raise UserError(f"engine.devices: {wanted} are wanted, and torch finds {there} GPUs here; lower it")
+            return there if wanted == "auto" else wanted
+        return 1 if wanted == "auto" else wanted
 
     def _generate(self, stage: Stage) -> None:
         from harness.models.base import Asked, Request
@@ -283,14 +299,18 @@ class _Runner:
         ]
         backend = self._model(stage.model)
 
+        template, reasons = self.plan.templates[stage.task], self.spec.sampling.reasoning
+
         def row(made: Completion) -> Generation:
             unit = units[made.id]
+            reasoning, text = template.split_answer(made.text) if reasons else ("", made.text)
             return Generation(
                 **_names(stage, unit),
                 fingerprint=unit.fingerprint,
                 prompt_hash=unit.prompt.hash,
                 prompt=made.prompt,
-                text=made.text,
+                text=text,
+                reasoning=reasoning,
                 finish_reason=made.finish_reason,
                 n_prompt_tokens=made.n_prompt_tokens,
                 n_tokens=made.n_tokens,

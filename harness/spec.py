@@ -1,8 +1,8 @@
 """The run specification: one YAML file that says which models, tasks, principles and judges are put together.
 
 `load_spec` reads a preset or a file. What is given more closely wins: overrides (the command line), then the
-environment (`ENVIRONMENT`), then the file, then the defaults below. Whether what it names exists is a question for
-`harness.validation`.
+environment (`ENVIRONMENT`), then the file's changes for other models (`PRESET_MODELS`), then the file, then the defaults
+below. Whether what it names exists is a question for `harness.validation`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ ENVIRONMENT = {
 """Environment variables that are read, and the field that each one sets (`*`: for every task)."""
 
 BackendName = Literal["embedded", "transformers", "recorded", "openai", "anthropic"]
+PRESET_MODELS = "preset_models"
+"""The block of a file with changes for other models: by name, dotted fields and their values, as in overrides."""
+
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -99,13 +102,17 @@ class TrainSpec(_Part):
 
 
 class ModelSpec(_Part):
-    """A model: one that exists (`path`) or one that the run trains (`train`)."""
+    """A model: one that exists (`path`), one that the run trains (`train`), or an earlier iteration of such a one."""
 
     path: str | None = Field(
         default=None,
         description="embedded/NAME, a folder, a hub id org/name[@revision], openai/NAME, anthropic/NAME or recorded/FOLDER",
     )
     train: TrainSpec | None = Field(default=None, description="instead of `path`: train it")
+    iteration_of: str | None = Field(
+        default=None, description="instead of `path`: what a model above, which the run trains, is after `iteration`"
+    )
+    iteration: Count | None = Field(default=None, description="with `iteration_of`: which of its iterations, from 1")
     style: Style = Field(description="completion: a base model continues a text; chat: messages in a chat template")
     revision: str | None = Field(default=None, description="hub ids: branch, tag or commit, as `@revision` in the path")
     dtype: DType | None = Field(default=None, description="of the weights; null: as engine.dtype says")
@@ -121,9 +128,15 @@ class ModelSpec(_Part):
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSpec:
-        if (self.path is None) == (self.train is None):
-            has = "neither" if self.path is None else "both"
-            raise ValueError(f"a model has 'path' (it exists) or 'train' (the run makes it); this one has {has}")
+        named = [field for field in ("path", "train", "iteration_of") if getattr(self, field) is not None]
+        if len(named) != 1:
+            has = "none of them" if not named else " and ".join(f"'{field}'" for field in named)
+            raise ValueError(
+                "a model has 'path' (it exists), 'train' (the run makes it) or 'iteration_of' (the run makes it on the "
+                f"way to another); this one has {has}"
+            )
+        if (self.iteration_of is None) != (self.iteration is None):
+            raise ValueError("'iteration_of' and 'iteration' go together; give both, or neither")
         return self
 
 
@@ -211,6 +224,10 @@ class SamplingSpec(_Part):
     )
     epochs: Count = Field(default=1, description="responses per query and constitution")
     example: Flag = Field(default=False, description="put the template's worked example first (style completion)")
+    reasoning: Flag = Field(
+        default=False,
+        description="reason before the answer, as the template's form of that name asks; only the answer counts",
+    )
 
 
 class MeasuresSpec(_Part):
@@ -248,6 +265,15 @@ class EngineSpec(_Part):
     dtype: DType = Field(default="auto", description="of the weights, where the model says nothing else")
     batch_size: CountOrAuto = Field(default="auto", description="prompts generated together")
     threads: CountOrAuto = Field(default="auto", description="CPU threads")
+    devices: CountOrAuto = Field(
+        default="auto", description="processes that train together, with a device each; auto: all GPUs, or one CPU"
+    )
+
+    @model_validator(mode="after")
+    def _enough_devices(self) -> EngineSpec:
+        if ":" in self.device and self.devices not in ("auto", 1):
+            raise ValueError(f"'device' is one GPU ({self.device}) and 'devices' {self.devices}; write device: cuda")
+        return self
 
 
 class Spec(_Part):
@@ -288,6 +314,16 @@ class Spec(_Part):
         """Its values with their places in the file, for messages."""
         return self._document
 
+    def trained(self, name: str) -> str | None:
+        """The model whose training makes `name`: itself, or the one that it is an iteration of; None for one that exists."""
+        model = self.models[name]
+        return name if model.train is not None else model.iteration_of
+
+    def training(self, name: str) -> TrainSpec | None:
+        """How a model is trained; None for one that exists."""
+        trained = self.trained(name)
+        return None if trained is None else self.models[trained].train
+
     def dump(self) -> str:
         """The whole specification as YAML, every default written out: loaded again, it says the same."""
         data = self.model_dump(mode="json", by_alias=True)
@@ -325,13 +361,16 @@ def list_presets() -> list[str]:
     return sorted(file.relative_to(PRESETS).with_suffix("").as_posix() for file in PRESETS.rglob("*.yaml"))
 
 
-def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Spec:
+def load_spec(
+    name_or_path: str | Path, overrides: Mapping[str, Any] | None = None, *, preset_models: str | None = None
+) -> Spec:
     """Read a preset or a file, and put the environment and `overrides` over it.
 
     Args:
         name_or_path: a preset's name (see `list_presets`) or a YAML file.
         overrides: dotted field to value, for example ``{"sampling.max_new_tokens": 64, "tasks.*.limit": 8}``; a value
             that is text counts as text, so read it as YAML before where numbers are meant.
+        preset_models: other models to run it on, by a name in the file's block `preset_models`.
 
     Relative paths in the file are taken from the file's folder if they are there, and from the current folder
     otherwise; those of overrides from the current folder.
@@ -341,6 +380,7 @@ def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
     """
     try:
         layers = _Layers.of(read_yaml(_find(name_or_path), what="specification"))
+        layers.choose_models(preset_models)
         for variable, key in ENVIRONMENT.items():
             if text := os.environ.get(variable, "").strip():
                 layers.put(key, parse_yaml(text, Path(variable)).data, variable)
@@ -393,9 +433,33 @@ class _Layers(LinedDocument):
                 return below[0] if end < len(location) and below else super().where(location)
         return super().where(location)
 
-    def put(self, key: str, value: Any, origin: str) -> None:
-        """Set the field of a dotted key; the blocks above it are made where they are missing."""
-        for location in self._locations(key, origin):
+    def choose_models(self, name: str | None) -> None:
+        """Take the block of changes for other models out, and make those of a name, as if the file had said so itself."""
+        known = self.data.pop(PRESET_MODELS, None)
+        known = {} if known is None else known
+        for location in ((PRESET_MODELS,), *((PRESET_MODELS, key) for key in known if isinstance(known, dict))):
+            block = known if len(location) == 1 else known[location[1]]
+            if not isinstance(block, dict):
+                shown = ".".join(location)
+                raise UserError(
+                    f"{self.where(location)}: '{shown}' must be a mapping, by name, of fields and their values"
+                )
+        if name is None:
+            return
+        if name not in known:
+            hint = nearest(name, known) if known else f"it has no block '{PRESET_MODELS}'"
+            raise UserError(f"{self.path}: this specification has no models '{name}' to run on instead; {hint}")
+        for key, value in known[name].items():
+            place = (PRESET_MODELS, name, key)
+            lines = {line[len(place) :]: n for line, n in self.lines.items() if line[: len(place)] == place}
+            for location in self.put(key, value, self.where(place)):
+                del self.origins[location]
+                self.lines.update({(*location, *below): n for below, n in lines.items()})
+
+    def put(self, key: str, value: Any, origin: str) -> list[Location]:
+        """Set the field of a dotted key, and say where; the blocks above it are made where they are missing."""
+        locations = self._locations(key, origin)
+        for location in locations:
             node: Any = self.data
             for part in location[:-1]:
                 if node.get(part) is None:
@@ -407,6 +471,7 @@ class _Layers(LinedDocument):
             for line in [known for known in self.lines if known[: len(location)] == location]:
                 del self.lines[line]
             self.origins[location] = origin
+        return locations
 
     def _locations(self, key: str, origin: str) -> list[Location]:
         """The places that a dotted key means: one, or with `*` one for every name there. Names may have dots."""

@@ -28,7 +28,14 @@ from harness.spec import JudgeSpec, ModelSpec, Spec, SpecError, is_there, model_
 from harness.tasks import TaskData, hh_rlhf, list_tasks, load_task, tldr
 from harness.tasks.base import BUNDLED, HUB
 from sami_train.config import Recipe, load_recipe
-from sami_train.constitutions import NEAR_DUPLICATE, Principle, PrincipleSet, load_principle_set, similarity
+from sami_train.constitutions import (
+    NEAR_DUPLICATE,
+    Principle,
+    PrincipleSet,
+    list_principle_sets,
+    load_principle_set,
+    similarity,
+)
 from sami_train.errors import MissingPackage, UserError, nearest
 from sami_train.models import check_source, has_chat_template, parse_source
 from sami_train.pairs import split_queries
@@ -54,22 +61,26 @@ _LOCAL_ONLY = ("revision", "dtype", "trust_remote_code")
 _SET_BY_HARNESS = ("model", "queries", "principles", "style")
 
 
-def check(spec: Spec) -> None:
-    """Raise SpecError, a line for each problem, unless there are none."""
-    if problems := validate(spec):
+def check(spec: Spec, *, to_run: bool = True) -> None:
+    """Raise SpecError, a line for each problem, unless there are none. See `validate`."""
+    if problems := validate(spec, to_run=to_run):
         raise SpecError(*problems)
 
 
-def validate(spec: Spec) -> list[str]:
-    """All problems, in the order of the file's blocks; an empty list means that the run can start."""
+def validate(spec: Spec, *, to_run: bool = True) -> list[str]:
+    """All problems, in the order of the file's blocks; an empty list means that the run can start.
+
+    With `to_run` false, what a run needs and a plan does not, keys and packages of API models, is left to `missing_for_run`.
+    """
     found = _Problems(spec.document)
     _check_names(spec, found)
     tasks = _check_tasks(spec, found)
     sets = _check_sets(spec, found)
     _check_coverage(spec, sets, found)
-    _check_models(spec, found)
+    _check_models(spec, found, to_run)
     for name in spec.models:
         _check_training(spec, name, tasks, sets, found)
+        _check_iteration(spec, name, found)
     _check_judges(spec, sets, found)
     _check_comparisons(spec, found)
     _check_swapped(spec, sets, found)
@@ -83,9 +94,20 @@ def check_judging(spec: Spec, judges: Sequence[str]) -> None:
     own = spec.model_copy(update={"judges": {name: spec.judges[name] for name in judges}})
     models = {judge.model for judge in own.judges.values()}
     _check_judges(own, _check_sets(spec, found), found)
-    _check_models(spec.model_copy(update={"models": {n: m for n, m in spec.models.items() if n in models}}), found)
+    _check_models(
+        spec.model_copy(update={"models": {n: m for n, m in spec.models.items() if n in models}}), found, True
+    )
     if found.sentences:
         raise SpecError(*found.sentences)
+
+
+def missing_for_run(spec: Spec) -> list[str]:
+    """Keys and packages of API models that a run needs and that are not here, a sentence each."""
+    found = _Problems(spec.document)
+    for name, model in spec.models.items():
+        if model.path is not None and (backend := model_backend(model.path)) in _API:
+            _check_api_model(name, model, backend, name in _used(spec), found)
+    return found.sentences
 
 
 class _Problems:
@@ -174,6 +196,13 @@ def _check_tasks(spec: Spec, found: _Problems) -> dict[str, TaskData]:
                 template = load_template(task.template)
                 if (kind := KINDS.get(task.task, template.task)) != template.task:
                     raise UserError(f"'{task.template}' is for {template.task}, but this task is {kind}; name another")
+        if spec.sampling.reasoning and (wanted := task.template or KINDS.get(task.task)):
+            with suppress(UserError):  # an unreadable template is a problem of its own
+                if load_template(wanted).reasoning is None:
+                    message = f"the task '{name}' has no prompt that asks for reasoning (its template: '{wanted}')"
+                    found.add(("sampling", "reasoning"), f"{message}; name a template that has one, or set it to false")
+    if spec.sampling.reasoning and spec.measures.infonce:
+        found.add(("measures", "infonce"), "an answer after reasoning has no likelihood of its own; set it to 0")
     return data
 
 
@@ -201,6 +230,8 @@ def _check_sets(spec: Spec, found: _Problems) -> dict[str, PrincipleSet]:
     for index, name in enumerate(block.sets):
         location: Location = ("principles", "sets", index)
         with found.at(location):
+            if _is_imported(name) and name not in list_principle_sets([Path(f) for f in block.folders]):
+                raise UserError(f"there is no principle set named '{name}'; {_how_to_get(name)}")
             loaded = load_principle_set(name, [Path(folder) for folder in block.folders])
             if loaded.name in sets:
                 raise UserError(
@@ -210,6 +241,21 @@ def _check_sets(spec: Spec, found: _Problems) -> dict[str, PrincipleSet]:
             _check_checks(loaded, location, found)
     _check_held_out(spec, sets, found)
     return sets
+
+
+IMPORTED = "sami-"
+"""What the names of principle sets made from the authors' files begin with; none of them is shipped."""
+
+
+def _is_imported(name: str) -> bool:
+    return name.startswith(IMPORTED) and not name.endswith((".yaml", ".yml"))
+
+
+def _how_to_get(name: str) -> str:
+    return (
+        f"the paper's sentences are not shipped: 'harness import sami-paper DIR...' makes the set out of the authors' files, or "
+        f"'harness principles write -o principles/{name}.yaml' lets a model write one ('--preset-models embedded' takes ours)"
+    )
 
 
 def _check_checks(principle_set: PrincipleSet, location: Location, found: _Problems) -> None:
@@ -282,12 +328,16 @@ def _check_coverage(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems)
 # --- Models
 
 
-def _check_models(spec: Spec, found: _Problems) -> None:
+def _used(spec: Spec) -> set[str | None]:
+    """The models that answer or judge."""
     judging = {judge.model for judge in spec.judges.values()}
-    used = {name for pair in spec.comparisons for name in (pair.a, pair.b)} | judging
+    return {name for pair in spec.comparisons for name in (pair.a, pair.b)} | judging
+
+
+def _check_models(spec: Spec, found: _Problems, to_run: bool) -> None:
     for name, model in spec.models.items():
         location: Location = ("models", name)
-        if model.train is not None:
+        if model.path is None:
             _refuse(
                 model, (*_API_ONLY, "revision", "trust_remote_code"), "a model that the run trains", location, found
             )
@@ -295,7 +345,7 @@ def _check_models(spec: Spec, found: _Problems) -> None:
             found.add((*location, "path"), problem)
         elif (backend := model_backend(model.path or "")) in _API:
             _refuse(model, _LOCAL_ONLY, "an API model", location, found)
-            _check_api_model(name, model, backend, name in used, found)
+            _check_api_model(name, model, backend, name in _used(spec), found, to_run)
         elif backend == "recorded":
             _refuse(model, (*_API_ONLY, *_LOCAL_ONLY), "a model whose answers are recorded", location, found)
             with found.at((*location, "path")):
@@ -339,17 +389,19 @@ def _check_local_model(name: str, model: ModelSpec, found: _Problems) -> None:
             found.add(("models", name, "style"), message)
 
 
-def _check_api_model(name: str, model: ModelSpec, backend: str, used: bool, found: _Problems) -> None:
+def _check_api_model(
+    name: str, model: ModelSpec, backend: str, used: bool, found: _Problems, to_run: bool = True
+) -> None:
     variable, address = _API[backend]
     if not (model.path or "").partition("/")[2]:
         found.add(("models", name, "path"), f"'{model.path}' names no model; write {backend}/NAME")
     if backend == "anthropic" and model.style != "chat":
         found.add(("models", name, "style"), "Anthropic's interface has chats only; write 'style: chat'")
-    if importlib.util.find_spec(backend) is None:
+    if to_run and importlib.util.find_spec(backend) is None:
         found.add(("models", name, "path"), MissingPackage(backend, extra=backend))
     try:
         base_url = check_base_url(model.base_url or os.environ.get(address) or None, name)
-        if used:
+        if used and to_run:
             resolve_key(None, variable=variable, base_url=base_url, name=name)
     except UserError as error:
         message = str(error).removeprefix(f"model '{name}': ")
@@ -392,14 +444,38 @@ def _check_training(
             split_queries([query for task in wanted for query in tasks[task].train], recipe)
 
 
+def _check_iteration(spec: Spec, name: str, found: _Problems) -> None:
+    """An iteration belongs to a model above it that is trained here, with as many iterations, and is spoken to like it."""
+    model = spec.models[name]
+    if model.iteration_of is None or model.iteration is None:
+        return
+    location: Location = ("models", name)
+    whole = model.iteration_of
+    of = spec.models.get(whole)
+    if of is None or of.train is None:
+        trained = [n for n, m in spec.models.items() if m.train is not None]
+        hint = nearest(whole, trained) if trained else f"give '{name}' a 'path' too"
+        what = f"there is no model '{whole}' here" if of is None else f"'{whole}' is not trained by this run"
+        found.add((*location, "iteration_of"), f"{what}; {hint}")
+        return
+    if list(spec.models).index(whole) > list(spec.models).index(name):
+        found.add((*location, "iteration_of"), f"put '{whole}' above '{name}', for models are made in their order")
+    if model.style != of.style:
+        found.add((*location, "style"), f"'{whole}' is trained with the style {of.style}; write that")
+    with suppress(UserError, ValidationError):  # a problem of the training
+        iterations = load_recipe(of.train.recipe, of.train.set).iterations
+        if model.iteration > iterations:
+            message = f"the training of '{whole}' has {iterations} iterations; lower it"
+            found.add((*location, "iteration"), message)
+
+
 def _check_from(spec: Spec, name: str) -> str | None:
     """The path of the local model that training goes back to; None where another problem hides it.
 
     Raises UserError unless the model can be trained from what it names.
     """
     seen = [name]
-    while (train := spec.models[seen[-1]].train) is not None:
-        start = train.from_
+    while (start := _made_from(spec.models[seen[-1]])) is not None:
         if start not in spec.models:
             if len(seen) == 1:
                 raise UserError(f"there is no model '{start}' here; {nearest(start, set(spec.models) - {name})}")
@@ -425,6 +501,11 @@ def _check_from(spec: Spec, name: str) -> str | None:
             raise UserError(f"'{seen[-1]}' {what}; name a local model")
         return None
     return path
+
+
+def _made_from(model: ModelSpec) -> str | None:
+    """The model that has to be there before this one is made."""
+    return model.iteration_of if model.train is None else model.train.from_
 
 
 def _check_recipe(spec: Spec, name: str, found: _Problems) -> Recipe | None:

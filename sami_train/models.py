@@ -191,6 +191,8 @@ def generation_settings(source: Source) -> Any:
 def load_model(source: Source, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False) -> Any:
     """The causal language model in eval mode on `device`, with `dtype` weights and SDPA attention.
 
+    On ``cuda`` a model that is too large for one GPU is laid over all of them, layer by layer.
+
     Raises:
         UserError: the folder or hub id cannot be read or is not a causal language model in safetensors.
     """
@@ -205,7 +207,28 @@ def load_model(source: Source, *, dtype: str = "float32", device: str = "cpu", t
         use_safetensors=True,
         attn_implementation="sdpa",
     )
-    return model.to(device).eval()
+    return _placed(model, device).eval()
+
+
+SHARE_OF_GPU = 0.6
+"""Of the free memory of a GPU, what weights may take where there are others to lay them over: the rest is for the batch."""
+
+
+def _placed(model: Any, device: str) -> Any:
+    """The model on its device; where it is too large for one GPU, on all of them, by accelerate."""
+    import torch
+
+    count = torch.cuda.device_count() if device == "cuda" else 1
+    if count > 1:
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        free = [int(SHARE_OF_GPU * torch.cuda.mem_get_info(number)[0]) for number in range(count)]
+        if size >= free[0]:
+            from accelerate import dispatch_model, infer_auto_device_map
+
+            names = list(getattr(model, "_no_split_modules", None) or ())
+            places = infer_auto_device_map(model, dict(enumerate(free)), no_split_module_classes=names)
+            return dispatch_model(model, places)
+    return model.to(device)
 
 
 def _pretrained(kind: Any, source: Source, **options: Any) -> Any:

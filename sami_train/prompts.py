@@ -107,6 +107,11 @@ class Template(BaseModel):
         """The string that the answer follows when reasoning comes first."""
         return self._reasoning().marker
 
+    def split_answer(self, text: str) -> tuple[str, str]:
+        """Reasoning and answer in a text that was generated with reasoning first; without the marker there is no answer."""
+        reasoning, _, answer = text.partition(self.answer_marker())
+        return reasoning.strip(), answer.strip()
+
     def _form(self, reasoning: bool) -> Template | _Reasoning:
         return self._reasoning() if reasoning else self
 

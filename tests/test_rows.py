@@ -23,6 +23,7 @@ GENERATION: dict[str, Any] = {
     "prompt_hash": "p" * 32,
     "prompt": "Be short.\n\nWhat is a tree?",
     "text": "A tall plant – 木\u2028🌲",
+    "reasoning": "Few words are wanted.",
     "finish_reason": "stop",
     "n_prompt_tokens": 9,
     "n_tokens": 7,

@@ -120,7 +120,7 @@ BROKEN: list[tuple[str, str, int, list[str]]] = [
     ("{a: sami, b: base}", "{a: sami, b: base, c: 1}", 23, ["unknown key 'comparisons.0.c'"]),
     ("max_new_tokens", "max_new_token", 24 + 1, ["unknown key 'sampling.max_new_token'", "'max_new_tokens'"]),
     ("infonce", "infonse", 26, ["unknown key 'measures.infonse'", "'infonce'"]),
-    ("device: cpu", "devices: cpu", 28, ["unknown key 'engine.devices'", "'device'"]),
+    ("device: cpu", "devic: cpu", 28, ["unknown key 'engine.devic'", "'device'"]),
     ("style: chat", "style: chat, api_key: sk-secret", 4, ["api_key", "OPENAI_API_KEY"]),
     # missing fields, wrong types, ranges
     (", style: chat", "", 4, ["'models.instruct.style' is missing", "style: chat"]),
@@ -146,8 +146,13 @@ BROKEN: list[tuple[str, str, int, list[str]]] = [
     ("name: try\n", "name: try\nname: try\n", 2, ["'name' stands twice"]),
     ("name: try\n", "name: [try\n", 2, ["not valid YAML"]),
     # models
-    ("{path: embedded/gemma-3-270m, ", "{", 3, ["'models.base'", "neither"]),
-    ("    style: completion\n", "    style: completion\n    path: embedded/gemma-3-270m\n", 5, ["models.sami", "both"]),
+    ("{path: embedded/gemma-3-270m, ", "{", 3, ["'models.base'", "none of them"]),
+    (
+        "    style: completion\n",
+        "    style: completion\n    path: embedded/gemma-3-270m\n",
+        5,
+        ["models.sami", "has 'path' and 'train'"],
+    ),
     ("path: embedded/gemma-3-270m", "path: embedded/gemma-270m", 3, ["models.base.path", "'gemma-3-270m'"]),
     ("path: embedded/gemma-3-270m", "path: ./nowhere", 3, ["'./nowhere' does not exist"]),
     ("path: embedded/gemma-3-270m", "path: opnai/gpt", 3, ["no back end 'opnai'", "'openai'"]),

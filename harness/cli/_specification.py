@@ -62,6 +62,11 @@ def add_spec_options(parser: argparse.ArgumentParser, *, default: str | None = D
         metavar="FOLDER",
         help="look for principle sets here too; repeatable",
     )
+    what.add_argument(
+        "--preset-models",
+        metavar="NAME",
+        help="run it on other models, as its block preset_models says; presets of the paper have 'embedded'",
+    )
     what.add_argument("--max-new-tokens", type=count, metavar="N", help="longest response, in tokens")
     what.add_argument("--seed", type=whole_number, metavar="N", help="of every draw")
     what.add_argument(
@@ -118,13 +123,14 @@ def read_spec(options: argparse.Namespace) -> Spec:
 
     overrides = {**_settings(options.set), **_models(options.model)}
     overrides |= {field: value for name, field in _FIELDS.items() if (value := getattr(options, name)) is not None}
-    spec = load_spec(options.spec, overrides)
+    chosen = options.preset_models
+    spec = load_spec(options.spec, overrides, preset_models=chosen)
     if options.principles:
         # The first match wins: the command line's.
         overrides["principles.folders"] = [*options.principles, *spec.principles.folders]
-        spec = load_spec(options.spec, overrides)
+        spec = load_spec(options.spec, overrides, preset_models=chosen)
     if options.epochs is not None:
-        spec = load_spec(options.spec, {**overrides, **_repeats(spec, options.epochs)})
+        spec = load_spec(options.spec, {**overrides, **_repeats(spec, options.epochs)}, preset_models=chosen)
     return _only(spec, options.tasks) if options.tasks else spec
 
 
@@ -154,7 +160,9 @@ def _models(replacements: list[str]) -> dict[str, Any]:
         name, _, path = (part.strip() for part in replacement.partition("="))
         if not name or not path:
             raise UserError(f"--model {replacement}: this is not NAME=PATH; write, for example, --model base=my/folder")
-        changes |= {f"models.{name}.path": path, f"models.{name}.train": None}
+        changes |= {f"models.{name}.path": path} | {
+            f"models.{name}.{field}": None for field in ("train", "iteration_of", "iteration")
+        }
     return changes
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from harness.cli._arguments import add_json, add_verb
+from harness.cli._arguments import add_json, add_verb, count
 from harness.cli._specification import add_cost_options, add_spec_options, read_spec
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.cli._arguments import Subparsers
+    from harness.cli._forecast import Question
     from harness.spec import Spec
 
 
@@ -23,16 +24,32 @@ def add_parser(subparsers: Subparsers) -> None:
         execute,
         usage="[SPEC] [options]",
         help="show what a run would do, without doing it",
-        description="Show the stages of a run, what is done already, the time the rest takes, and the smallest effects "
-        "it could detect. Nothing is loaded but text.",
+        description="Show the stages of a run, what is done already, what the rest takes (memory, tokens, time), and the "
+        "smallest effects it could detect. Nothing is loaded but text, and neither models nor keys need be here.",
         epilog="""\
 examples:
   harness plan
   harness plan my-run.yaml --limit 100
+  harness plan paper/exp1-dialogue --gpus 8 --gpu-memory 80GB
+  harness plan my-run.yaml --tokens-per-second 900 --new-tokens-per-second 200
   harness plan my-run.yaml --json""",
     )
     add_spec_options(parser)
-    add_cost_options(parser).add_argument(
+    takes = parser.add_argument_group("what it takes")
+    takes.add_argument("--gpus", type=count, metavar="N", help="GPUs to train on (default: this machine's one device)")
+    takes.add_argument("--gpu-memory", metavar="SIZE", help="memory of a GPU, as in 80GB or 24GiB (default: 80GB)")
+    for option, what in (
+        ("--tokens-per-second", "packed tokens that all devices train on in a second"),
+        ("--new-tokens-per-second", "tokens generated in a second, for training too"),
+    ):
+        takes.add_argument(
+            option, action="append", default=[], metavar="[MODEL=]X", help=f"{what}; of one model or of all, repeatable"
+        )
+    takes.add_argument(
+        "--no-memory", action="store_true", help="do not plan memory, which takes seconds for each model"
+    )
+    add_cost_options(parser)
+    parser.add_argument(
         "--count-tokens",
         action="store_true",
         help="count prompts exactly: with the tokenizers of local models, and by asking Anthropic (which takes no money)",
@@ -42,9 +59,12 @@ examples:
 
 def execute(options: argparse.Namespace) -> int:
     """Read, check, show."""
+    from harness.cli._forecast import Question
+
     show_plan(
         read_spec(options),
         as_json=options.json,
+        question=Question.of(options),
         prices=options.prices,
         batch=options.batch,
         count_tokens=options.count_tokens,
@@ -53,26 +73,42 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def show_plan(
-    spec: Spec, *, as_json: bool, prices: str | None = None, batch: bool = False, count_tokens: bool = False
+    spec: Spec,
+    *,
+    as_json: bool,
+    question: Question | None = None,
+    prices: str | None = None,
+    batch: bool = False,
+    count_tokens: bool = False,
 ) -> None:
-    """Print the plan of a specification. Raises UserError when it cannot be run."""
+    """Print the plan of a specification. Raises UserError when it cannot be planned."""
+    from harness.cli._forecast import Question, print_forecast
     from harness.cli._screen import console, print_json
     from harness.costs import load_prices, planned
-    from harness.plan import build_plan, describe
+    from harness.forecast import forecast, given_rates, plan_ahead
+    from harness.plan import describe
     from harness.runner import known_rates
-    from harness.validation import check
+    from harness.validation import check, missing_for_run
 
-    check(spec)
-    plan = build_plan(spec)
-    described = describe(plan, rates=known_rates())
+    question = question or Question()
+    check(spec, to_run=False)
+    plan, assumed = plan_ahead(spec)
+    rates = {**known_rates(), **given_rates(plan, question.training, question.generation)}
+    described = describe(plan, rates=rates)
+    described["assumed"] = assumed
+    described["missing"] = missing_for_run(spec)
+    described["forecast"] = forecast(plan, question.machine(), memory=question.memory)
     described["cost"] = planned(plan, plan.folder, load_prices(prices), batch=batch, exact=count_tokens)
     if as_json:
         print_json(described)
     else:
-        _print_plan(described, console())
+        _print_stages(described, console())
+        print_forecast(described, console())
+        _print_cost(described["cost"], console())
+        _print_effects(described, console())
 
 
-def _print_plan(described: dict[str, Any], screen: Console) -> None:
+def _print_stages(described: dict[str, Any], screen: Console) -> None:
     from harness.cli._screen import duration, table
 
     screen.print(f"{described['name']} → {described['output']}\n", markup=False, soft_wrap=True)
@@ -87,14 +123,12 @@ def _print_plan(described: dict[str, Any], screen: Console) -> None:
         for stage in described["stages"]
     ]
     screen.print(table(("stage", "kind", "rows", "there", "time left"), rows, right=("rows", "there", "time left")))
-    left = [stage for stage in described["stages"] if stage["done"] < stage["expected"]]
-    if not left:
-        screen.print("\nEverything is done; 'harness run' would read the results back.")
-    elif described["estimate_s"] is None:
-        screen.print("\nTime: known for a stage once one like it has run on this machine.")
-    else:
-        screen.print(f"\nTime left: about {duration(described['estimate_s'])}, by earlier runs on this machine.")
-    _print_cost(described["cost"], screen)
+    screen.print(f"\n{_time_left(described)}")
+
+
+def _print_effects(described: dict[str, Any], screen: Console) -> None:
+    from harness.cli._screen import table
+
     screen.print("\nWin rates that would be told from 50% (power 80%, no ties):\n")
     effects = [
         [row["task"], row["principle_set"], row["split"].replace("_", "-"), str(row["n"]), _detectable(row["mde"])]
@@ -146,6 +180,25 @@ def _dollars(ends: dict[str, float | None] | None) -> str:
         return "unknown"
     low, high = f"{ends['low']:,.2f}", f"{ends['high']:,.2f}"
     return low if low == high else f"{low} to {high}"
+
+
+def _time_left(described: dict[str, Any]) -> str:
+    """What is known of the time, in a sentence."""
+    from harness.cli._screen import duration
+
+    left = [stage for stage in described["stages"] if stage["done"] < stage["expected"]]
+    known = [stage["estimate_s"] for stage in left if stage["estimate_s"] is not None]
+    by = "by earlier runs on this machine or the speeds given"
+    if not left:
+        return "Everything is done; 'harness run' would read the results back."
+    if len(known) == len(left):
+        return f"Time left: about {duration(sum(known))}, {by}."
+    how = "a stage like it must have run on this machine"
+    if any(stage["kind"] in ("train", "generate") and stage["estimate_s"] is None for stage in left):
+        how += ", or give --tokens-per-second (training) and --new-tokens-per-second (generation)"
+    if not known:
+        return f"Time left: not known; {how}."
+    return f"Time left: about {duration(sum(known))} for {len(known)} of {len(left)} stages, {by}; of the rest not known: {how}."
 
 
 def _detectable(effect: float | None) -> str:

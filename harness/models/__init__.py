@@ -28,7 +28,7 @@ def open_model(
     """
     from harness.spec import model_backend
 
-    kind = "transformers" if model.train is not None else model_backend(model.path or "")
+    kind = "transformers" if model.path is None else model_backend(model.path)
     if kind in ("embedded", "transformers"):
         from harness.models.local import TransformersBackend
 

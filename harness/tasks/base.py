@@ -11,12 +11,17 @@ from typing import Annotated, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sami_train.data import Query
+from sami_train.errors import UserError
 
 BUNDLED = "bundled"
 HUB = "hub"
 
 Part = Literal["train", "evaluation"]
 Subset = Literal["helpful-base", "harmless-base", "both"]
+
+
+class OutOfReach(UserError):
+    """A task's data are on a hub that cannot be reached, and not in its cache here."""
 
 
 class TaskSpec(BaseModel):

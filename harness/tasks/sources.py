@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from harness.tasks.base import BUNDLED, HUB, LoadedParts, Part, TaskSpec
+from harness.tasks.base import BUNDLED, HUB, LoadedParts, OutOfReach, Part, TaskSpec
 from sami_train.data import TEXT_FIELDS, Query, content_id, read_jsonl
 from sami_train.errors import UserError, nearest
 
@@ -136,7 +136,7 @@ def read_hub_copy(repo: str, folder: Path | None, data_dir: str, revision: str |
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             reason = _first_line(error)
             if folder is None:
-                raise UserError(
+                raise OutOfReach(
                     f"the data set '{repo}' cannot be had from the Hugging Face hub ({reason}); "
                     "use source: bundled, or the path of a local copy"
                 ) from error

@@ -84,6 +84,7 @@ def test_frozen_embeddings_and_adapters(shape: str) -> None:
     ("name", "billions", "active"),
     [
         ("mistralai/Mistral-7B-v0.1", 7.24, 7.24),
+        ("mistralai/Mistral-7B-Instruct-v0.1", 7.24, 7.24),
         ("mistralai/Mixtral-8x7B-v0.1", 46.7, 12.9),
         ("meta-llama/Meta-Llama-3-70B", 70.6, 70.6),
     ],
