@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness import costs
 from harness.plan import Plan
 from harness.protocols import CORRECTED, LADDER, Protocol
 from harness.score import ScoreInputs, score
@@ -92,7 +93,8 @@ def rescore(folder: Path, protocol: Protocol = CORRECTED) -> dict[str, Any]:
     Raises:
         UserError: the folder is no run, or a row cannot be read.
     """
-    return score(score_inputs(plan_of_run(folder), protocol))
+    plan = plan_of_run(folder)
+    return {**score(score_inputs(plan, protocol)), "cost": costs.spent(plan, folder, costs.load_prices())}
 
 
 def ladder(folder: Path) -> dict[str, Any]:
