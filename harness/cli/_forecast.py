@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sami_train.planning.memory import Machine
+
+
+UNKNOWN = "–"
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,6 @@ def print_forecast(described: dict[str, Any], screen: Console) -> None:
 
 
 def _print_training(found: list[dict[str, Any]], screen: Console) -> None:
-    from harness.cli._screen import table
-
     numbers = ("steps", "tokens trained", "tokens sampled", "GB each")
     rows = [
         [
@@ -94,12 +96,10 @@ def _print_training(found: list[dict[str, Any]], screen: Console) -> None:
         for row in found
     ]
     screen.print("\nTraining, every prompt and response of the longest length:\n")
-    screen.print(table(("training", *numbers, "fits", "recipe"), rows, right=numbers))
+    screen.print(_known(("training", *numbers, "fits", "recipe"), rows, numbers))
 
 
 def _print_models(found: list[dict[str, Any]], screen: Console) -> None:
-    from harness.cli._screen import table
-
     numbers = ("rows", "prompt tokens", "new tokens", "weights, GB", "batch", "devices", "GB each")
     rows = [
         [
@@ -109,15 +109,26 @@ def _print_models(found: list[dict[str, Any]], screen: Console) -> None:
             f"{row['prompt_tokens']:,}",
             f"{row['new_tokens']:,}",
             _gb(row["weights"]),
-            "–" if row["batch"] is None else str(row["batch"]),
-            "–" if row["devices"] is None else str(row["devices"]),
+            UNKNOWN if row["batch"] is None else str(row["batch"]),
+            UNKNOWN if row["devices"] is None else str(row["devices"]),
             _gb(row["peak"]),
             _fits(row["fits"], row["largest_batch"]),
         ]
         for row in found
     ]
     screen.print("\nModels that run here (prompt tokens: about, 4 characters each; new tokens: at most):\n")
-    screen.print(table(("model", "does", *numbers, "fits"), rows, right=numbers))
+    screen.print(_known(("model", "does", *numbers, "fits"), rows, numbers))
+
+
+def _known(columns: Sequence[str], rows: list[list[str]], right: Sequence[str]) -> Any:
+    """The table without the columns in which nothing is known (memory, where it was not planned)."""
+    from harness.cli._screen import table
+
+    kept = [place for place in range(len(columns)) if any(row[place] != UNKNOWN for row in rows)]
+    shown = [columns[place] for place in kept]
+    return table(
+        shown, [[row[place] for place in kept] for row in rows], right=[name for name in right if name in shown]
+    )
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -132,12 +143,12 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def _gb(size: float | None) -> str:
-    return "–" if size is None else f"{size / 1e9:,.1f}"
+    return UNKNOWN if size is None else f"{size / 1e9:,.1f}"
 
 
 def _fits(fits: bool | None, largest: int | None = None) -> str:
     if fits is None:
-        return "–"
+        return UNKNOWN
     if fits:
         return "yes"
     return "no" if largest is None else f"no ({largest} does)"
