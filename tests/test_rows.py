@@ -29,6 +29,7 @@ GENERATION: dict[str, Any] = {
     "n_tokens": 7,
     "truncated": False,
     "error": None,
+    "usage": {"total_tokens": 16},
 }
 VERDICT: dict[str, Any] = {
     "id": "v1",
@@ -46,6 +47,8 @@ VERDICT: dict[str, Any] = {
     "order": "ba",
     "outcome": "tie",
     "reason": None,
+    "repeat": 0,
+    "judged_by": None,
     "raw": "",
     "details": {"words": [3, 4], "share": 0.1},
     "usage": {},

@@ -318,7 +318,7 @@ def test_the_tables_name_every_file_and_every_note(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "name the files"),
+        ([], "name what to score"),
         (["--verdicts", "x.json"], "there is no file x.json"),
         (["--verdicts", "x.json", "--paired"], "--against FILE"),
         (["--verdicts", "x.json", "--level", "95"], "is no confidence level"),

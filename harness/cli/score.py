@@ -21,7 +21,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "score",
         execute,
-        usage="RUN [--protocol NAME] [--json] | --verdicts FILE ... [options]",
+        usage="RUN [options] | --verdicts FILE ... [options]",
         help="score a run's verdicts anew, under any protocol, or those in files",
         description="Score verdicts that are there. Of a run, finished or not: all its figures from its rows, under any "
         "protocol; no model is loaded, nothing is judged again, nothing is written. Of files: counts, the win rate under "
