@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sami_train.errors import UserError
 
 EXIT_CODES = """\
@@ -18,3 +21,18 @@ class RunError(UserError):
 
 class QualityError(UserError):
     """Finished, but below a demanded quality, or stopped at a limit of cost: exit code 3."""
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """What goes wrong inside is a run that failed, or one that stopped at its limit of cost."""
+    from harness.costs import CostLimitReached, InvalidCosts
+
+    try:
+        yield
+    except InvalidCosts:
+        raise
+    except CostLimitReached as error:
+        raise QualityError(str(error)) from error
+    except UserError as error:
+        raise RunError(str(error)) from error

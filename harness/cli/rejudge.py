@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from harness.cli._arguments import add_json, add_verb, count
-from harness.cli._errors import QualityError, RunError
+from harness.cli._errors import QualityError, running
 from harness.cli._specification import add_cost_options
 from sami_train.errors import UserError
 
@@ -58,7 +58,6 @@ def execute(options: argparse.Namespace) -> int:
     from harness.cli._runs import find_started_run
     from harness.cli._screen import console, print_json
     from harness.cli.run import shortfall
-    from harness.costs import CostLimitReached, InvalidCosts
     from harness.rejudge import prepare
     from harness.report.terminal import print_results
     from harness.runner import judge_again
@@ -67,7 +66,7 @@ def execute(options: argparse.Namespace) -> int:
         raise UserError("name a judge, for example: --judge openai/gpt-4o-mini; see 'harness rejudge --help'")
     folder = find_started_run(options.run)
     plan, names = prepare(folder, options.judge, limit=options.limit, epochs=options.epochs)
-    try:
+    with running():
         outcome = judge_again(
             plan,
             names,
@@ -77,12 +76,6 @@ def execute(options: argparse.Namespace) -> int:
             max_cost=options.max_cost,
             prices=options.prices,
         )
-    except InvalidCosts:
-        raise
-    except CostLimitReached as error:
-        raise QualityError(str(error)) from error
-    except UserError as error:
-        raise RunError(str(error)) from error
     if options.json:
         print_json(outcome.results)
     elif not options.quiet:

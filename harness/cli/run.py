@@ -7,9 +7,8 @@ import datetime
 from typing import TYPE_CHECKING
 
 from harness.cli._arguments import add_json, add_verb
-from harness.cli._errors import QualityError, RunError
+from harness.cli._errors import QualityError, running
 from harness.cli._specification import add_cost_options, add_spec_options, read_spec
-from sami_train.errors import UserError
 
 if TYPE_CHECKING:
     from harness.cli._arguments import Subparsers
@@ -63,10 +62,9 @@ def execute(options: argparse.Namespace) -> int:
 
     check(spec)
     from harness import runner
-    from harness.costs import CostLimitReached, InvalidCosts
 
     began = datetime.datetime.now(datetime.UTC)
-    try:
+    with running():
         outcome = runner.run(
             spec,
             console=console(stderr=True),
@@ -76,12 +74,6 @@ def execute(options: argparse.Namespace) -> int:
             max_cost=options.max_cost,
             prices=options.prices,
         )
-    except InvalidCosts:
-        raise
-    except CostLimitReached as error:
-        raise QualityError(str(error)) from error
-    except UserError as error:
-        raise RunError(str(error)) from error
     if options.json:
         print_json(outcome.results)
     elif not options.quiet:

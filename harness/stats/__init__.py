@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     from harness.stats._arrays import UnusableScores
     from harness.stats.agreement import (
         JudgeAgreement,
-        JudgeNoise,
         Kappa,
         PositionBias,
         cohens_kappa,
         judge_agreement,
-        judge_noise,
         position_bias,
         repeat_agreement,
     )
@@ -56,7 +54,6 @@ __all__ = [
     "ClusterMeans",
     "Information",
     "JudgeAgreement",
-    "JudgeNoise",
     "JudgeShare",
     "Kappa",
     "LengthGlm",
@@ -81,7 +78,6 @@ __all__ = [
     "infonce",
     "infonce_responses",
     "judge_agreement",
-    "judge_noise",
     "judge_share",
     "length_glm",
     "length_stratified",
@@ -107,12 +103,10 @@ _MODULES = {
     "_arrays": ("UnusableScores",),
     "agreement": (
         "JudgeAgreement",
-        "JudgeNoise",
         "Kappa",
         "PositionBias",
         "cohens_kappa",
         "judge_agreement",
-        "judge_noise",
         "position_bias",
         "repeat_agreement",
     ),

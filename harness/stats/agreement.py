@@ -139,55 +139,6 @@ def repeat_agreement(scores: ArrayLike, pair_ids: ArrayLike, level: float = 0.95
     return win_rate(agreeing, level)
 
 
-@dataclass(frozen=True)
-class JudgeNoise:
-    """Where the variance of a mean score comes from: the queries, or the judge when it is asked the same thing again."""
-
-    between: float  # variance between queries' true scores; at least 0
-    within: float  # variance between repeats of one query
-    icc: float | None  # between / (between + within), in [0, 1]; None where both are 0
-    se: float  # of the mean over queries, as it was measured
-    se_without_noise: float  # what it would be with repeats without end: sqrt(between / n)
-    n: int  # queries
-    repeats: float  # of a query; the effective number where queries differ
-    rows: int
-
-    def se_with(self, repeats: int) -> float:
-        """The standard error of the mean over as many queries with `repeats` verdicts on each."""
-        if repeats < 1:
-            raise ValueError(f"A query needs at least one verdict; got {repeats} repeats.")
-        return math.sqrt((self.between + self.within / repeats) / self.n)
-
-
-def judge_noise(scores: ArrayLike, query_ids: ArrayLike) -> JudgeNoise:
-    """The variance between queries against the variance between repeats of the same query: shapes (rows,).
-
-    One-way random effects, estimated from mean squares (Searle, Casella and McCulloch 1992, section 3.6, for unequal
-    numbers of repeats): within = MSW, between = max(0, (MSB - MSW) / k) with k = (N - sum k_i^2 / N) / (n - 1). Repeats that
-    also sample the answers anew count what the sampling does as noise too.
-
-    Raises UnusableScores for fewer than 2 queries, when no query was repeated, and for empty, unequal-length, NaN or
-    out-of-range input.
-    """
-    what = "Judge noise"
-    s = finite_vector(scores, what, 0, 1)
-    index, repeats = _items(s, query_ids, what)
-    n, rows = repeats.size, s.size
-    if n < 2 or rows == n:
-        raise UnusableScores(
-            f"{what} needs at least 2 queries and repeats of the same query: got {rows} scores of {n}; run with more epochs."
-        )
-    means = np.bincount(index, weights=s) / repeats
-    within = float(((s - means[index]) ** 2).sum()) / (rows - n)
-    mean_square = float((repeats * (means - s.mean()) ** 2).sum()) / (n - 1)
-    size = (rows - float((repeats**2).sum()) / rows) / (n - 1)
-    between = max(0.0, (mean_square - within) / size)
-    within, between = (0.0 if part <= CONSTANT else part for part in (within, between))
-    total = between + within
-    se = math.sqrt((between + within * float((1 / repeats).mean())) / n)
-    return JudgeNoise(between, within, between / total if total else None, se, math.sqrt(between / n), n, size, rows)
-
-
 def _labels(scores: Floats) -> NDArray[np.int64]:
     """0, 1, 2 for win, tie, loss."""
     return 1 - np.sign(scores - 0.5).astype(np.int64)

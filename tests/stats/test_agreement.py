@@ -17,7 +17,6 @@ from harness.stats import (
     UnusableScores,
     cohens_kappa,
     judge_agreement,
-    judge_noise,
     position_bias,
     repeat_agreement,
     win_rate,
@@ -166,57 +165,10 @@ def test_repeat_agreement_is_the_share_of_agreeing_couples(rows: list[tuple[str,
             repeat_agreement(scores, ids)
 
 
-def test_judge_noise_by_hand() -> None:
-    """Queries (1, 0), (1, 1), (0, 0): MSW = 1/6, MSB = 2 (0 + 1/4 + 1/4) / 2 = 1/2, between = (1/2 - 1/6) / 2."""
-    result = judge_noise([1, 0, 1, 1, 0, 0], ["p", "p", "q", "q", "r", "r"])
-    assert (result.within, result.between, result.repeats) == pytest.approx((1 / 6, 1 / 6, 2))
-    assert result.icc == pytest.approx(1 / 2)
-    assert (result.n, result.rows) == (3, 6)
-    assert result.se == pytest.approx(math.sqrt((1 / 6 + 1 / 12) / 3))
-    assert result.se_with(2) == pytest.approx(result.se)
-    assert result.se_without_noise == pytest.approx(math.sqrt(1 / 18))
-
-
-def test_judge_noise_finds_both_variances_where_queries_differ_in_repeats() -> None:
-    """Chances of a win from Beta(2, 2): between = 0.05, within = E p (1 - p) = 0.2; the mean over 200 runs."""
-    rng = np.random.default_rng(12)
-    ids = np.repeat(np.arange(100), rng.integers(1, 6, 100))
-    results = [judge_noise(rng.random(ids.size) < rng.beta(2, 2, 100)[ids], ids) for _ in range(200)]
-    assert np.mean([r.between for r in results]) == pytest.approx(0.05, abs=0.003)
-    assert np.mean([r.within for r in results]) == pytest.approx(0.2, abs=0.003)
-
-
-def test_the_standard_error_with_more_repeats_is_the_simulated_one() -> None:
-    rng = np.random.default_rng(13)
-    ids = np.repeat(np.arange(250), 4)
-    planned = np.mean([judge_noise(rng.random(1000) < rng.beta(2, 2, 250)[ids], ids).se_with(8) for _ in range(50)])
-    means = [(rng.random((250, 8)) < rng.beta(2, 2, (250, 1))).mean() for _ in range(4000)]
-    assert planned == pytest.approx(np.std(means), rel=0.05)
-
-
-def test_a_judge_who_repeats_himself_has_no_noise_and_one_who_throws_coins_nothing_else() -> None:
-    firm = judge_noise([1, 1, 0, 0, 1, 1], [1, 1, 2, 2, 3, 3])
-    assert (firm.within, firm.icc, firm.se) == (0, 1, firm.se_without_noise)
-    coin = judge_noise([1, 0] * 30, np.repeat(np.arange(30), 2))
-    assert (coin.between, coin.icc) == (0, 0)
-    assert judge_noise([1] * 6, [1, 1, 2, 2, 3, 3]).icc is None
-
-
-@pytest.mark.parametrize(("scores", "ids"), [([1, 0], [1, 2]), ([1, 0], [1, 1]), ([1], [1])])
-def test_judge_noise_needs_queries_and_repeats(scores: list[float], ids: list[int]) -> None:
-    with pytest.raises(UnusableScores, match="more epochs"):
-        judge_noise(scores, ids)
-
-
-def test_a_standard_error_needs_a_verdict() -> None:
-    with pytest.raises(ValueError, match="at least one verdict"):
-        judge_noise([1, 0, 1, 1], [1, 1, 2, 2]).se_with(0)
-
-
 @pytest.mark.parametrize(
     ("one", "two"), [([], []), ([1], [1, 0]), ([math.nan], [1]), ([2], [1]), (["win"], [1])]
 )  # fmt: skip
 def test_unusable_verdicts_are_refused(one: list[float], two: list[float]) -> None:
-    for function in (judge_agreement, cohens_kappa, position_bias, judge_noise, repeat_agreement):
+    for function in (judge_agreement, cohens_kappa, position_bias, repeat_agreement):
         with pytest.raises(UnusableScores):
             function(one, two)
