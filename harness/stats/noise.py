@@ -23,10 +23,11 @@ class JudgeShare:
 def judge_share(scores: ArrayLike, pair_ids: ArrayLike, query_ids: ArrayLike) -> JudgeShare:
     """Components of variance, from judgings `scores`, shape (rows,), each in [0, 1], of pairs that belong to queries.
 
-    A query may have several pairs (constitutions, samples), whose differences are not the judge's doing. Random effects (Searle, Casella and McCulloch 1992, chapter 3): the variance s² between judgings of a
-    pair is the pooled one, over all pairs with two judgings or more. A query's score is the mean over its m pairs of the
-    mean of their k judgings, so that the judge adds the variance (1/m²) Σ s²/k to it; `share` is the mean of that over
-    queries, divided by the variance of the queries' scores (ddof 1), at most 1.
+    A query may have several pairs (constitutions, samples), whose differences are not the judge's doing. Random effects
+    (Searle, Casella and McCulloch 1992, chapter 3): the variance s² between judgings of a pair is the pooled one, over all
+    pairs with two judgings or more. A query's score is the mean over its m pairs of the mean of their k judgings, so that
+    the judge adds the variance (1/m²) Σ s²/k to it; `share` is the mean of that over queries, divided by the variance of
+    the queries' scores (ddof 1), at most 1.
 
     Raises UnusableScores where no pair was judged twice, with fewer than 2 queries, and for NaN or scores outside [0, 1].
     """
