@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness.judges.llm import Comparison
 from harness.models._api import is_loopback
 from harness.models.base import Sampling
-from harness.plan import GenerationUnit, Plan, Stage, VerdictUnit, is_local
+from harness.plan import JUDGE_SAMPLING, GenerationUnit, Plan, Stage, VerdictUnit, is_api, is_local
 from harness.rows import Generation, Verdict
 from harness.spec import ModelSpec, model_backend
 from harness.store import RowFile
@@ -104,7 +104,7 @@ def _read_prices(file: Path) -> dict[str, Price]:
 def api_models(plan: Plan) -> dict[str, ModelSpec]:
     """The API models that a plan asks, by name."""
     used = {stage.model for stage in plan.stages}
-    return {name: model for name, model in plan.spec.models.items() if name in used and not is_local(model)}
+    return {name: model for name, model in plan.spec.models.items() if name in used and is_api(model)}
 
 
 # --- What was spent
@@ -290,7 +290,7 @@ def planned(
     judges hold the answers, where they are there already; otherwise the shortest and the longest ones. With `exact` the
     prompts are counted by the tokenizers of local models and by Anthropic; `counted` says of each stage which it is.
     """
-    counts: dict[str, Count] = {}
+    counts: dict[tuple[str, str], Count] = {}
     prices = prices or load_prices()
     rows: list[dict[str, Any]] = []
     for stage in plan.stages:
@@ -301,14 +301,16 @@ def planned(
         left = [unit for unit in stage.units if unit.id not in finished]
         if not left:
             continue
-        if stage.model not in counts:
-            counts[stage.model] = (_counter(plan, stage.model) if exact else None) or _estimates
-        count = counts[stage.model]
+        use = (stage.model, stage.kind)
+        if use not in counts:
+            longest = plan.spec.sampling if stage.kind == "generate" else JUDGE_SAMPLING
+            counts[use] = (_counter(plan, stage.model, longest.max_prompt_tokens) if exact else None) or _estimates
+        count = counts[use]
         if stage.kind == "generate":
             low, high = _answers(cast("list[GenerationUnit]", left), plan, stage, count)
         else:
             low, high = _judgements(cast("list[VerdictUnit]", left), plan, stage, folder, count)
-        price = None if is_local(model) else prices.of(model)
+        price = prices.of(model) if is_api(model) else None
         rows.append(
             {
                 "stage": stage.name,
@@ -317,7 +319,7 @@ def planned(
                 "prompt_tokens": {"low": low.input, "high": high.input},
                 "output_tokens": {"low": low.output, "high": high.output},
                 "counted": "estimate" if count is _estimates else "exact",
-                "is_api": not is_local(model),
+                "is_api": is_api(model),
                 "dollars": None
                 if price is None
                 else {"low": low.dollars(price, batch=batch), "high": high.dollars(price, batch=batch)},
@@ -333,11 +335,11 @@ def planned(
     }
 
 
-def _counter(plan: Plan, name: str) -> Count | None:
+def _counter(plan: Plan, name: str, limit: int) -> Count | None:
     """What counts a model's prompts; None where there is no tokenizer at hand."""
     model = plan.spec.models[name]
     if is_local(model):
-        return _local_counter(plan, name)
+        return _local_counter(plan, name, limit)
     if model_backend(model.path or "") == "anthropic":
         from harness.models import open_model
         from harness.models.anthropic import AnthropicBackend
@@ -346,15 +348,15 @@ def _counter(plan: Plan, name: str) -> Count | None:
     return None
 
 
-def _local_counter(plan: Plan, name: str) -> Count:
+def _local_counter(plan: Plan, name: str, limit: int) -> Count:
     from sami_train.generation import encode_prompt
     from sami_train.models import load_tokenizer
 
-    train = plan.spec.training(name)
-    untrained = train.from_ if train is not None else name  # training keeps the tokenizer
+    untrained = name  # training keeps the tokenizer
+    while (train := plan.spec.training(untrained)) is not None:
+        untrained = train.from_
     source = plan.source(untrained)
     tokenizer = load_tokenizer(source, trust_remote_code=plan.spec.models[untrained].trust_remote_code)
-    limit = plan.spec.sampling.max_prompt_tokens
     return lambda prompts: [len(encode_prompt(tokenizer, prompt, limit).ids) for prompt in prompts]
 
 

@@ -131,10 +131,10 @@ def _units(judge: Judge, judges: dict[str, LLMJudge], pairs: Sequence[LabelledPa
     orders: tuple[Order, Order] = ("ab", "ba")
     for pair in pairs:
         one = judges[pair.task]
-        sampling = None if one.form == "choice" else judge_sampling(one.form, judge.seed).settings
-        asked = [judge.model_fingerprint, one.template.hash, one.form, one.style, sampling]
         shown = [pair.principles, pair.query, pair.a, pair.b]
         for repeat in range(repeats):
+            sampling = None if one.form == "choice" else judge_sampling(one.form, judge.seed + repeat).settings
+            asked = [judge.model_fingerprint, one.template.hash, one.form, one.style, sampling]
             for order in orders:
                 content = [ROW_VERSION, JUDGING_VERSION, asked, shown, order, repeat]
                 yield _Unit(pair, order, repeat, fingerprint(content))
@@ -161,16 +161,19 @@ def _verdicts(
         open_ids = [i for i, told in settled.items() if told is None]
         if not missing.isdisjoint(open_ids):
             by_id = {i: judges[units[i].pair.task] for i in open_ids}
+            form = by_id[open_ids[0]].form
             backend = judge.open()
             try:
-                for batch in ask(
-                    backend,
-                    by_id,
-                    [units[i].comparison for i in open_ids],
-                    judge_sampling(by_id[open_ids[0]].form, judge.seed),
-                    missing=missing.intersection(open_ids),
-                ):
-                    add([_row(judge, units[o.id], o.judgement, o.latency_s, o.usage) for o in batch])
+                for repeat in range(repeats):  # each with a seed of its own, as in a run
+                    ids = [i for i in open_ids if units[i].repeat == repeat]
+                    for batch in ask(
+                        backend,
+                        by_id,
+                        [units[i].comparison for i in ids],
+                        judge_sampling(form, judge.seed + repeat),
+                        missing=missing.intersection(ids),
+                    ):
+                        add([_row(judge, units[o.id], o.judgement, o.latency_s, o.usage) for o in batch])
             finally:
                 backend.close()
     return kept

@@ -505,6 +505,16 @@ class Plan:
             None if judge.form == "choice" else self.judge_sampling(judge.form).settings,
         ]
 
+    def settled(self) -> Spec:
+        """The specification with what the environment decided written out: which judges are held to a schema."""
+        judges = {}
+        for name, judge in self.spec.judges.items():
+            if judge.model is not None and judge.structured == "auto" and is_api(self.spec.models[judge.model]):
+                forms = {self.judge(name, task).form for task in self.tasks}
+                judge = judge.model_copy(update={"structured": "on" if forms == {"structured"} else "off"})
+            judges[name] = judge
+        return self.spec.model_copy(update={"judges": judges})
+
     def judge_sampling(self, form: Form) -> Sampling:
         """How a judge that writes does so."""
         return judge_sampling(form, self.spec.seed)
@@ -643,6 +653,11 @@ def _folded(query: Query) -> str:
 def is_local(model: ModelSpec) -> bool:
     """Whether a model runs in this process."""
     return model.path is None or model_backend(model.path) in ("embedded", "transformers")
+
+
+def is_api(model: ModelSpec) -> bool:
+    """Whether a model is asked through an API."""
+    return model.path is not None and model_backend(model.path) in ("openai", "anthropic")
 
 
 def judge_sampling(form: Form, seed: int) -> Sampling:

@@ -25,6 +25,7 @@ from sami_train.errors import UserError, nearest
 from sami_train.prompts import Prompt, Style, load_template
 
 if TYPE_CHECKING:
+    from harness.spec import Spec
     from sami_train.data import Query
 
 Label = Literal["a", "b", "tie"]
@@ -354,7 +355,7 @@ def pairs_of_run(folder: Path, limit: int | None = None) -> list[LabelledPair]:
                 a=one,
                 b=other,
                 label=compare(unit.constitution, one, other, principle_set=unit.a.principle_set)[0],
-                models=tuple(dict.fromkeys(_path(plan.spec.models, name) for name in stage.pair)),
+                models=tuple(dict.fromkeys(_path(plan.spec, name) for name in stage.pair)),
             )
     taken = _in_turns([list(found.values()) for found in by_pair.values()])
     if not taken:
@@ -362,10 +363,10 @@ def pairs_of_run(folder: Path, limit: int | None = None) -> list[LabelledPair]:
     return taken[:limit]
 
 
-def _path(models: Any, name: str) -> str:
+def _path(spec: Spec, name: str) -> str:
     """The path of the model that training goes back to."""
-    model = models[name]
-    return str(model.path) if model.train is None else _path(models, model.train.from_)
+    train = spec.training(name)
+    return str(spec.models[name].path) if train is None else _path(spec, train.from_)
 
 
 def _in_turns(lists: list[list[LabelledPair]]) -> list[LabelledPair]:

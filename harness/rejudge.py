@@ -56,6 +56,13 @@ def prepare(
         if found.name not in plan.spec.judges and changes:
             fields = {**found.judge.model_dump(), **changes}
             found = found._replace(judge=_valid(JudgeSpec, fields, _typed(text, fields)))
+        for key, value in changes.items():
+            if getattr(found.judge, key) != value:
+                has = getattr(found.judge, key) or "none"
+                raise UserError(
+                    f"--{key} {value}: the run's judge '{found.name}' has {key} {has}; leave it out, or give the judge a name of "
+                    f"its own: --judge NAME={text}"
+                )
         spec = _with(spec, found)
         names.append(found.name)
     check_judging(spec, names)
@@ -109,14 +116,18 @@ def parse_judge(text: str, spec: Spec) -> NamedJudge:
             "as openai/NAME, anthropic/NAME, embedded/NAME, a folder, or a .yaml file)"
         )
     there = spec.judges.get(found.name)
-    if there is not None and (there.kind, there.model, there.template) != (
-        found.judge.kind, found.judge.model, found.judge.template,
-    ):  # fmt: skip
+    if there is not None and not _same(there, found.judge):
         raise UserError(
             f"--judge {text}: the run has another judge named '{found.name}'; give this one a name of its own: "
             f"--judge NAME={what}"
         )
     return found if there is None else NamedJudge(found.name, there)
+
+
+def _same(there: JudgeSpec, wanted: JudgeSpec) -> bool:
+    """Whether a judge of the run is the wanted one; what is `auto` there was decided when the run was made."""
+    fields = ["kind", "model", "template", "form"] + ["structured"] * (wanted.structured != "auto")
+    return all(getattr(there, field) == getattr(wanted, field) for field in fields)
 
 
 def _from_file(name: str | None, file: Path, spec: Spec) -> NamedJudge:

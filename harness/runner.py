@@ -28,13 +28,14 @@ from harness.plan import (
     Stage,
     VerdictUnit,
     build_plan,
+    is_api,
     is_local,
     rate_key,
     trained_for,
 )
 from harness.progress import Display
 from harness.rows import Generation, Likelihood, Manifest, Row, Verdict
-from harness.spec import Spec, load_spec
+from harness.spec import Spec, load_spec, model_backend
 from harness.store import (
     RowFile,
     RunLock,
@@ -130,6 +131,8 @@ def judge_again(
             finished is kept.
     """
     known = costs.load_prices(prices)
+    if batch and not any(is_api(plan.spec.models[m]) for j in judges if (m := plan.spec.judges[j].model)):
+        raise costs.InvalidCosts("--batch: none of these judges is behind an API; leave it out")
     with RunLock(plan.folder), Display(console, quiet=quiet) as display:
         allowance = None if max_cost is None else costs.allowance(plan, plan.folder, max_cost, known)
         stages = [stage for stage in plan.stages if stage.judge in judges]
@@ -172,7 +175,7 @@ class _Runner:
         from harness.rescore import score_inputs
         from harness.score import score
 
-        write_atomic(self.folder / "spec.yaml", self.spec.dump())
+        write_atomic(self.folder / "spec.yaml", self.plan.settled().dump())
         stages = self.plan.stages if stages is None else stages
         self.display.plan({stage.name: stage.expected() for stage in stages})
         for stage in stages:
@@ -299,7 +302,9 @@ class _Runner:
         ]
         backend = self._model(stage.model)
 
-        template, reasons = self.plan.templates[stage.task], self.spec.sampling.reasoning
+        template = self.plan.templates[stage.task]
+        recorded = model_backend(self.spec.models[stage.model].path or "") == "recorded"  # answers alone, as they came
+        reasons = self.spec.sampling.reasoning and not recorded
 
         def row(made: Completion) -> Generation:
             unit = units[made.id]
@@ -319,7 +324,7 @@ class _Runner:
                 usage={name: value for name, value in made.usage.items() if name != "latency_s"},
             )
 
-        batches = self._answers(stage, backend, requests, self.plan.sampling(stage.model, stage.task), done)
+        batches = self._answers(stage, backend, 0, requests, self.plan.sampling(stage.model, stage.task), done)
         self._write(stage, ([row(c) for c in batch if c.id not in done] for batch in batches), len(done))
 
     def _likelihood(self, stage: Stage) -> None:
@@ -431,7 +436,7 @@ class _Runner:
             [c for _, c in comparisons.values()],
             sampling,
             missing=missing & comparisons.keys(),
-            generate=functools.partial(self._answers, stage, backend),
+            generate=functools.partial(self._answers, stage, backend, repeat),
         ):
             yield [
                 self._verdict(stage, comparisons[made.id][0], made.judgement, made.latency_s, made.usage)
@@ -439,7 +444,13 @@ class _Runner:
             ]
 
     def _answers(
-        self, stage: Stage, backend: Backend, requests: Sequence[Request], sampling: Sampling, done: AbstractSet[str]
+        self,
+        stage: Stage,
+        backend: Backend,
+        repeat: int,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        done: AbstractSet[str],
     ) -> Iterator[list[Completion]]:
         """What the model says to the requests that are not done, online or in batches.
 
@@ -452,6 +463,8 @@ class _Runner:
             yield from backend.generate(requests, sampling, done=done)
             return
         folder = self.folder / "batches" / stage.path.with_suffix("")
+        if repeat:
+            folder = folder.with_name(f"{folder.name}--repeat-{repeat}")
         if self.batch:
             yield from backend.generate_in_batches(requests, sampling, done=done, folder=folder, say=self.display.note)
         elif n := open_requests(folder):

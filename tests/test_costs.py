@@ -23,7 +23,7 @@ from harness.costs import (
     tokens,
 )
 from harness.models.base import Request, Sampling
-from harness.plan import build_plan
+from harness.plan import build_plan, is_api
 from harness.rows import Generation, Verdict
 from harness.spec import ModelSpec, load_spec
 from harness.store import RowFile
@@ -36,6 +36,12 @@ SAMPLING = Sampling(100, 1000)
 
 
 # --- Prices
+
+
+def test_only_openai_and_anthropic_are_apis() -> None:
+    for path in ("recorded/answers", "embedded/gemma-3-270m", "org/name"):
+        assert not is_api(ModelSpec(path=path, style="chat"))
+    assert is_api(ModelSpec(path="openai/x", style="chat"))
 
 
 def test_every_shipped_price_has_a_date_and_a_source() -> None:

@@ -202,6 +202,13 @@ def test_a_structured_judge_is_held_to_the_schema_and_read_by_it(
     assert (found["n"], found["accuracy"], found["kappa"], found["sensitivity"]) == (10, 1.0, 1.0, 1.0)
 
 
+def test_each_repeat_has_a_seed_of_its_own(server: Callable[[Says], Server], tmp_path: Path) -> None:
+    running = server(lambda _, prompt: f"Verdict: {shorter(prompt)}")
+    card_of(remote(running.url), tmp_path, pairs(3), repeats=3)
+    seeds = [body["seed"] for body in running.bodies]
+    assert {seed: seeds.count(seed) for seed in set(seeds)} == dict.fromkeys((0, 1, 2), len(seeds) // 3)
+
+
 def test_another_server_is_asked_for_text_unless_told_otherwise(
     server: Callable[[Says], Server], tmp_path: Path
 ) -> None:

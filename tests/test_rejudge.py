@@ -338,6 +338,20 @@ def test_what_is_no_judge_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_judge_of_another_form_is_another_judge(spec: Spec, tmp_path: Path) -> None:
+    (tmp_path / "j.yaml").write_text("kind: llm\nmodel: instruct\n")
+    there = spec.model_copy(update={"judges": {**spec.judges, "j": parse_judge("j.yaml", spec).judge}})
+    assert parse_judge("j.yaml", there).name == "j"
+    (tmp_path / "j.yaml").write_text("kind: llm\nmodel: instruct\nform: text\n")
+    with pytest.raises(UserError, match="another judge named 'j'"):
+        parse_judge("j.yaml", there)
+
+
+def test_options_that_a_judge_of_the_run_has_otherwise_are_refused(copy: Path) -> None:
+    with pytest.raises(UserError, match=r"--limit 1: the run's judge 'verifiable' has limit none"):
+        prepare(copy, ["verifiable"], limit=1)
+
+
 def test_a_judge_is_checked_before_anything_is_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     before = contents(copy)

@@ -319,6 +319,9 @@ def test_the_tables_name_every_file_and_every_note(
     ("options", "words"),
     [
         ([], "name what to score"),
+        (["runs/x", "--lengths"], "are for files"),
+        (["runs/x", "--verdicts", "x.json"], "score a run or files"),
+        (["--verdicts", "x.json", "--protocol", "paper"], "--protocol is for runs"),
         (["--verdicts", "x.json"], "there is no file x.json"),
         (["--verdicts", "x.json", "--paired"], "--against FILE"),
         (["--verdicts", "x.json", "--level", "95"], "is no confidence level"),

@@ -25,11 +25,10 @@ _FIELDS = {
     "batch_size": "engine.batch_size",
     "threads": "engine.threads",
     "max_new_tokens": "sampling.max_new_tokens",
-    "max_connections": "models.*.max_connections",
-    "max_retries": "models.*.max_retries",
-    "timeout": "models.*.timeout_s",
 }
 """Options with a field of the specification each."""
+_API_FIELDS = {"max_connections": "max_connections", "max_retries": "max_retries", "timeout": "timeout_s"}
+"""Options with a field of every API model each."""
 
 
 def add_spec_options(parser: argparse.ArgumentParser, *, default: str | None = DEFAULT) -> None:
@@ -125,6 +124,9 @@ def read_spec(options: argparse.Namespace) -> Spec:
     overrides |= {field: value for name, field in _FIELDS.items() if (value := getattr(options, name)) is not None}
     chosen = options.preset_models
     spec = load_spec(options.spec, overrides, preset_models=chosen)
+    if changes := _api_changes(spec, options):
+        overrides |= changes
+        spec = load_spec(options.spec, overrides, preset_models=chosen)
     if options.principles:
         # The first match wins: the command line's.
         overrides["principles.folders"] = [*options.principles, *spec.principles.folders]
@@ -132,6 +134,18 @@ def read_spec(options: argparse.Namespace) -> Spec:
     if options.epochs is not None:
         spec = load_spec(options.spec, {**overrides, **_repeats(spec, options.epochs)}, preset_models=chosen)
     return _only(spec, options.tasks) if options.tasks else spec
+
+
+def _api_changes(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
+    """The changes of the options that are about API models, to these alone."""
+    from harness.plan import is_api
+
+    given = {name: value for name in _API_FIELDS if (value := getattr(options, name)) is not None}
+    models = [name for name, model in spec.models.items() if is_api(model)]
+    if given and not models:
+        option = next(iter(given)).replace("_", "-")
+        raise UserError(f"--{option}: no model of '{spec.name}' is behind an API; leave it out")
+    return {f"models.{model}.{_API_FIELDS[name]}": value for model in models for name, value in given.items()}
 
 
 def _repeats(spec: Spec, epochs: int) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def _judge_of_spec(options: argparse.Namespace) -> Judge:
     plan = build_plan(spec)
     name = judge.model
     origin = name
-    while (train := spec.models[origin].train) is not None:
+    while (train := spec.training(origin)) is not None:
         origin = train.from_
     if origin != name and not Path(plan.source(name).name).exists():
         raise UserError(f"--judge: its model '{name}' is not trained yet; train it with: harness run {options.spec}")

@@ -73,9 +73,16 @@ def execute(options: argparse.Namespace) -> int:
     if options.run:
         if options.verdicts:
             raise UserError("score a run or files: leave out the run, or leave out --verdicts")
+        if options.lengths or options.against or options.paired or options.format != "sami" or options.level != 0.95:
+            raise UserError(
+                "--lengths, --against, --paired, --format and --level are for files (--verdicts); a run's specification says its "
+                "level, and 'harness compare' puts two runs side by side"
+            )
         return score_run(options.run, options.protocol, as_json=options.json)
     if not options.verdicts:
         raise UserError("name what to score: harness score RUN, or harness score --verdicts FILE ...")
+    if options.protocol != "corrected":
+        raise UserError("--protocol is for runs; files are scored under the three rules for ties")
     if options.paired and not options.against:
         raise UserError("--paired compares two files; name the other one with --against FILE")
     if options.against and options.lengths:

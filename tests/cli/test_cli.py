@@ -15,6 +15,7 @@ import pytest
 from harness.cli import VERBS, main
 from harness.cli._errors import RunError
 from harness.cli._installed import ENGINES
+from harness.spec import PRESETS
 from sami_train.errors import UserError
 
 VERB_NAMES = [verb.__name__.rpartition(".")[2].strip("_").replace("_", "-") for verb in VERBS]
@@ -558,3 +559,15 @@ def harness_has_packages(packages: tuple[str, ...]) -> bool:
     from importlib.util import find_spec
 
     return all(find_spec(package) is not None for package in packages)
+
+
+def test_options_for_apis_change_api_models_alone(
+    harness: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "no-real-key")
+    failed = harness("validate", "quickstart", "--max-connections", "4")
+    assert (failed.code, "no model of 'quickstart' is behind an API" in failed.out + failed.err) == (2, True)
+    text = (PRESETS / "smoke.yaml").read_text()
+    file = tmp_path / "mixed.yaml"
+    file.write_text(text.replace("models:\n", "models:\n  gpt: {path: openai/gpt-4o, style: chat}\n", 1))
+    assert harness("validate", str(file), "--max-connections", "4", "--timeout", "9").code == 0

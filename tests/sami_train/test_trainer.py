@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_model as model_of
 
 from sami_train.config import Recipe
 from sami_train.constitutions import load_principle_set
@@ -420,7 +421,6 @@ def test_lora_exports_a_merged_model_and_the_adapter(tiny_model: Path, tmp_path:
 @pytest.mark.parametrize("shape", ["llama", "mixtral", "gemma3", "qwen2"])
 def test_a_merged_model_says_what_the_adapted_one_did(shape: str) -> None:
     pytest.importorskip("peft", reason="peft is not installed (pip install 'sami-harness[peft]')")
-    from conftest import tiny_model as model_of
     from transformers import AutoModelForCausalLM
 
     from sami_train.adapters import add_adapter, merged_state
@@ -447,8 +447,6 @@ def test_a_merged_model_says_what_the_adapted_one_did(shape: str) -> None:
 
 def test_lora_on_tied_embeddings_is_refused() -> None:
     pytest.importorskip("peft", reason="peft is not installed (pip install 'sami-harness[peft]')")
-    from conftest import tiny_model as model_of
-
     from sami_train.adapters import add_adapter
 
     with pytest.raises(UserError, match="embeddings and head share their weights"):
