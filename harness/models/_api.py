@@ -17,6 +17,7 @@ import queue
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -84,7 +85,7 @@ class Ended(NamedTuple):
     others: RequestError
 
 
-class ApiBackend:
+class ApiBackend(ABC):
     """A model behind an HTTP interface. A subclass says what to ask for (`_body`), how (`_post`), and how to `_read` it.
 
     Prompts are sent whole: only the provider can count its tokens, so `max_prompt_tokens` is not enforced here, and a
@@ -158,37 +159,37 @@ class ApiBackend:
         for client in self._clients:
             client.close()
 
+    @abstractmethod
     def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         """The request's JSON."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _post(self, client: Any, body: Mapping[str, Any]) -> Any:
         """The SDK's raw response to a body."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read(self, body: Any) -> Answer:
         """The answer in a decoded response. Raises RequestError when it is not there or was withheld."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _batch_line(self, custom_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """A request of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _batch_prepare(self, lines: Sequence[bytes]) -> Any:
         """What `_batch_create` takes: the requests themselves, or the id of a file with them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _batch_create(self, prepared: Any, token: str) -> str:
         """Hand a batch in; its id."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _batch_find(self, token: str, n: int, since: float) -> str | None:
         """The id of a batch of `n` requests with this token, handed in after a time, if the provider has one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _batch_ended(self, batch: str) -> Ended | None:
         """The results of a batch; None while it is under way."""
-        raise NotImplementedError
 
     def _client(self) -> Any:
         """The client of this thread."""
