@@ -1,8 +1,8 @@
 """The C x C matrix of response log-probabilities: the plain way, and the fast one that it is checked against.
 
 The plain way runs C^2 sequences of prompt and response and forms logits at every position. The fast way packs one row per
-constitution, [prompt, y_1, ..., y_C]: every response sees the prompt and itself (a block mask), positions restart after the
-prompt, and only the hidden states that predict a response token go through the head (`sami_train.head`). Prompts that begin
+constitution, [prompt, y_1, ..., y_C]: every response sees the prompt and itself (`sami_train.attention`), positions restart after
+the prompt, and only the hidden states that predict a response token go through the head (`sami_train.head`). Prompts that begin
 alike, as those of one query do, share one row and run their beginning once. Several queries can share a forward pass.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from sami_train.attention import Segment, arguments
 from sami_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,18 +80,16 @@ class Packed:
     """The rows of B queries with P prompts and R responses each, of one width W, and where their N response tokens are
     predicted. Plain lists.
 
-    `branches` numbers the prompt that a token stands under: 0 what all of the row's prompts begin with, i + 1 prompt i.
-    `blocks` says what it is: 0 prompt, j + 1 response j, -1 padding (on the right). A token sees what comes before it in its
-    branch and in branch 0, of prompts and of its own response. `predicting[n]` is the place, counted through all rows (row * W +
-    place in the row), whose hidden state predicts `targets[n]`; `cells[n]` is the entry of the (B, P, R) matrices that the token
-    belongs to, counted through all of them.
+    `segments` says row by row what stands where and what it sees: what the row's prompts begin with, the rest of each prompt, its
+    responses; padding (on the right) is in none. `predicting[n]` is the place, counted through all rows (row * W + place in the
+    row), whose hidden state predicts `targets[n]`; `cells[n]` is the entry of the (B, P, R) matrices that the token belongs to,
+    counted through all of them.
     """
 
     shape: tuple[int, int, int]
     input_ids: list[list[int]]
     position_ids: list[list[int]]
-    branches: list[list[int]]
-    blocks: list[list[int]]
+    segments: list[list[Segment]]
     predicting: list[int]
     targets: list[int]
     cells: list[int]
@@ -98,20 +97,17 @@ class Packed:
     @property
     def tokens(self) -> int:
         """Tokens that go through the model, padding left out."""
-        return sum(block >= 0 for row in self.blocks for block in row)
+        return sum(segment.stop - segment.start for row in self.segments for segment in row)
 
 
 SHARED_AT_LEAST = 16
 """Tokens that a query's prompts must all begin with, so that they are put into one row."""
-LONGEST_SHARED_ROW = 2.5
-"""How much more attention (pairs of places) the one row may take than a row for every prompt."""
 
 
 def pack(queries: Sequence[Contrasted]) -> Packed:
     """Lay out a row per query and prompt: the prompt, then every response without its last token (it predicts nothing).
 
-    Where a query's prompts begin alike (the query before the principles), they share one row and that beginning, unless the row
-    would be so long that its attention costs more than it saves.
+    Where a query's prompts begin alike (the query before the principles), they share one row and that beginning.
 
     Raises:
         ValueError: a prompt or a response is empty, or the queries differ in their numbers of prompts or responses.
@@ -124,34 +120,54 @@ def pack(queries: Sequence[Contrasted]) -> Packed:
     (height, breadth) = sizes.pop()
     layouts = [_layout(prompts, responses) for prompts, responses in queries]
     width = max(length for rows in layouts for *_, length in rows)
-    packed = Packed((len(queries), height, breadth), [], [], [], [], [], [], [])
+    packed = Packed((len(queries), height, breadth), [], [], [], [], [], [])
     for number, ((prompts, responses), rows) in enumerate(zip(queries, layouts, strict=True)):
         for first, last, shared, _ in rows:
-            row = len(packed.input_ids)
-            ids, positions = list(prompts[first][:shared]), list(range(shared))
-            branches, blocks = [0] * shared, [0] * shared
+            row = _Row(packed, width)
+            beginning = row.add(prompts[first][:shared])
             for i in range(first, last):
-                prompt = prompts[i]
-                ids += prompt[shared:]
-                positions += range(shared, len(prompt))
-                blocks += [0] * (len(prompt) - shared)
-                end = row * width + len(ids) - 1
+                prompt = row.add(prompts[i][shared:], *beginning)
+                end = row.place - 1
                 for j, response in enumerate(responses):
-                    body = response[:-1]
-                    packed.predicting.append(end)
-                    packed.predicting.extend(range(row * width + len(ids), row * width + len(ids) + len(body)))
+                    packed.predicting.extend([end, *range(row.place, row.place + len(response) - 1)])
                     packed.targets.extend(response)
                     packed.cells.extend([(number * height + i) * breadth + j] * len(response))
-                    positions += range(len(prompt), len(prompt) + len(body))
-                    ids += body
-                    blocks += [j + 1] * len(body)
-                branches += [i + 1] * (len(ids) - len(branches))
-            padding = width - len(ids)
-            packed.input_ids.append(ids + [0] * padding)
-            packed.position_ids.append(positions + [0] * padding)
-            packed.branches.append(branches + [0] * padding)
-            packed.blocks.append(blocks + [-1] * padding)
+                    row.add(response[:-1], *beginning, *prompt)
+            row.fill()
     return packed
+
+
+class _Row:
+    """A row of `packed` that is being laid out; its tokens are added in order."""
+
+    def __init__(self, packed: Packed, width: int) -> None:
+        self.width, self.before = width, len(packed.input_ids) * width
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.segments: list[Segment] = []
+        packed.input_ids.append(self.ids)
+        packed.position_ids.append(self.positions)
+        packed.segments.append(self.segments)
+
+    @property
+    def place(self) -> int:
+        """Place of the next token, counted through all rows."""
+        return self.before + len(self.ids)
+
+    def add(self, ids: Sequence[int], *above: Segment) -> list[Segment]:
+        """Add a segment that continues those above; none where there are no tokens."""
+        if not len(ids):
+            return []
+        start, position = len(self.ids), above[-1].end if above else 0
+        self.ids += ids
+        self.positions += range(position, position + len(ids))
+        self.segments.append(Segment(start, start + len(ids), position, above))
+        return self.segments[-1:]
+
+    def fill(self) -> None:
+        """Pad to the width."""
+        for numbers in (self.ids, self.positions):
+            numbers += [0] * (self.width - len(numbers))
 
 
 def _layout(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[tuple[int, int, int, int]]:
@@ -161,8 +177,7 @@ def _layout(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     most = min(map(len, prompts)) - 1  # every prompt keeps a token of its own, which predicts the responses
     shared = next((n for n in range(most) if len({prompt[n] for prompt in prompts}) > 1), most)
     length = shared + sum(row[3] - shared for row in apart)
-    worth = length**2 <= LONGEST_SHARED_ROW * sum(row[3] ** 2 for row in apart)
-    return [(0, len(prompts), shared, length)] if shared >= SHARED_AT_LEAST and worth else apart
+    return [(0, len(prompts), shared, length)] if shared >= SHARED_AT_LEAST else apart
 
 
 def token_logprobs(model: Any, packed: Packed, *, head_block: int | None = None) -> Tensor:
@@ -193,8 +208,8 @@ def _token_logprobs(model: Any, packed: Packed, head_block: int | None) -> Tenso
     hidden = model.get_decoder()(
         input_ids=torch.tensor(packed.input_ids, device=device),
         position_ids=torch.tensor(packed.position_ids, device=device),
-        attention_mask=_attention_mask(model.config, packed, device),
         use_cache=False,
+        **arguments(model, packed.segments, len(packed.input_ids[0]), device),
     ).last_hidden_state
     predicting = hidden.flatten(0, 1)[torch.tensor(packed.predicting, device=device)]
     return target_logprobs(model, predicting, torch.tensor(packed.targets, device=device), block=head_block)
@@ -253,34 +268,3 @@ def _check_not_empty(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence
         for index, ids in enumerate(lists):
             if not len(ids):
                 raise ValueError(f"{what} {index} has no token; leave empty ones out")
-
-
-def _attention_mask(config: Any, packed: Packed, device: Any) -> Any:
-    """The block mask as (rows, 1, W, W) booleans, one per kind of layer where the model has several.
-
-    A sliding window is counted in positions (as in an unpacked sequence), not in places of the packed row.
-    """
-    import torch
-
-    blocks = torch.tensor(packed.blocks, device=device)
-    branches = torch.tensor(packed.branches, device=device)
-    positions = torch.tensor(packed.position_ids, device=device)
-    width = blocks.shape[1]
-    query, key = blocks[:, :, None], blocks[:, None, :]
-    under = branches[:, None, :]
-    order = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    visible = order & ((key == 0) | (key == query)) & ((under == 0) | (under == branches[:, :, None]))
-    itself = torch.eye(width, dtype=torch.bool, device=device)  # padding sees itself: a row without any key gives NaN
-    full = (visible | itself)[:, None]
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise UserError(
-            f"the model has layers of the kind '{min(unknown)}', which the packed step does not know; "
-            "use a Llama, Mistral, Mixtral, Gemma or Qwen model"
-        )
-    if kinds == {"full_attention"} or (not kinds and not window):
-        return {"full_attention": full} if kinds else full
-    near = positions[:, :, None] - positions[:, None, :] < (window or width)
-    sliding = ((visible & near) | itself)[:, None]
-    return {"full_attention": full, "sliding_attention": sliding} if kinds else sliding

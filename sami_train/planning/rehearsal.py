@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sami_train import attention
 from sami_train.config import Recipe
 from sami_train.distributed import World
 from sami_train.logprobs import pack, token_logprobs
@@ -99,7 +100,7 @@ def _training(architecture: Architecture, recipe: Recipe, lengths: Lengths, kind
         # The two gradients of a tied matrix are summed in place, but into a third one where tensors only pretend.
         found["embeddings"] -= count_parameters(architecture, recipe).embedding * dtype.itemsize
     kinds = set(getattr(architecture.config.get_text_config(), "layer_types", None) or ["one"])
-    mask = len(kinds) * len(packed.input_ids) * len(packed.input_ids[0]) ** 2
+    mask = 0 if kind in attention.BY_PARTS else len(kinds) * len(packed.input_ids) * len(packed.input_ids[0]) ** 2
     return Training(
         forward=found["forward"],
         head=found["head"],
@@ -355,16 +356,18 @@ def _run(operator: Any, args: Any, kwargs: Any) -> Any:
 
 @contextmanager
 def _attention(kind: str) -> Iterator[None]:
-    """Attention by the kernel that the device takes where there is a mask; without storage torch would take the plain one."""
+    """Attention as the device computes it: by parts or under a mask, which by the kernel that takes one; without storage torch
+    would take the plain one."""
+    from unittest import mock
+
     from torch.nn import functional
 
     ours: Any = _attend_on_cpu if kind == "cpu" else _attend_on_gpu
-    theirs = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = ours
-    try:
+    with (
+        mock.patch.object(functional, "scaled_dot_product_attention", ours),
+        mock.patch.object(attention, "BY_PARTS", attention.BY_PARTS & {kind}),
+    ):
         yield
-    finally:
-        functional.scaled_dot_product_attention = theirs
 
 
 def _attend_on_cpu(

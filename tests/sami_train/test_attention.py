@@ -1,0 +1,150 @@
+"""Attention of packed rows: by parts and under a mask, against softmax over the keys that each token sees, in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import SHAPES, tiny_model
+
+from sami_train import attention as attention_module
+from sami_train import response_logprobs, response_logprobs_naive, sami_loss
+from sami_train.attention import Segment, Tree, by_parts
+from sami_train.logprobs import pack
+
+WIDTH, HEADS, GROUPS, SIZE = 40, 4, 2, 8
+
+
+def rows() -> list[list[Segment]]:
+    """A row of two prompts with a common beginning, and one that is shorter, of a prompt and two responses."""
+    root = Segment(0, 9, 0)
+    first, second = Segment(9, 12, 9, (root,)), Segment(22, 27, 9, (root,))
+    tree = [root, first, Segment(12, 19, 12, (root, first)), Segment(19, 22, 12, (root, first))]
+    tree += [second, Segment(27, 34, 14, (root, second)), Segment(34, 37, 14, (root, second))]
+    prompt = Segment(0, 13, 0)
+    return [tree, [prompt, Segment(13, 14, 13, (prompt,)), Segment(14, 30, 13, (prompt,))]]
+
+
+def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Queries, keys, values and the slopes of the results, (rows, heads, width, size)."""
+    torch.manual_seed(0)
+    shapes = [(2, heads, WIDTH, SIZE) for heads in (HEADS, GROUPS, GROUPS, HEADS)]
+    return tuple(2 * torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes)
+
+
+def seen_by(segments: list[Segment], window: int | None) -> Iterator[tuple[int, list[int]]]:
+    """For every token the places of those that it sees: token by token, from the segments' definition."""
+    for segment in segments:
+        for place in range(segment.start, segment.stop):
+            position = segment.position + place - segment.start
+            keys = []
+            for other in (*segment.above, segment):
+                for key in range(other.start, other.stop):
+                    behind = position - (other.position + key - other.start)
+                    if 0 <= behind < (window or math.inf):
+                        keys.append(key)
+            yield place, keys
+
+
+def by_tokens(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None) -> torch.Tensor:
+    """The definition: one token and one head at a time."""
+    result = torch.zeros_like(query)
+    for row, segments in enumerate(rows()):
+        for place, keys in seen_by(segments, window):
+            for head in range(HEADS):
+                group = head * GROUPS // HEADS
+                weights = (key[row, group, keys] @ query[row, head, place] / math.sqrt(SIZE)).softmax(0)
+                result[row, head, place] = weights @ value[row, group, keys]
+    return result
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 10, 100])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 4e-2)]
+)
+def test_parts_give_the_values_and_gradients_of_the_definition(
+    dtype: torch.dtype, tolerance: float, window: int | None
+) -> None:
+    *qkv, slope = inputs(dtype)
+    found = [tensor.clone().requires_grad_() for tensor in qkv]
+    result = by_parts(found[0], found[1], found[2], rows(), SIZE**-0.5, window)
+    assert result.dtype == dtype
+    assert not result[1, :, 30:].any(), "padding gives zeros"
+    result.backward(slope)
+    exact = [tensor.double().requires_grad_() for tensor in qkv]
+    expected = by_tokens(exact[0], exact[1], exact[2], window)
+    expected.backward(slope.double())
+    torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
+    for one, other in zip(found, exact, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        scale = other.grad.abs().max().item() or 1.0  # with one key to see, a query changes nothing
+        torch.testing.assert_close(one.grad.double() / scale, other.grad / scale, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 10])
+def test_the_mask_shows_what_each_token_sees(window: int | None) -> None:
+    expected = torch.eye(WIDTH, dtype=torch.bool).repeat(2, 1, 1)  # padding sees itself: a row without a key gives NaN
+    for row, segments in enumerate(rows()):
+        for place, keys in seen_by(segments, window):
+            expected[row, place, keys] = True
+    assert torch.equal(Tree(rows(), window).visible(True, WIDTH, "cpu")[:, 0], expected)
+    without = Tree(rows(), None).visible(True, WIDTH, "cpu")
+    assert torch.equal(Tree(rows(), window).visible(False, WIDTH, "cpu"), without)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_masked_way_of_other_devices_equals_the_plain_matrix(
+    shape: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU runs, on the CPU, prompts that begin alike among them; with recomputed layers both ways."""
+    beginning = list(range(3, 25))
+    prompts = [[*beginning, 30, 31, 32], [*beginning, 33], [*beginning, *range(40, 52)]]
+    responses = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
+    assert len(pack([(prompts, responses)]).input_ids) == 1
+    gradients = []
+    for way in ("plain", "parts", "mask"):
+        model = tiny_model(shape).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        monkeypatch.setattr(attention_module, "BY_PARTS", frozenset({"cpu"} if way == "parts" else ()))
+        function: Any = response_logprobs_naive if way == "plain" else response_logprobs
+        matrix = function(model, prompts, responses)
+        sami_loss(matrix).backward()
+        gradients.append((matrix.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    for matrix, slopes in gradients[1:]:
+        torch.testing.assert_close(matrix, gradients[0][0], rtol=1e-5, atol=1e-5)
+        assert slopes.keys() == gradients[0][1].keys()
+        for name, slope in slopes.items():
+            torch.testing.assert_close(slope, gradients[0][1][name], rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_no_part_is_computed_for_tokens_that_see_nothing_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel runs once for every segment and each above it, whatever the other rows hold."""
+    calls = []
+    real = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def counted(query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        calls.append((query.shape[2], key.shape[2]))
+        return real(query, key, *rest, **options)
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", counted)
+    query, key, value, _ = inputs(torch.float32)
+    by_parts(query, key, value, rows(), 1.0)
+    pairs = [(s.stop - s.start, o.stop - o.start) for row in rows() for s in row for o in (s, *s.above)]
+    assert sorted(calls) == sorted(pairs)
+    calls.clear()
+    by_parts(query, key, value, rows(), 1.0, window=2)
+    assert len(calls) < len(pairs), "segments further away than the window are left out"
+
+
+def test_attention_elsewhere_in_the_process_is_untouched() -> None:
+    """Registering what packed rows need changes nothing for a model that is called as usual."""
+    ids = torch.tensor([[1, 5, 6, 7]])
+    before = tiny_model("mistral")(input_ids=ids).logits
+    response_logprobs(tiny_model("mistral"), [[1, 5]], [[6, 7]])
+    assert torch.equal(tiny_model("mistral")(input_ids=ids).logits, before)
