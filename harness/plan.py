@@ -88,6 +88,11 @@ class VerdictUnit:
     order: Literal["ab", "ba"]
     repeat: int = 0
 
+    @property
+    def judged_by(self) -> str | None:
+        """The id of the constitution that is judged by, where `a` was given another one; None where it is the same."""
+        return None if self.constitution == self.a.constitution else self.constitution.id
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -529,9 +534,7 @@ class Plan:
                     if measure == "steerability" and constitution.opposite().id in seen:
                         continue  # the same contrast, seen from its other side
                     seen.add(constitution.id)
-                    judged_by = constitution
-                    if measure == "swapped":
-                        judged_by = self._foreign(task, set_name, split, query, constitution)
+                    judged_by = self._judged_by(task, set_name, split, query, constitution, measure)
                     key = self._judge_key(judge, task, judged_by)
                     for epoch in range(self.spec.sampling.epochs):
                         one = self._generations[a, task][set_name, query.id, constitution.id, split, epoch]
@@ -570,6 +573,21 @@ class Plan:
         if measure != "swapped" or swapped is True:
             return limit
         return min(limit or swapped, swapped)
+
+    def _judged_by(
+        self, task: str, set_name: str, split: str, query: Query, given: Constitution, measure: Kind
+    ) -> Constitution:
+        """What judges go by: the constitution that was given, those of its principles that the task names, or another."""
+        named = self.spec.tasks[task].judged_by
+        kept = tuple(e for e in given.elements if named is None or e.principle.id in named)
+        if not kept:
+            raise UserError(
+                f"tasks.{task}.judged_by: none of {', '.join(map(repr, named or ()))} is in the constitution '{given.id}' of the "
+                f"set '{set_name}'; name principles that every constitution holds (see principles.size), or leave the field out"
+            )
+        if measure == "swapped":
+            return Constitution(self._foreign(task, set_name, split, query, given).elements[: len(kept)])
+        return given if len(kept) == len(given.elements) else Constitution(kept)
 
     def _foreign(self, task: str, set_name: str, split: str, query: Query, given: Constitution) -> Constitution:
         """A constitution of the same set, split, size and sides that shares no principle with any the query is given.
@@ -624,7 +642,7 @@ class Plan:
 
     def expected_pairs(self) -> list[ExpectedPair]:
         """What every figure rests on when nothing is missing, for `harness.score`."""
-        pairs: dict[tuple[Any, ...], tuple[set[str], int]] = {}
+        pairs: dict[tuple[Any, ...], tuple[set[str], int, str | None]] = {}
         for stage in self.stages:
             if stage.kind != "judge":
                 continue
@@ -634,9 +652,9 @@ class Plan:
                     stage.judge, stage.measure, *stage.pair, unit.a.task, unit.a.principle_set, unit.a.split,
                     unit.a.query.id, unit.a.constitution.id, unit.a.epoch,
                 )  # fmt: skip
-                orders, repeats = pairs.get(key, (set(), 0))
-                pairs[key] = (orders | {unit.order}, max(repeats, unit.repeat + 1))
-        return [ExpectedPair._make((*key, tuple(sorted(o)), repeats)) for key, (o, repeats) in pairs.items()]
+                orders, repeats, _ = pairs.get(key, (set(), 0, None))
+                pairs[key] = (orders | {unit.order}, max(repeats, unit.repeat + 1), unit.judged_by)
+        return [ExpectedPair._make((*key, tuple(sorted(o)), n, judged)) for key, (o, n, judged) in pairs.items()]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -104,7 +104,7 @@ class Verdict(Row):
     constitution_id: str
     """The constitution that `a` answered under."""
     judged_by: str | None = None
-    """The constitution that was judged by, where it is another one (kind "swapped"); None: `constitution_id`."""
+    """The constitution that was judged by, where it is another one (kind "swapped") or a part; None: `constitution_id`."""
     principle_set: str
     split: str
     """Which principles: "learned" or "held_out"."""

@@ -491,7 +491,7 @@ class _Runner:
         return Verdict(
             id=unit.id, fingerprint=unit.fingerprint, judge=stage.judge, kind=stage.measure, a=stage.pair[0], b=stage.pair[1],
             task=unit.a.task, query_id=unit.a.query.id, constitution_id=unit.a.constitution.id,
-            judged_by=unit.constitution.id if stage.measure == "swapped" else None,
+            judged_by=unit.judged_by,
             principle_set=unit.a.principle_set, split=unit.a.split, epoch=unit.a.epoch, repeat=unit.repeat,
             order=unit.order,
             outcome=judgement.outcome, reason=judgement.reason, raw=judgement.raw, details=judgement.details,

@@ -72,17 +72,19 @@ class ExpectedPair(NamedTuple):
     split: str
     query_id: str
     constitution_id: str
-    """The one that `a` answered under; for a swapped pair it is judged by another."""
+    """The one that `a` answered under."""
     epoch: int
     orders: tuple[Order, ...]
     """"ab" and "ba", or "ab" alone for a judge to whom the order makes no difference."""
     repeats: int = 1
     """How often the judge was asked, in each order."""
+    judged_by: str | None = None
+    """The constitution that was judged by, where it is another one; None: `constitution_id`."""
 
     @property
     def place(self) -> tuple[Any, ...]:
         """The fields by which a verdict is found."""
-        return self[:-2]
+        return self[:-3]
 
 
 @dataclass(frozen=True)
@@ -299,11 +301,11 @@ def _score_by_query(scored: _Scored) -> dict[str, float]:
 def _by_principle(group: list[_Pair]) -> dict[str, _Scored]:
     """The scored pairs of each principle in the group, principles without any included.
 
-    A pair's score counts for every principle of its constitution, unless the judge scored the principles one by one.
+    A pair's score counts for every principle that it was judged by, unless the judge scored the principles one by one.
     """
     found: dict[str, _Scored] = {}
     for pair in group:
-        for principle in principles_of(pair.expected.constitution_id):
+        for principle in principles_of(pair.expected.judged_by or pair.expected.constitution_id):
             scored = found.setdefault(principle, [])
             if pair.score is not None:
                 scored.append((pair.query, _principle_score(pair, pair.score, principle)))

@@ -146,10 +146,15 @@ class RunTask(TaskSpec):
     template: str | None = Field(
         default=None, description="a prompt template, by name or .yaml file; null: that of its kind"
     )
+    judged_by: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="ids of those principles of a constitution that judges go by; null: all of them",
+    )
 
     def task_spec(self) -> TaskSpec:
         """What `load_task` takes."""
-        return TaskSpec(**self.model_dump(exclude={"template"}))
+        return TaskSpec(**self.model_dump(exclude={"template", "judged_by"}))
 
 
 class PrinciplesSpec(_Part):

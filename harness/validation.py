@@ -77,6 +77,7 @@ def validate(spec: Spec, *, to_run: bool = True) -> list[str]:
     tasks = _check_tasks(spec, found)
     sets = _check_sets(spec, found)
     _check_coverage(spec, sets, found)
+    _check_judged_by(spec, sets, found)
     _check_models(spec, found, to_run)
     for name in spec.models:
         _check_training(spec, name, tasks, sets, found)
@@ -323,6 +324,29 @@ def _check_coverage(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems)
                 about = " and ".join(sorted({kind for p in principle_set.principles for kind in p.task}))
                 message = f"'{principle_set.name}' is for {about}: nothing for these tasks and splits; leave it out"
                 found.add(("principles", "sets", index), message)
+
+
+def _check_judged_by(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) -> None:
+    """The principles that judges go by are principles, and every constitution of the task has one of them."""
+    for task, settings in spec.tasks.items():
+        if settings.judged_by is None or settings.task not in KINDS or len(sets) < len(spec.principles.sets):
+            continue
+        location: Location = ("tasks", task, "judged_by")
+        kind = KINDS[settings.task]
+        known = {p.id for s in sets.values() for p in s.select(kind)}
+        for index, name in enumerate(settings.judged_by):
+            if name not in known:
+                found.add((*location, index), f"no set has a principle '{name}' for {kind}; {nearest(name, known)}")
+        for split in spec.principles.splits:
+            for principle_set in sets.values():
+                others = [p.id for p in principle_set.select(kind, split) if p.id not in settings.judged_by]
+                if known.issuperset(settings.judged_by) and len(others) >= spec.principles.size:
+                    found.add(
+                        location,
+                        f"a constitution of {spec.principles.size} {split.replace('_', '-')} principles of '{principle_set.name}' "
+                        f"can be without any of these ('{others[0]}' is none of them); name more, raise principles.size, or "
+                        "leave the field out",
+                    )
 
 
 # --- Models

@@ -220,6 +220,40 @@ def test_a_constitution_and_its_opposite_are_swapped_for_opposites(folder: Path)
         assert other == unit.constitution.opposite()
 
 
+def test_judges_go_by_the_principles_that_the_task_names(folder: Path) -> None:
+    """Models are given the whole constitution; judges see a part of it, and the other task is judged as before."""
+    options = {"principles__size": 2, "principles__polarity": "random"}
+    whole, plan = (
+        plan_of(folder, **options),
+        plan_of(folder, **options, tasks__dialogue__judged_by=["thrilled", "brief"]),
+    )
+    assert not changed(prints(whole, "generate"), prints(plan, "generate"))
+    units = [u for s in plan.stages if s.kind == "judge" for u in s.units if isinstance(u, VerdictUnit)]
+    assert changed(prints(whole, "judge"), prints(plan, "judge")) == {u.id for u in units if u.a.task == "dialogue"}
+    for unit in units:
+        given = {e.principle.id: e.follows for e in unit.a.constitution.elements}
+        went_by = {e.principle.id: e.follows for e in unit.constitution.elements}
+        if unit.a.task == "dialogue":
+            assert went_by == {i: follows for i, follows in given.items() if i in ("thrilled", "brief")}
+            assert len(went_by) == 1
+            assert unit.judged_by == unit.constitution.id
+        else:
+            assert went_by == given
+            assert unit.judged_by is None
+    judged_by = {p.task: set[str | None]() for p in plan.expected_pairs()}
+    for pair in plan.expected_pairs():
+        judged_by[pair.task].add(pair.judged_by)
+    assert judged_by["dialogue"] <= {"thrilled+", "thrilled-", "brief+", "brief-"}
+    assert judged_by["summarization"] == {None}
+
+
+def test_a_constitution_without_what_judges_go_by_is_refused(folder: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"tasks\.dialogue\.judged_by: none of 'thrilled' is in the constitution 'question\+'"
+    ):
+        _ = plan_of(folder, principles__polarity="principle", tasks__dialogue__judged_by=["thrilled"]).stages
+
+
 def test_the_control_is_limited_and_off_by_default(folder: Path) -> None:
     assert not [s for s in plan_of(folder).stages if s.measure == "swapped"]
     stages = {s.judge: s for s in plan_of(folder, measures__swapped=1).stages if s.measure == "swapped"}

@@ -46,7 +46,9 @@ def pair(
 def verdict(
     expected: ExpectedPair, order: str, outcome: str, details: dict[str, Any] | None = None, repeat: int = 0
 ) -> Verdict:
-    fields = {name: value for name, value in expected._asdict().items() if name not in ("orders", "repeats")}
+    fields = {
+        name: value for name, value in expected._asdict().items() if name not in ("orders", "repeats", "judged_by")
+    }
     return Verdict.model_validate(
         {
             **fields, "id": f"{expected}{order}{repeat}", "fingerprint": "f", "order": order, "outcome": outcome,
@@ -86,6 +88,19 @@ def only(rows: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
 
 def strictly(value: Any) -> None:
     json.dumps(value, allow_nan=False)
+
+
+def test_a_pair_counts_for_the_principles_that_it_was_judged_by() -> None:
+    judged = {
+        pair("q0", "short+.list-")._replace(judged_by="short+"): "a a",
+        pair("q1", "short+.list-")._replace(judged_by="list-"): "b b",
+        pair("q2", "short+.list-"): "tie tie",
+    }
+    (row,) = score(inputs(judged))["comparisons"]
+    assert {p["principle"]: (p["n"], p["win_rate"]) for p in row["by_principle"]} == {
+        "list": (2, 0.25),
+        "short": (2, 0.75),
+    }
 
 
 # --- Against the naive loop -------------------------------------------------------------------------------------------

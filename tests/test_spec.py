@@ -521,6 +521,18 @@ def test_a_query_must_not_get_the_same_principle_twice(tmp_path: Path) -> None:
     assert "lower 'per_query' to 2" in found
 
 
+def test_what_judges_go_by_is_in_every_constitution(tmp_path: Path) -> None:
+    spec = load_spec("paper/exp1-dialogue", {"tasks.helpful.judged_by": ["helpfull"]}, preset_models="embedded")
+    (found,) = validate(spec)
+    assert "tasks.helpful.judged_by" in found
+    assert "did you mean 'helpful'?" in found
+    spec = load_spec("paper/exp1-dialogue", {"principles.size": 1}, preset_models="embedded")
+    found, other = validate(spec)
+    assert "tasks.helpful.judged_by" in found
+    assert "'harmless' is none of them" in found
+    assert "tasks.harmless.judged_by" in other
+
+
 def test_swapping_needs_twice_as_many_principles_as_a_constitution_has(tmp_path: Path) -> None:
     write_set(tmp_path, "one")
     file = write(tmp_path, ("sets: [verifiable]", "sets: [./one.yaml]"), ("infonce: 2", "swapped: true"))
