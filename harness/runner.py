@@ -177,6 +177,7 @@ class _Runner:
 
         write_atomic(self.folder / "spec.yaml", self.plan.settled().dump())
         stages = self.plan.stages if stages is None else stages
+        self._tell_of_other_judges()
         self.display.plan({stage.name: stage.expected() for stage in stages})
         for stage in stages:
             self._run_stage(stage)
@@ -187,6 +188,14 @@ class _Runner:
         write_atomic(self.folder / "report.md", render_markdown(results))
         write_json(self.folder / "results.json", results)
         return results
+
+    def _tell_of_other_judges(self) -> None:
+        there = {place.name for place in (self.folder / "verdicts").glob("*") if place.is_dir()}
+        if others := sorted(there - self.spec.judges.keys()):
+            self.display.note(
+                f"the folder has verdicts of {', '.join(others)}, which the specification does not name (harness rejudge adds such "
+                f"judges): they stay, and are not counted; 'harness rejudge {self.folder} --judge ...' counts them again"
+            )
 
     def _run_stage(self, stage: Stage) -> None:
         started = _now()

@@ -164,6 +164,22 @@ def test_another_judge_joins_the_run_and_nothing_is_generated(copy: Path, tiny_m
     assert contents(copy / "verdicts") == verdicts
 
 
+def test_a_run_by_its_first_specification_tells_of_the_judges_that_joined(
+    copy: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = results(copy)
+    judge_again(*prepare(copy, [f"own={tiny_model}"], limit=1), quiet=True)
+    capsys.readouterr()
+    first = tmp_path / "first.yaml"
+    first.write_text(SPEC.format(model=tiny_model, output=copy))
+    assert run(load_spec(str(first))).results["judges"].keys() == before["judges"].keys()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the folder has verdicts of own, which the specification does not name" in said
+    assert (copy / "verdicts" / "own" / "instruct-vs-base.jsonl").is_file()
+    found = judge_again(*prepare(copy, [f"own={tiny_model}"], limit=1), quiet=True)
+    assert set(found.results["judges"]) == {"verifiable", "own"}
+
+
 def test_a_stopped_judging_goes_on(copy: Path, tiny_model: Path) -> None:
     shutil.copytree(copy, copy.with_name("whole"))
     whole = judge_again(*prepare(copy.with_name("whole"), [f"own={tiny_model}"]), quiet=True).results
