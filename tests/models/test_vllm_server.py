@@ -40,7 +40,7 @@ models:
 tasks:
   dialogue: {{task: hh-rlhf, source: queries.jsonl}}
 principles: {{sets: [verifiable], splits: [learned], polarity: principle}}
-judges: {{openai: {{kind: llm, model: one}}, anthropic: {{kind: llm, model: two}}}}
+judges: {{openai: {{kind: llm, model: one, structured: {mode}}}, anthropic: {{kind: llm, model: two, structured: {mode}}}}}
 comparisons: [{{a: one, b: three}}, {{a: two, b: three}}]
 sampling: {{max_new_tokens: 24}}
 measures: {{steerability: false, infonce: 0}}
@@ -136,13 +136,15 @@ def test_prompts_are_counted_as_the_answer_counts_them(vllm: str) -> None:
     assert counted == [found[request.id].n_prompt_tokens for request in asked]
 
 
+@pytest.mark.parametrize("mode", ["off", "on"])
 def test_a_whole_run_with_judges_through_both_clients(
-    vllm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, vllm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As text, of which so small a model writes little that can be read, and held to a schema, which it must obey."""
     monkeypatch.chdir(tmp_path)
     rows = [{"id": f"q{n}", "query": f"Tell me about the number {n}.", "part": "evaluation"} for n in range(3)]
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "spec.yaml").write_text(SPEC.format(url=vllm))
+    (tmp_path / "spec.yaml").write_text(SPEC.format(url=vllm, mode=mode))
     results = run(load_spec("spec.yaml"), quiet=True, cache=False).results
     for judge in ("openai", "anthropic"):
         verdicts: list[dict[str, Any]] = [
@@ -153,7 +155,10 @@ def test_a_whole_run_with_judges_through_both_clients(
         assert len(verdicts) == 12
         assert not any("error" in v["details"] for v in verdicts)
         assert all(v["raw"] for v in verdicts if not v["details"].get("identical"))
-        print(judge, [(v["outcome"], v["reason"]) for v in verdicts])  # noqa: T201
+        print(judge, mode, [(v["outcome"], v["reason"]) for v in verdicts])  # noqa: T201
+        if mode == "on":
+            assert {v["reason"] for v in verdicts} <= {None, "truncated"}
+            assert any(v["outcome"] != "unscored" for v in verdicts if v["raw"])
     cost = results["cost"]["models"]
     assert {name: model["dollars"] for name, model in cost.items()} == {"one": 0, "two": 0, "three": 0}
     assert cost["one"]["requests"] >= 3
