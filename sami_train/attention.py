@@ -42,70 +42,67 @@ class Segment:
 Rows = Sequence[Sequence[Segment]]
 
 
-@dataclass(frozen=True)
-class Tree:
-    """What the attention layers of a model are given: the segments of every row, and the window of the layers that have one."""
-
-    rows: Rows
-    window: int | None
-
-    def visible(self, sliding: bool, width: int, device: Any) -> Tensor:
-        """The mask of layers with or without the window, (rows, 1, width, width) booleans; padding sees itself alone.
-
-        The window is counted in positions (as in an unpacked sequence), not in places of the packed row.
-        """
-        import torch
-
-        mask = torch.eye(width, dtype=torch.bool)[None, None].repeat(len(self.rows), 1, 1, 1)
-        for row, segments in enumerate(self.rows):
-            for pair in _pairs(segments):
-                mask[row, 0, pair.queries, pair.keys] = pair.visible(self.window if sliding else None)
-        return mask.to(device)
-
-
 def arguments(model: Any, rows: Rows, width: int, device: Any) -> dict[str, Any]:
     """What a decoder is called with so that its layers attend as the rows' segments say.
 
     Raises:
-        UserError: the model has layers of a kind that is not known here.
+        UserError: the model has layers of a kind that is not known here, or does not attend by torch's fused attention.
     """
     import torch
 
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
+    if (found := config._attn_implementation) != "sdpa":
+        raise UserError(
+            f"the packed step needs attn_implementation='sdpa', and the model was loaded with '{found}'; load it so"
+        )
     kinds = set(getattr(config, "layer_types", None) or ())
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise UserError(
             f"the model has layers of the kind '{min(unknown)}', which the packed step does not know; "
             "use a Llama, Mistral, Mixtral, Gemma or Qwen model"
         )
-    tree = Tree(rows, window)
     if torch.device(device).type in BY_PARTS and not getattr(config, "attention_dropout", 0.0):
         _register()
         unread = torch.ones(
             1, 1, 1, 1, dtype=torch.bool, device=device
-        )  # without a mask of this shape one would be made
-        return {"attention_mask": dict.fromkeys(kinds, unread) if kinds else unread, "sami_tree": tree}
+        )  # of this shape, or the model makes one of its own
+        return {"attention_mask": dict.fromkeys(kinds, unread) if kinds else unread, "sami_rows": rows}
+    window = getattr(config, "sliding_window", None)
     if not kinds:
-        return {"attention_mask": tree.visible(bool(window), width, device)}
-    return {"attention_mask": {kind: tree.visible(kind == "sliding_attention", width, device) for kind in kinds}}
+        return {"attention_mask": mask(rows, width, window).to(device)}
+    windows = {"full_attention": None, "sliding_attention": window}
+    return {"attention_mask": {kind: mask(rows, width, windows[kind]).to(device) for kind in kinds}}
+
+
+def mask(rows: Rows, width: int, window: int | None = None) -> Tensor:
+    """What every token sees, (rows, 1, width, width) booleans; padding sees itself alone: a row without any key gives NaN.
+
+    The window is counted in positions (as in an unpacked sequence), not in places of the packed row.
+    """
+    import torch
+
+    seen = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1, 1)
+    for row, segments in enumerate(rows):
+        for pair in _pairs(segments):
+            seen[row, 0, pair.queries, pair.keys] = pair.visible(window)
+    return seen
 
 
 @functools.cache
 def _register() -> None:
-    """Let transformers' `sdpa` attention go by parts where a layer is given a tree; nothing else changes for anyone."""
+    """Let transformers' `sdpa` attention go by parts where a layer is given rows; nothing else changes for anyone."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
     ) -> tuple[Tensor, None]:
-        tree: Tree | None = options.pop("sami_tree", None)
-        if tree is None:
+        rows: Rows | None = options.pop("sami_rows", None)
+        if rows is None:
             theirs: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
             return theirs
         scale = options.get("scaling") or query.shape[-1] ** -0.5
-        return by_parts(query, key, value, tree.rows, scale, options.get("sliding_window")).transpose(1, 2), None
+        return by_parts(query, key, value, rows, scale, options.get("sliding_window")).transpose(1, 2), None
 
     AttentionInterface.register("sdpa", attend)
 

@@ -12,7 +12,8 @@ from conftest import SHAPES, tiny_model
 
 from sami_train import attention as attention_module
 from sami_train import response_logprobs, response_logprobs_naive, sami_loss
-from sami_train.attention import Segment, Tree, by_parts
+from sami_train.attention import Segment, by_parts, mask
+from sami_train.errors import UserError
 from sami_train.logprobs import pack
 
 WIDTH, HEADS, GROUPS, SIZE = 40, 4, 2, 8
@@ -91,9 +92,7 @@ def test_the_mask_shows_what_each_token_sees(window: int | None) -> None:
     for row, segments in enumerate(rows()):
         for place, keys in seen_by(segments, window):
             expected[row, place, keys] = True
-    assert torch.equal(Tree(rows(), window).visible(True, WIDTH, "cpu")[:, 0], expected)
-    without = Tree(rows(), None).visible(True, WIDTH, "cpu")
-    assert torch.equal(Tree(rows(), window).visible(False, WIDTH, "cpu"), without)
+    assert torch.equal(mask(rows(), WIDTH, window)[:, 0], expected)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -148,3 +147,10 @@ def test_attention_elsewhere_in_the_process_is_untouched() -> None:
     before = tiny_model("mistral")(input_ids=ids).logits
     response_logprobs(tiny_model("mistral"), [[1, 5]], [[6, 7]])
     assert torch.equal(tiny_model("mistral")(input_ids=ids).logits, before)
+
+
+def test_another_attention_is_refused() -> None:
+    model = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    with pytest.raises(UserError, match="attn_implementation='sdpa'"):
+        response_logprobs(model, [[1, 5]], [[6, 7]])
