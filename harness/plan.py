@@ -123,6 +123,12 @@ class Stage:
         rows = RowFile(folder / self.path, self.row_type).read()
         return {i: row for i, row in rows.items() if wanted.get(i) == row.fingerprint}
 
+    def older_rows(self, folder: Path) -> dict[str, Any]:
+        """The rows, without failures, that an older plan left in the places of this stage's units, by id."""
+        wanted = {unit.id: unit.fingerprint for unit in self.units}
+        rows = RowFile(folder / self.path, self.row_type).read()
+        return {i: r for i, r in rows.items() if i in wanted and r.fingerprint != wanted[i] and not failed(r)}
+
     def finished_rows(self, folder: Path) -> dict[str, Any]:
         """The rows that are there and did not fail, by id."""
         return {i: row for i, row in self.all_rows(folder).items() if not failed(row)}
