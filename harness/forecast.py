@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from harness.plan import GenerationUnit, Plan, Stage, VerdictUnit, is_local, rate_key
 from harness.spec import Spec, model_backend
@@ -304,12 +304,12 @@ def _training(plan: Plan, model: str, shapes: _Shapes | None) -> dict[str, Any]:
 
 
 def _local_models(plan: Plan, shapes: _Shapes | None) -> Iterator[dict[str, Any]]:
-    """A row for each local model that still has something to answer, and to judge."""
+    """A row for each local model that still has something to answer, to judge in writing, and to judge by its probabilities."""
     nothing = dict.fromkeys(("parameters", "dtype", "weights", "batch", "devices", "peak", "fits", "largest_batch"))
-    purposes: tuple[Literal["generate", "judge"], ...] = ("generate", "judge")
+    purposes = (("generate", True), ("judge", True), ("judge", False))
     for name, model in plan.spec.models.items():
-        for kind in purposes if is_local(model) else ():
-            stages = [s for s in plan.stages if s.kind == kind and s.model == name]
+        for kind, writes in purposes if is_local(model) else ():
+            stages = [s for s in plan.stages if (s.kind, s.model) == (kind, name) and bool(_written(plan, s)) == writes]
             counts = [_tokens(plan, stage) for stage in stages]
             rows = sum(count.rows for count in counts)
             if not rows:
@@ -317,15 +317,12 @@ def _local_models(plan: Plan, shapes: _Shapes | None) -> Iterator[dict[str, Any]
             row: dict[str, Any] = {"model": name, "path": _path(plan, name), "does": kind, **nothing}
             row |= {"rows": rows, "prompt_tokens": sum(count.prompts for count in counts)}
             row |= {"new_tokens": sum(count.new for count in counts)}
-            if shapes is not None and kind == "generate":
-                longest = plan.spec.sampling.max_prompt_tokens
-                new = plan.spec.sampling.max_new_tokens
-                row |= shapes.generation(name, longest, new, shapes.dtype(name), shapes.batch())
-            elif shapes is not None:
+            if shapes is not None:
                 from harness.models.local import CHOICE_BATCH
 
-                longest = max(count.longest for count in counts)
-                row |= shapes.generation(name, longest, 1, shapes.dtype(name), CHOICE_BATCH)
+                prompt = plan.spec.sampling.max_prompt_tokens if kind == "generate" else max(c.longest for c in counts)
+                new, batch = (_written(plan, stages[0]), shapes.batch()) if writes else (1, CHOICE_BATCH)
+                row |= shapes.generation(name, prompt, new, shapes.dtype(name), batch)
             yield row
 
 
@@ -352,8 +349,16 @@ def _tokens(plan: Plan, stage: Stage) -> _Tokens:
             asked = judge.template.choice if judge.form == "choice" else judge.template.text
             texts = (asked, *unit.constitution.lines(), unit.a.query.text)
             lengths.append(sum(map(_about, texts)) + 2 * new)
-    made = 0 if stage.kind == "judge" else len(units) * new  # a local judge's answer is read from its probabilities
-    return _Tokens(len(units), sum(lengths), made, max(lengths, default=0))
+    return _Tokens(len(units), sum(lengths), len(units) * _written(plan, stage), max(lengths, default=0))
+
+
+def _written(plan: Plan, stage: Stage) -> int:
+    """The most tokens that a model writes for a row of a stage: none where probabilities are read."""
+    if stage.kind == "generate":
+        return plan.spec.sampling.max_new_tokens
+    if stage.kind != "judge" or stage.model is None or (form := plan.judge_form(stage.judge)) == "choice":
+        return 0
+    return plan.judge_sampling(form).max_new_tokens
 
 
 def _about(text: str) -> int:

@@ -123,6 +123,12 @@ class Stage:
         rows = RowFile(folder / self.path, self.row_type).read()
         return {i: row for i, row in rows.items() if wanted.get(i) == row.fingerprint}
 
+    def older_rows(self, folder: Path) -> dict[str, Any]:
+        """The rows, without failures, that an older plan left in the places of this stage's units, by id."""
+        wanted = {unit.id: unit.fingerprint for unit in self.units}
+        rows = RowFile(folder / self.path, self.row_type).read()
+        return {i: r for i, r in rows.items() if i in wanted and r.fingerprint != wanted[i] and not failed(r)}
+
     def finished_rows(self, folder: Path) -> dict[str, Any]:
         """The rows that are there and did not fail, by id."""
         return {i: row for i, row in self.all_rows(folder).items() if not failed(row)}
@@ -485,6 +491,10 @@ class Plan:
         self._judges[name, task] = judge
         return judge
 
+    def judge_form(self, name: str) -> Form:
+        """How an LLM judge is asked: in one way, whatever the task."""
+        return self.judge(name, next(iter(self.tasks))).form
+
     def _judge_key(self, name: str, task: str, constitution: Constitution) -> object:
         """All of a judge that decides a verdict."""
         spec: JudgeSpec = self.spec.judges[name]
@@ -757,11 +767,19 @@ def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] 
 
 
 def rate_key(plan: Plan, stage: Stage) -> str:
-    """Under which name the seconds per unit of a stage are remembered between runs."""
+    """Under which name the seconds per unit of a stage are remembered between runs: with all that sets their pace."""
     if stage.kind == "train":
         return f"train {stage.fingerprint}"
     if stage.model is None:
         return f"{stage.kind} {plan.spec.judges[stage.judge].kind}"
+    model = plan.spec.models[stage.model]
     train = plan.spec.training(stage.model)
-    kind = f"trained from {plan.spec.models[train.from_].path}" if train else plan.spec.models[stage.model].path
-    return f"{stage.kind} {kind} {stage.task} {plan.spec.sampling.max_new_tokens}"
+    name = f"trained from {plan.spec.models[train.from_].path}" if train else model.path
+    form = plan.judge_form(stage.judge) if stage.kind == "judge" else ""
+    together = ""
+    if is_api(model):
+        together = f"connections {model.max_connections}"
+    elif stage.kind == "generate" or form == "text":
+        together = f"batch {plan.spec.engine.batch_size}"
+    parts = (stage.kind, name, stage.task, plan.spec.sampling.max_new_tokens, form, together)
+    return " ".join(str(part) for part in parts if part)

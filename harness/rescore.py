@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import costs
-from harness.plan import Plan
+from harness.plan import Plan, Stage, VerdictUnit
 from harness.protocols import CORRECTED, LADDER, Protocol
-from harness.score import ScoreInputs, score
+from harness.rows import Generation
+from harness.score import Kind, NotCounted, ScoreInputs, WhyNotCounted, score
 from harness.spec import Spec, load_spec
-from harness.store import read_json
+from harness.store import RowFile, read_json
 from sami_train.errors import UserError
 
 
@@ -50,13 +52,16 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
     spec, folder = plan.spec, plan.folder
     rows: dict[str, list[Any]] = {"generate": [], "likelihood": [], "judge": []}
     training = {}
+    incomplete = []
     for stage in plan.stages:
         if stage.kind == "train":
             summary = folder / stage.path / "summary.json"
             if stage.model and summary.is_file():
                 training[stage.model] = read_json(summary)
         elif stage.kind == "judge":
-            rows[stage.kind] += stage.all_rows(folder).values()
+            found = stage.all_rows(folder)
+            rows[stage.kind] += found.values()
+            incomplete += [stage] if len(found) < stage.expected() else []
         else:
             rows[stage.kind] += stage.finished_rows(folder).values()
     return ScoreInputs(
@@ -84,7 +89,33 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
         protocol=protocol,
         kinds={name: data.kind for name, data in plan.tasks.items()},
         seed=spec.seed,
+        not_counted=_not_counted(plan, incomplete),
     )
+
+
+def _not_counted(plan: Plan, incomplete: Sequence[Stage]) -> list[NotCounted]:
+    """The verdicts that another version, or another specification, left in the places of missing ones."""
+    older = [(stage, rows) for stage in incomplete if (rows := stage.older_rows(plan.folder))]
+    lasting = _lasting_responses(plan) if older else set()
+    found: Counter[tuple[WhyNotCounted, str, Kind, str, str]] = Counter()
+    for stage, rows in older:
+        for unit in stage.units:
+            if isinstance(unit, VerdictUnit) and unit.id in rows:
+                why: WhyNotCounted = "rules" if {unit.a.id, unit.b.id} <= lasting else "responses"
+                found[why, stage.judge, stage.measure, *stage.pair] += 1
+    return [NotCounted(*place, n) for place, n in found.items()]
+
+
+def _lasting_responses(plan: Plan) -> set[str]:
+    """The ids of the responses that the folder has as they are planned, and never had otherwise."""
+    lasting: set[str] = set()
+    for stage in plan.stages:
+        if stage.kind == "generate":
+            made: dict[str, set[str]] = {}
+            for row in RowFile(plan.folder / stage.path, Generation).rows():
+                made.setdefault(row.id, set()).add(row.fingerprint)
+            lasting |= {unit.id for unit in stage.units if made.get(unit.id) == {unit.fingerprint}}
+    return lasting
 
 
 def rescore(folder: Path, protocol: Protocol = CORRECTED) -> dict[str, Any]:
@@ -101,9 +132,10 @@ def ladder(folder: Path) -> dict[str, Any]:
     """A run's win rates under every protocol, each step away from the published rules by itself.
 
     Returns:
-        ``{"name", "level", "protocols", "rows", "rank_stability"}``. A row is a comparison by one judge on one task and
-        split. Its `protocols` have, by name, `n`, `n_expected`, `win_rate`, `ci_low`, `ci_high`, and `moved`: the win
-        rate minus that of the protocol before (null for the first). `rank_stability` is that of the results.
+        ``{"name", "level", "protocols", "rows", "rank_stability", "not_counted"}``. A row is a comparison by one judge on
+        one task and split. Its `protocols` have, by name, `n`, `n_expected`, `win_rate`, `ci_low`, `ci_high`, and
+        `moved`: the win rate minus that of the protocol before (null for the first). `rank_stability` and `not_counted`
+        are those of the results.
 
     Raises:
         UserError: as `rescore`.
@@ -129,6 +161,7 @@ def ladder(folder: Path) -> dict[str, Any]:
         "protocols": [_rules(protocol) for protocol in LADDER],
         "rows": rows,
         "rank_stability": last["rank_stability"],
+        "not_counted": last["not_counted"],
     }
 
 

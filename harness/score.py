@@ -55,6 +55,8 @@ ALL_TASKS = "all"
 """The `task` of a row that pools every task."""
 
 Kind = Literal["win_rate", "steerability", "swapped"]
+WhyNotCounted = Literal["rules", "responses"]
+"""rules: the verdicts are on the planned responses, and were judged by other rules; responses: they may be on others."""
 LengthKey = tuple[str, str, str, str, int]
 """(model, task, query_id, constitution_id, epoch)"""
 
@@ -87,6 +89,17 @@ class ExpectedPair(NamedTuple):
         return self[:-3]
 
 
+class NotCounted(NamedTuple):
+    """How many verdicts of a judge on a pair of models lie in the places of planned ones that are missing."""
+
+    why: WhyNotCounted
+    judge: str
+    kind: Kind
+    a: str
+    b: str
+    n: int
+
+
 @dataclass(frozen=True)
 class ScoreInputs:
     """All that the results are made of. Verdicts of pairs that are not `expected` are left out."""
@@ -114,6 +127,8 @@ class ScoreInputs:
     """Kind by task: dialogue (where nothing is said) or summarization; some protocols tell them apart."""
     seed: int = 0
     """Of the order that is drawn where a protocol takes one of two."""
+    not_counted: Sequence[NotCounted] = ()
+    """Verdicts that are there besides `verdicts`: the results tell of them, and take nothing from them."""
 
 
 def score(inputs: ScoreInputs) -> dict[str, Any]:
@@ -153,6 +168,7 @@ def score(inputs: ScoreInputs) -> dict[str, Any]:
             "max_unscored": inputs.max_unscored,
             "passed": unscored_rate <= inputs.max_unscored,
         },
+        "not_counted": _not_counted(inputs.not_counted),
     }
 
 
@@ -763,6 +779,48 @@ def _judged(pair: _Pair, lengths: Mapping[LengthKey, int]) -> JudgedPair:
     rows = tuple(row for row in pair.rows if row)
     known = (a, b) if e.kind == "win_rate" else (None, None)  # the other answer of a contrast has another constitution
     return JudgedPair(tuple(e[1:10]), pair.query, rows, pair.score, *known)
+
+
+def _not_counted(found: Sequence[NotCounted]) -> list[dict[str, Any]]:
+    """A row for each reason why verdicts are not counted, with the sentence that tells of them as its `note`."""
+    rows = []
+    for why in dict.fromkeys(one.why for one in found):
+        group = [one for one in found if one.why == why]
+        rows.append(
+            {
+                "why": why,
+                "n": sum(one.n for one in group),
+                "of": [{"judge": one.judge, "kind": one.kind, "a": one.a, "b": one.b, "n": one.n} for one in group],
+                "note": _not_counted_said(why, group),
+            }
+        )
+    return rows
+
+
+def _not_counted_said(why: WhyNotCounted, group: Sequence[NotCounted]) -> str:
+    n = sum(one.n for one in group)
+    verdicts, were, them = ("verdict", "was", "it") if n == 1 else ("verdicts", "were", "them")
+    counted = "is not counted" if n == 1 else "are not counted"
+    judges = dict.fromkeys(one.judge for one in group)
+    places = "; ".join(
+        f"{judge}: {', '.join(f'{one.n:,} on {_pair_words(one)}' for one in group if one.judge == judge)}"
+        for judge in judges
+    )
+    if why == "responses":
+        return (
+            f"{n:,} {verdicts} in this run ({places}) {were} made on other responses, or by other rules, than are planned now, "
+            f"and {counted}: 'harness run' with the run's spec.yaml makes and judges what is missing."
+        )
+    again = " ".join(f"--judge {judge}" for judge in judges)
+    return (
+        f"{n:,} {verdicts} in this run ({places}) {were} made by other rules than this version judges the run by, and "
+        f"{counted}: judge anew with 'harness rejudge RUN {again}', or score the run with the version that made {them}."
+    )
+
+
+def _pair_words(one: NotCounted) -> str:
+    words = {"steerability": f"the steerability of {one.a}", "swapped": f"{one.a} against {one.b}, swapped"}
+    return words.get(one.kind, f"{one.a} against {one.b}")
 
 
 def _strict(value: Any) -> Any:

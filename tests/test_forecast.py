@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from harness.cli import main
-from harness.forecast import Assumptions, forecast, given_rates, plan_ahead, training_work
-from harness.plan import Plan, build_plan, describe, rate_key
-from harness.spec import load_spec
+from harness.forecast import Assumptions, _tokens, forecast, given_rates, plan_ahead, training_work
+from harness.models.local import CHOICE_BATCH
+from harness.plan import JUDGE_SAMPLING, Plan, build_plan, describe, rate_key
+from harness.spec import JudgeSpec, load_spec
 from harness.tasks import TaskSpec, load_task
 from sami_train.config import list_recipes, load_recipe
 from sami_train.errors import UserError
@@ -120,6 +121,20 @@ def test_rows_and_tokens_of_local_models(folder: Path, tiny_model: Path) -> None
     judging = found["judge", "judge"]
     assert (judging["rows"], judging["new_tokens"]) == (2 * 2 * 2, 0)  # queries, sides, orders
     assert judging["prompt_tokens"] > judging["rows"] * 2 * 16
+
+
+def test_a_judge_that_writes_may_write_all_it_is_given(folder: Path, tiny_model: Path) -> None:
+    spec = load_spec(folder / "spec.yaml", {"judges.own.form": "text"})
+    spec = spec.model_copy(update={"judges": {**spec.judges, "quick": JudgeSpec(kind="llm", model="judge", limit=1)}})
+    plan = build_plan(spec)
+    writing, choosing = (row for row in forecast(plan, GPU)["models"] if row["does"] == "judge")
+    longest = JUDGE_SAMPLING.max_new_tokens
+    assert (writing["rows"], writing["new_tokens"], writing["batch"]) == (8, 8 * longest, 4)
+    assert (choosing["rows"], choosing["new_tokens"], choosing["batch"]) == (4, 0, CHOICE_BATCH)
+    prompt = max(_tokens(plan, stage).longest for stage in plan.stages if stage.judge == "own")
+    recipe, architecture = load_recipe("embedded/gemma-3-270m"), find_architecture(str(tiny_model))
+    held = rehearse_sampling(architecture, recipe, Lengths(prompt, longest), "cuda", "bfloat16", 4)
+    assert writing["peak"] == writing["weights"] + max(held.prompts, held.writing) + PROGRAM["cuda"]
 
 
 def test_what_is_done_is_left_out(folder: Path) -> None:

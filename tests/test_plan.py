@@ -636,3 +636,23 @@ def test_the_time_is_the_sum_over_stages(folder: Path) -> None:
     found = describe(plan, rates=rates)
     assert found["estimate_s"] is None, "an unknown part makes the whole unknown"
     assert next(r for r in found["stages"] if r["kind"] == "generate" and r["expected"] == 20)["estimate_s"] == 40.0
+
+
+def test_a_speed_is_that_of_a_form_and_of_a_batch(folder: Path) -> None:
+    def key(kind: str, **fields: Any) -> str:
+        plan = plan_of(folder, **fields)
+        return rate_key(plan, plan.stage(kind, **({"judge": "llm"} if kind == "judge" else {"model": "base"})))
+
+    far = {"models__judge__path": "openai/gpt-4o", "judges__llm__structured": "off"}
+    judges = [
+        key("judge"),
+        key("judge", judges__llm__form="text"),
+        key("judge", judges__llm__form="text", engine__batch_size=4),
+        key("judge", **far),
+        key("judge", **{**far, "judges__llm__structured": "on"}),
+        key("judge", **{**far, "models__judge__max_connections": 256}),
+    ]
+    assert len(set(judges)) == len(judges)
+    assert key("generate") != key("generate", engine__batch_size=4) != key("generate", engine__batch_size=8)
+    for alike in ("judge", "likelihood"):  # read without writing, in batches that are always the same
+        assert key(alike) == key(alike, engine__batch_size=4)

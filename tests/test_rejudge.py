@@ -19,6 +19,7 @@ from harness.cli import main
 from harness.plan import VerdictUnit
 from harness.protocols import PAPER
 from harness.rejudge import parse_judge, prepare
+from harness.report.markdown import escape, render_markdown
 from harness.rescore import ladder, plan_of_run, rescore
 from harness.rows import Verdict
 from harness.runner import judge_again
@@ -121,6 +122,59 @@ def test_the_ladder_ends_at_the_results_and_says_what_moves(finished: Path) -> N
         assert by_name["paper"]["moved"] is None
         step = by_name["corrected"]["win_rate"] - by_name["paper+swap"]["win_rate"]
         assert by_name["corrected"]["moved"] == pytest.approx(step)
+
+
+def test_verdicts_by_the_rules_of_another_version_are_told_and_kept(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rescore(copy)["not_counted"] == []
+    monkeypatch.setattr("harness.plan.JUDGING_VERSION", 3)
+    before = contents(copy)
+    found = rescore(copy)
+    n = sum(row["verdicts"]["expected"] for row in found["comparisons"] if row["task"] != "all")
+    (row,) = found["not_counted"]
+    place = {"judge": "verifiable", "a": "instruct", "b": "base", "n": n}
+    assert row == {
+        "why": "rules",
+        "n": 2 * n,
+        "of": [{**place, "kind": "win_rate"}, {**place, "kind": "swapped"}],
+        "note": f"{2 * n} verdicts in this run (verifiable: {n} on instruct against base, {n} on instruct against base, swapped) "
+        "were made by other rules than this version judges the run by, and are not counted: judge anew with "
+        "'harness rejudge RUN --judge verifiable', or score the run with the version that made them.",
+    }
+    assert {comparison["n"] for comparison in found["comparisons"]} == {0}
+    assert ladder(copy)["not_counted"] == [row]
+    assert render_markdown(found).count(escape(row["note"])) == 1
+    for protocol in ("corrected", "all"):
+        assert main(["score", str(copy), "--protocol", protocol]) == 0
+        assert row["note"] in " ".join(capsys.readouterr().out.split())
+    assert contents(copy) == before, "nothing is written"
+
+    again = judge_again(*prepare(copy, ["verifiable"]), quiet=True).results
+    assert again["not_counted"] == []
+    assert [c["win_rate"] for c in again["comparisons"]] == [c["win_rate"] for c in rescore(copy)["comparisons"]]
+    for name, rows in before.items():
+        assert not name.startswith("verdicts") or (copy / name).read_bytes().startswith(rows), "no row is lost"
+
+
+def test_only_what_is_still_missing_is_told(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.plan.JUDGING_VERSION", 3)
+    judge_again(*prepare(copy, ["verifiable"]), quiet=True)
+    file = copy / "verdicts" / "verifiable" / "instruct-vs-base.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))  # as if stopped before the last one
+    (row,) = rescore(copy)["not_counted"]
+    assert row["note"].startswith(
+        "1 verdict in this run (verifiable: 1 on instruct against base) was made by other rules"
+    )
+
+
+def test_verdicts_on_other_responses_are_told_apart(copy: Path) -> None:
+    spec = copy / "spec.yaml"
+    spec.write_text(spec.read_text().replace("max_new_tokens: 8", "max_new_tokens: 9"))
+    (row,) = rescore(copy)["not_counted"]
+    assert row["why"] == "responses"
+    assert "on other responses, or by other rules, than are planned now" in row["note"]
+    assert "harness run" in row["note"]
 
 
 def test_score_prints_a_protocol_or_all(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -466,7 +466,7 @@ def test_the_fields_are_those_of_the_schema() -> None:
     assert list(result) == [
         "schema_version", "name", "description", "harness_version", "spec_fingerprint", "level", "protocol", "tie_rule",
         "models", "comparisons", "gaps", "leaderboards", "rank_stability", "steerability", "infonce", "judges",
-        "corrections", "training", "quality",
+        "corrections", "training", "quality", "not_counted",
     ]  # fmt: skip
     assert set(result["comparisons"][0]) == {
         "task", "principle_set", "split", "a", "b", "judge", "n", "n_expected", "wins", "ties", "losses", "unscored",

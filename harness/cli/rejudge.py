@@ -80,7 +80,7 @@ def execute(options: argparse.Namespace) -> int:
         print_json(outcome.results)
     elif not options.quiet:
         screen = console()
-        print_results(outcome.results, screen, only=("Win rates", "Rank stability", "Judges"))
+        print_results(outcome.results, screen, only=("Not counted", "Win rates", "Rank stability", "Judges"))
         screen.print(f"\nreport: {outcome.folder / 'report.md'}", markup=False, soft_wrap=True)
     if not outcome.passed:
         raise QualityError(shortfall(outcome))

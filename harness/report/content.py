@@ -58,6 +58,7 @@ def sections(results: Results) -> list[Section]:
     """The report of a run, in reading order; parts about which the results say nothing are left out."""
     parts = [
         _shows(results),
+        _not_counted(results),
         _win_rates(results),
         _leaderboards(results),
         _gaps(results),
@@ -225,6 +226,10 @@ def _shows(results: Results) -> Section:
     sentences += _training_said(results)
     sentences += _few_said(comparisons)
     return Section("What this run shows", tuple(sentences))
+
+
+def _not_counted(results: Results) -> Section:
+    return Section("Not counted", tuple(row["note"] for row in _rows(results, "not_counted")))
 
 
 def _on(row: Row) -> str:
@@ -923,8 +928,9 @@ def ladder_sections(ladder: Results) -> list[Section]:
         "on the same judgements; n: queries with a score, by protocol where that differs. A judge that sees one order only "
         "is not concerned by the order.",
     )
+    notes = _not_counted(ladder)
     parts = [Section("Protocols", rules, tuple(tables), remarks), _rank_stability(ladder)]
-    return [part for part in parts if part.tables]
+    return [*([notes] if notes.sentences else []), *(part for part in parts if part.tables)]
 
 
 def moved(value: float | None) -> str:
