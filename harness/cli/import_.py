@@ -63,7 +63,7 @@ examples:
     )
     responses.add_argument("--query-field", metavar="FIELD", help="which field of a row is the query")
     responses.add_argument("--response-field", metavar="FIELD", help="which field of a row is the response")
-    responses.add_argument("--overwrite", action="store_true", help="replace what the folder holds")
+    responses.add_argument("--overwrite", action="store_true", help="replace the import that the folder holds")
     add_json(responses)
     paper = add_verb(
         verbs,
@@ -73,7 +73,8 @@ examples:
         help="checkouts of the SAMI authors' repositories: principles, prompts, responses, verdicts",
         description="Read checkouts of the authors' repositories (sami, typo) and write their principle sets, prompt "
         "templates, responses, verdicts and mutual-information values in the harness's forms. Their texts stay "
-        "outside of the harness: OUT cannot lie in it. Python files are parsed for constants, never run.",
+        "outside of the harness: OUT cannot lie in it. An earlier import in OUT is replaced. Python files are parsed for "
+        "constants, never run.",
         epilog="""\
 examples:
   harness import sami-paper ~/sami ~/typo -o sami-paper
@@ -102,6 +103,7 @@ def execute_responses(options: argparse.Namespace) -> int:
     if options.json:
         print_json({**about, "folder": str(folder)})
         return 0
+    _show_removed(about["removed"])
     left = "".join(f"; left out: {n} {reason}" for reason, n in about["left_out"].items())
     sys.stdout.write(f"{folder}: {about['responses']} responses of {model}, read as {about['format']}{left}\n\n")
     sys.stdout.write(f"models:\n  {model}: {{path: recorded/{folder}, style: chat}}\ntasks:\n")
@@ -125,10 +127,17 @@ def execute_sami_paper(options: argparse.Namespace) -> int:
     sys.stdout.write(f"{out}: written\n" + "\n".join(lines) + "\n")
     for name, found in about["principle_sets"].items():
         sys.stdout.write(f"  principles/{name}.yaml: {found['principles']} principles\n")
+    _show_removed(about["removed"])
     _show_left_out(about["left_out"])
     sys.stdout.write(f"\nnext:\n  harness paper tables --data {out}\n")
     sys.stdout.write(f"  export HARNESS_PRINCIPLES={out / 'principles'}   # for the recipes that name them\n")
     return 0
+
+
+def _show_removed(names: list[str], most: int = 3) -> None:
+    if names:
+        more = f" and {len(names) - most} more, in import.json" if len(names) > most else ""
+        sys.stdout.write(f"removed, of the import before: {', '.join(names[:most])}{more}\n")
 
 
 def _show_left_out(rows: list[dict[str, Any]], most: int = 10) -> None:

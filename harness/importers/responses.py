@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from harness.importers.folder import imported, write_import
 from harness.models.recorded import FILE, RecordedAnswer, folded
-from harness.store.files import reading, write_atomic, write_json
+from harness.store.files import reading
 from sami_train.constitutions import TaskKind
 from sami_train.data import content_id
 from sami_train.errors import UserError, nearest
@@ -124,18 +125,23 @@ def read_responses(path: Path, choice: Choice | None = None) -> Responses:
 def write_answers(found: Responses, folder: Path, *, model: str, file: str, overwrite: bool = False) -> dict[str, Any]:
     """Write `responses.jsonl`, `queries.jsonl` (one for each part) and `import.json`; give back the content of the last.
 
-    Raises UserError when the folder holds an import already and `overwrite` is false.
+    Raises UserError when the folder holds an import already and `overwrite` is false, and as `write_import` does.
     """
-    if (folder / FILE).exists() and not overwrite:
+    if imported(folder, "responses") and not overwrite:
         raise UserError(
             f"{folder}: there are imported responses already; name another folder with -o, or add --overwrite"
         )
+    files, about = answer_files(found, model=model, file=file)
+    return write_import(folder, "responses", files, about)
+
+
+def answer_files(found: Responses, *, model: str, file: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """The texts of `responses.jsonl` and of `queries.jsonl` (one for each part), by name, and what `import.json` says of them."""
     lines = [a.model_dump_json(exclude_none=True) for answers in found.answers.values() for a in answers]
-    write_atomic(folder / FILE, "".join(f"{line}\n" for line in lines))
-    queries = {}
-    for part, answers in found.answers.items():
-        name = f"queries-{part}.jsonl" if part else "queries.jsonl"
-        queries[name] = write_queries(folder / name, answers, found.kind)
+    queries = {
+        f"queries-{part}.jsonl" if part else "queries.jsonl": _queries(answers, found.kind)
+        for part, answers in found.answers.items()
+    }
     about = {
         "model": model,
         "format": found.format,
@@ -143,23 +149,20 @@ def write_answers(found: Responses, folder: Path, *, model: str, file: str, over
         "sha256": found.sha256,
         "task": found.kind,
         "responses": found.n,
-        "queries": queries,
+        "queries": {name: len(rows) for name, rows in queries.items()},
         "left_out": {reason: n for reason, n in sorted(found.left_out.items()) if n},
     }
-    write_json(folder / "import.json", about)
-    return about
+    return {name: "".join(f"{row}\n" for row in rows) for name, rows in {FILE: lines, **queries}.items()}, about
 
 
-def write_queries(path: Path, answers: Sequence[RecordedAnswer], kind: TaskKind) -> int:
-    """The queries of the answers, each once, as a task's `source`; how many there are."""
+def _queries(answers: Sequence[RecordedAnswer], kind: TaskKind) -> list[str]:
+    """The queries of the answers, each once, as the lines of a task's `source`."""
     texts: dict[str, tuple[str, str]] = {}
     for answer in answers:
         identity = answer.query_id or content_id(answer.query, TASK_NAMES[kind])
         texts.setdefault(folded(answer.query), (identity, answer.query))
     name = "post" if kind == "summarization" else "query"
-    rows = [json.dumps({"id": i, name: text, "part": "evaluation"}, ensure_ascii=False) for i, text in texts.values()]
-    write_atomic(path, "".join(f"{row}\n" for row in rows))
-    return len(rows)
+    return [json.dumps({"id": i, name: text, "part": "evaluation"}, ensure_ascii=False) for i, text in texts.values()]
 
 
 def slug(name: str) -> str:

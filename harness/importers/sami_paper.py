@@ -5,7 +5,7 @@
     OUT/responses/.../FILE/              recorded answers, for a model with the path recorded/OUT/responses/.../FILE
     OUT/verdicts/.../FILE.jsonl          verdict rows, for harness score --format harness
     OUT/information/.../FILE.json        mutual-information values; OUT/information.jsonl their means
-    OUT/import.json                      what came from where, by hash, and what was left out and why
+    OUT/import.json                      what came from where, by hash, what was left out and why, and the files written
 
 Which file is what follows from the layout (`harness.paper.layout`). Python files are parsed, never run: only constants are
 taken from them. The sentences are the authors' and stay where the user puts them.
@@ -26,13 +26,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from harness.importers.responses import Choice, read_responses, slug, write_answers
+from harness.importers.folder import RECORD, record, to_json, write_import
+from harness.importers.responses import Choice, answer_files, read_responses, slug
 from harness.paper import layout
 from harness.paper.layout import WRITERS, Found, Place
 from harness.paper.tables import mean_interval, read_values
 from harness.rows import Verdict
 from harness.store import fingerprint
-from harness.store.files import reading, write_atomic, write_json
+from harness.store.files import reading
 from harness.verdict_files import Judged, read_verdicts
 from harness.writer import to_yaml
 from sami_train.constitutions import Principle, PrincipleSet, TaskKind
@@ -50,9 +51,10 @@ QUERY_PREFIX = {"hh-rlhf": "Human: ", "tldr": "POST: "}
 
 @dataclass
 class _Import:
-    """What has been written so far, and what was left out."""
+    """What is to be written, and what was left out."""
 
-    out: Path
+    files: dict[str, str] = field(default_factory=dict)
+    """Text by name below OUT."""
     written: Counter[str] = field(default_factory=Counter)
     sources: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every file that was used, by its name."""
@@ -66,11 +68,12 @@ class _Import:
 def import_sami_paper(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """Write everything that the layout has below `folders` into `out`; give back the content of `import.json`.
 
-    A file that cannot be read is left out and named. Raises UserError when `out` lies inside the harness, when a folder
-    is not there, or when nothing of the layout is in them.
+    A file that cannot be read is left out and named. An earlier import in `out` is replaced. Raises UserError when `out`
+    lies inside the harness or has a file in the way that no import wrote, when a folder is not there, or when nothing of
+    the layout is in them.
     """
     refuse_inside_harness(out)
-    done = _Import(out)
+    done = _Import()
     files = list(layout.find([folder.expanduser() for folder in folders]))
     if not files:
         raise UserError(
@@ -99,10 +102,10 @@ def import_sami_paper(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     for group in constitutions.values():
         _constitution_folder(group, done)
     for name, found in sorted(done.sets.items()):
-        write_atomic(out / "principles" / f"{name}.yaml", to_yaml(found))
+        done.files[f"principles/{name}.yaml"] = to_yaml(found)
     done.written["principle sets"] = len(done.sets)
     if summaries:
-        write_atomic(out / "information.jsonl", "".join(json.dumps(row) + "\n" for row in summaries))
+        done.files["information.jsonl"] = "".join(json.dumps(row) + "\n" for row in summaries)
     about = {
         "source": SOURCE,
         "written": {what: n for what, n in sorted(done.written.items()) if n},
@@ -112,8 +115,7 @@ def import_sami_paper(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         "sha256": dict(sorted(done.sources.items())),
         "left_out": done.left_out,
     }
-    write_json(out / "import.json", about)
-    return about
+    return write_import(out, "sami-paper", done.files, about)
 
 
 def refuse_inside_harness(out: Path) -> None:
@@ -134,10 +136,10 @@ def _sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _place_in(done: _Import, what: str, file: Found) -> Path:
-    """The same place below OUT/WHAT as in the checkout, without the file's suffix."""
+def _place_in(what: str, file: Found) -> Path:
+    """The same place below WHAT as in the checkout, without the file's suffix."""
     name = Path(file.name)
-    return done.out / what / name.parent / name.name.removesuffix(name.suffix)
+    return Path(what) / name.parent / name.name.removesuffix(name.suffix)
 
 
 # --- Principles
@@ -269,17 +271,18 @@ def _prompts(file: Found, done: _Import) -> None:
         done.skip(f"{file.name}: {name}", "it is computed, and nothing here is run")
     if file.path.name != "prompts.py" or not texts:
         return
-    place = _place_in(done, "prompts", file).parent
+    place = _place_in("prompts", file).parent
     about = {
         name: {"placeholders": sorted(set(re.findall(r"\{(\w+)\}", text))), "text": text}
         for name, text in texts.items()
     }
-    _write_yaml(place / "constants.yaml", {"source": f"{SOURCE}; {file.name}", "constants": about})
+    done.files[f"{place.as_posix()}/constants.yaml"] = _yaml({"source": f"{SOURCE}; {file.name}", "constants": about})
     done.written["prompt constants"] += len(texts)
     for name, text in texts.items():
         template = _template(name, text, data, file.name)
         if template is not None:
-            _write_yaml(place / f"{template.name}.yaml", template.model_dump(mode="json", exclude_none=True))
+            content = template.model_dump(mode="json", exclude_none=True)
+            done.files[f"{place.as_posix()}/{template.name}.yaml"] = _yaml(content)
             done.written["prompt templates"] += 1
 
 
@@ -354,8 +357,8 @@ def _template(name: str, text: str, data: str, source: str) -> Template | None:
     )
 
 
-def _write_yaml(path: Path, content: dict[str, Any]) -> None:
-    write_atomic(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110))
+def _yaml(content: dict[str, Any]) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
 
 
 # --- Responses, verdicts, values
@@ -365,8 +368,10 @@ def _responses(file: Found, done: _Import) -> None:
     data = layout.data_of(file.path)
     assert data is not None
     found = read_responses(file.path, Choice(format="sami", kind=KINDS[data]))
-    place = _place_in(done, "responses", file)
-    write_answers(found, place, model=slug(place.name), file=file.name, overwrite=True)
+    place = _place_in("responses", file)
+    files, about = answer_files(found, model=slug(place.name), file=file.name)
+    for name, text in {**files, RECORD: to_json(record("responses", files, about))}.items():
+        done.files[f"{place.as_posix()}/{name}"] = text
     done.written["files of responses"] += 1
     done.written["responses"] += found.n
 
@@ -377,8 +382,8 @@ def _verdicts(file: Found, done: _Import) -> None:
     if any(score not in (0, 0.5, 1) for score in table.scores):
         raise UserError("it has scores between win, tie and loss, which no verdict row can hold; score the file itself")
     rows = [_verdict(row, place, file) for row in table.rows]
-    path = _place_in(done, "verdicts", file)
-    write_atomic(path.with_name(f"{path.name}.jsonl"), "".join(row.model_dump_json() + "\n" for row in rows))
+    name = f"{_place_in('verdicts', file).as_posix()}.jsonl"
+    done.files[name] = "".join(row.model_dump_json() + "\n" for row in rows)
     done.written["files of verdicts"] += 1
     done.written["verdicts"] += len(rows)
 
@@ -427,8 +432,7 @@ def _verdict(row: Judged, place: Place | None, file: Found) -> Verdict:
 
 def _information(file: Found, done: _Import) -> dict[str, Any]:
     values = read_values(file.path)
-    path = _place_in(done, "information", file)
-    write_json(path.with_name(f"{path.name}.json"), values)
+    done.files[f"{_place_in('information', file).as_posix()}.json"] = to_json(values)
     done.written["files of mutual information"] += 1
     place = layout.place_of(file)
     low, high = mean_interval(values) if values else (None, None)

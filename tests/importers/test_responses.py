@@ -208,3 +208,27 @@ def test_an_import_is_not_overwritten_by_accident(put: Put, tmp_path: Path, caps
     assert main(command) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
+
+
+def test_overwriting_leaves_nothing_of_the_import_before(
+    put: Put, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = {f"{column}_{part}": {"0": "Yes."} for column in ("question", "response") for part in ("helpful", "harmless")}
+    out = tmp_path / "out"
+    assert main(["import", "responses", str(put(two, "two.json")), "-o", str(out)]) == 0
+    assert (out / "queries-helpful.jsonl").is_file()
+    (out / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert main(["import", "responses", str(put(SAMI, "one.json")), "-o", str(out), "--overwrite"]) == 0
+    assert "removed, of the import before: queries-harmless.jsonl, queries-helpful.jsonl\n" in capsys.readouterr().out
+    assert {f.name for f in out.iterdir()} == {"import.json", "notes.txt", "queries.jsonl", "responses.jsonl"}
+
+
+def test_queries_of_the_users_own_are_in_the_way(put: Put, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/queries.jsonl").write_text("mine")
+    assert main(["import", "responses", str(put(SAMI, "one.json")), "-o", str(tmp_path / "out"), "--overwrite"]) == 2
+    said = capsys.readouterr().err
+    assert "'queries.jsonl' is there" in said
+    assert str(tmp_path / "out") in said
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"queries.jsonl"}

@@ -210,6 +210,26 @@ def test_nothing_is_written_into_the_harness(checkout: Path, capsys: pytest.Capt
     assert main(["import", "sami-paper", str(checkout), "-o", str(inside.parent.parent / "principles")]) == 2
 
 
+def test_another_import_leaves_nothing_of_the_one_before(
+    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    first = import_sami_paper([checkout], out)
+    assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == set(first["files"])
+    (out / "principles/mine.yaml").write_text("mine")
+    responses = "experiments/tldr/results/responses/base-mistral"
+    (checkout / f"{responses}.json").unlink()
+    assert main(["import", "sami-paper", str(checkout), "-o", str(out)]) == 0
+    assert "removed, of the import before: responses/typo/" in capsys.readouterr().out
+    assert not (out / "responses").exists()
+    assert (out / "principles/mine.yaml").read_text() == "mine"
+    again = json.loads((out / "import.json").read_text())
+    assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == {
+        *again["files"],
+        "principles/mine.yaml",
+    }
+
+
 def test_a_folder_without_the_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="nothing of the authors' layout"):
