@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.report.content import NONE, Results, Row, Section, Table, limits, number, percent, rate
+from harness.report.words import NONE, Results, Row, Section, Table, limits, number, percent, rate
 
 _SHARES = (
     ("both orders agree", "position_consistency", "n_pairs", "pairs"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from harness.report.content import Section, Table, sections
+from harness.report.content import sections
+from harness.report.words import Section, Table
 
 _INTERVAL = r"\[[+-]?[\d.]+, [+-]?[\d.]+\](?![(\[:])"
 _SPECIAL = re.compile(rf"(?!{_INTERVAL})\[|[\\`*_{{}}<>&|#~$]")

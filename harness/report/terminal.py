@@ -13,8 +13,9 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from harness.report.content import BAD, GOOD, UNCLEAR, Section, Table, comparison_sections, ladder_sections, sections
+from harness.report.content import comparison_sections, ladder_sections, sections
 from harness.report.judge_card import judge_card_sections
+from harness.report.words import BAD, GOOD, UNCLEAR, Section, Table
 
 _GAP = 2
 _NARROWEST = 6

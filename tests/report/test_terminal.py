@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from harness.report import print_results
-from harness.report.content import p_value, points, rate, reading
+from harness.report.words import p_value, points, rate, reading
 
 
 def shown(results: dict[str, Any], width: int = 100) -> str:

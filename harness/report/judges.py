@@ -1,0 +1,182 @@
+"""The report's tables about judges: their cards, agreements and noise, and what corrections make of win rates."""
+
+from __future__ import annotations
+
+from harness.report.words import (
+    NONE,
+    Results,
+    Row,
+    Section,
+    Table,
+    grouped,
+    interval_of,
+    limits,
+    notes_of,
+    number,
+    percent,
+    pooled_rows,
+    rate,
+    rows_of,
+    split_words,
+    versus,
+)
+
+
+def judges_section(results: Results) -> Section:
+    cards = results.get("judges") or {}
+    columns = ("judge", "kind", "model", "both orders agree", "prefers the first", "the longer", "ties", "unscored")
+    cells = [
+        (
+            name,
+            str(card.get("kind", NONE)),
+            str(card.get("model") or NONE),
+            _of(card, "position_consistency", "n_pairs"),
+            percent(card.get("share_first")),
+            percent(card.get("longer_wins")),
+            percent(card.get("ties")),
+            percent(card.get("unscored_rate")),
+        )
+        for name, card in cards.items()
+    ]
+    quality = results.get("quality") or {}
+    verdict = "passed" if quality.get("passed") else "FAILED"
+    sentences = (
+        (
+            f"Unscored verdicts, missing ones included: {percent(quality['unscored_rate'])} "
+            f"(limit {percent(quality.get('max_unscored'))}): {verdict}.",
+        )
+        if quality.get("unscored_rate") is not None
+        else ()
+    )
+    tables = (Table(columns, cells, numbers=frozenset(columns[3:])),) if cells else ()
+    remarks = ["A judge without a lean prefers the answer shown first, and the longer one, in half of what it decides."]
+    for name, card in cards.items():
+        if reasons := card.get("unscored_reasons"):
+            remarks.append(f"Unscored by {name}: {', '.join(f'{reason} {n}' for reason, n in reasons.items())}.")
+        if card.get("n_repeated"):
+            remarks.append(
+                f"Asked again, {name} says the same {percent(card['repeat_agreement'])} of the time "
+                f"({card['n_repeated']} pairs and orders)."
+            )
+        remarks += [
+            f"Same family: {name} judges {model}; {how}." for model, how in (card.get("same_family") or {}).items()
+        ]
+    noise = _judge_noise(results)
+    if noise.rows:
+        remarks.append(
+            "Same score: how often two judgings of a pair give it the same score; sd: how far apart they are, in points. "
+            "Of the variance: the judge's own part in the spread of the queries' scores, as they are and had each pair "
+            "been judged once. The interval's unit is the query all the same."
+        )
+    tables = (*tables, *_agreements(cards), *([noise] if noise.rows else ()))
+    return Section("Judges", sentences, tables, tuple(remarks) if cells else ())
+
+
+def _of(card: Row, share: str, n: str) -> str:
+    return NONE if card.get(share) is None else f"{percent(card[share])} of {card.get(n, 0)}"
+
+
+def _agreements(cards: dict[str, Row]) -> list[Table]:
+    columns = ("judge", "accuracy", "kappa", "sensitivity", "specificity", "n")
+    by_reference: dict[str, list[tuple[str, ...]]] = {}
+    for name, card in cards.items():
+        if found := card.get("agreement"):
+            shares = {
+                key: rate(found.get(key), *limits(found, f"{key}_ci"), digits=0)
+                for key in ("accuracy", "sensitivity", "specificity")
+            }
+            kappa = number(found.get("kappa"), found.get("kappa_ci"), digits=2)
+            cells = (
+                name,
+                shares["accuracy"],
+                kappa,
+                shares["sensitivity"],
+                shares["specificity"],
+                str(found.get("n", 0)),
+            )
+            by_reference.setdefault(found["reference"], []).append(cells)
+    return [
+        Table(columns, rows, f"Agreement with the programs of the judge {reference}, by pair", frozenset(columns[1:]))
+        for reference, rows in by_reference.items()
+    ]
+
+
+def corrections_section(results: Results) -> Section:
+    columns = ("task", "split", "as judged", "Rogan-Gladen", "prediction-powered", "n", "labelled")
+    tables = []
+    groups = grouped(rows_of(results, "corrections"), "a", "b", "principle_set", "judge", "reference")
+    for (_, _, principle_set, judge, reference), group in groups.items():
+        rows = [
+            (
+                row["task"],
+                split_words(row["split"]),
+                *(rate(row[key], *limits(row, f"{key}_ci")) for key in ("win_rate", "rogan_gladen", "ppi")),
+                str(row["n"]),
+                str(row["n_labelled"]),
+            )
+            for row in group
+        ]
+        heading = f"{versus(group[0])} · principles: {principle_set} · judge: {judge}, corrected by {reference}"
+        tables.append(Table(columns, rows, heading, frozenset(columns[2:])))
+    remark = (
+        "What the win rate would be by the reference, from the queries that both judged (labelled) and those that the judge "
+        "alone did (n). Rogan-Gladen takes the judge's errors to be alike on both; prediction-powered inference asks only "
+        "that the labelled queries are like the others."
+    )
+    notes = notes_of(rows_of(results, "corrections"), "a", "b", "judge", "task", "split")
+    return Section("Win rates corrected for the judge's errors", (), tuple(tables), (remark, *notes))
+
+
+def _judge_noise(results: Results) -> Table:
+    """What judging again tells, over all tasks; without rows where each pair was judged once."""
+    columns = ("judge", "comparison", "split", "same score", "sd, points", "of the variance", "judged once", "pairs")
+    cells = [
+        (
+            row["judge"],
+            versus(row),
+            split_words(row["split"]),
+            percent(noise.get("agreement")),
+            NONE if noise.get("sd") is None else f"{100 * noise['sd']:.1f}",
+            percent(noise.get("share")),
+            percent(noise.get("share_once")),
+            str(noise.get("n_pairs") or 0),
+        )
+        for group in grouped(rows_of(results, "comparisons"), "judge", "a", "b", "principle_set").values()
+        for row in pooled_rows(group)
+        if (noise := row.get("judge_noise"))
+    ]
+    return Table(columns, cells, "Judged more than once", frozenset(columns[3:]))
+
+
+def rank_stability_section(results: Results) -> Section:
+    """How far every two judges agree, on the queries that both have scored."""
+    columns = ("comparison", "split", "by 1", "by 2", "same outcome", "kappa", "order", "n")
+    tables = []
+    groups = grouped(rows_of(results, "rank_stability"), "judge_1", "judge_2", "principle_set")
+    for (one, two, principle_set), group in groups.items():
+        cells = [
+            (
+                versus(pair),
+                split_words(row["split"]),
+                percent(pair.get("win_rate_1")),
+                percent(pair.get("win_rate_2")),
+                rate(pair.get("agreement"), *interval_of(pair), digits=0),
+                number((pair.get("kappa") or {}).get("kappa"), interval_of(pair.get("kappa") or {}), digits=2),
+                "flips" if pair.get("flips") else "same",
+                str(pair.get("n")),
+            )
+            for row in group
+            for pair in row["pairs"]
+        ]
+        ranks = "; ".join(
+            f"{split_words(row['split'])} {number(row['kendall_tau'], digits=2)} ({row['n_models']} models)"
+            for row in group
+            if row.get("kendall_tau") is not None
+        )
+        heading = f"{one} (1) and {two} (2) · principles: {principle_set}" + (f" · tau-b: {ranks}" if ranks else "")
+        tables.append(Table(columns, cells, heading, frozenset((*columns[2:6], "n"))))
+    remark = (
+        "Over the queries that both judges scored: their win rates, how often a query has the same outcome (win, tie, loss), "
+        "Cohen's kappa, and whether the order of the two models flips. tau-b: Kendall's correlation of the models' ranks."
+    )
+    return Section("Rank stability", (), tuple(tables), (remark,))

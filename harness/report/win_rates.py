@@ -1,0 +1,305 @@
+"""The report's tables of win rates, and of what else is measured of the models."""
+
+from __future__ import annotations
+
+from harness.report.words import (
+    HELD_OUT_HIGHER,
+    LEARNED_HIGHER,
+    NONE,
+    Results,
+    Row,
+    Section,
+    Table,
+    grouped,
+    interval_of,
+    joined,
+    judge_words,
+    notes_of,
+    number,
+    p_value,
+    percent,
+    points,
+    pooled_rows,
+    rate,
+    reading,
+    rows_of,
+    split_words,
+    versus,
+)
+
+COLUMNS_AT_A_TIME = 3
+"""Models or comparisons beside each other in a table by principle: what fits in 100 columns."""
+MATRIX_FROM = 4
+"""Models from which on the report shows every pair in a matrix; with fewer the table of win rates is as short."""
+MATRIX = ("win_rate", "ci_low", "ci_high")
+
+
+def win_rates_section(results: Results) -> Section:
+    columns = ("task", "split", "win rate", "scored", "W/T/L", "p", "p Holm", "reading")
+    tables = []
+    groups = grouped(rows_of(results, "comparisons"), "a", "b", "principle_set", "judge")
+    for (_, _, principle_set, judge), group in groups.items():
+        rows = [
+            (
+                row["task"],
+                split_words(row["split"]),
+                rate(row.get("win_rate"), *interval_of(row)),
+                f"{row.get('n')}/{row.get('n_expected')}",
+                f"{row.get('wins')}/{row.get('ties')}/{row.get('losses')}",
+                p_value(row.get("p_value")),
+                p_value(row.get("p_holm")),
+                reading(*interval_of(row), 0.5),
+            )
+            for row in group
+        ]
+        words = judge_words(results, judge)
+        heading = f"{versus(group[0])} · principles: {principle_set} · judge: {words}"
+        tables.append(Table(columns, rows, heading, frozenset(columns[2:7])))
+    remark = (
+        "p: sign-flip test of the queries' scores against one half; p Holm: adjusted for all rows that a judge has on a "
+        "principle set. scored: queries with a score, of those planned."
+    )
+    return Section("Win rates", (), tuple(tables), (remark,))
+
+
+def leaderboards_section(results: Results) -> Section:
+    """Models by their chance against the base model, splits beside each other; the matrix where many models met."""
+    tables = []
+    boards = rows_of(results, "leaderboards")
+    for (principle_set, judge), group in grouped(boards, "principle_set", "judge").items():
+        group = [board for board in group if board["models"]]
+        names = list(dict.fromkeys(model["model"] for board in group for model in board["models"]))
+        columns = ["model"]
+        rows = {name: [name] for name in names}
+        for board in group:
+            columns += [f"{split_words(board['split'])}, against {board['base']}", "rank", "n"]
+            there = {model["model"]: model for model in board["models"]}
+            for name, row in rows.items():
+                row += _standing(there.get(name), board["base"])
+        if group:
+            heading = f"principles: {principle_set} · judge: {judge_words(results, judge)}"
+            tables.append(Table(tuple(columns), [tuple(row) for row in rows.values()], heading, frozenset(columns[1:])))
+        if len(names) >= MATRIX_FROM:
+            tables += [_matrix(board) for board in group]
+    unbounded = [
+        f"{split_words(board['split'])}, {board['judge']}: {joined(board['unbounded'])} won or lost everything, so that half a "
+        "tie is added to every pair."
+        for board in boards
+        if board.get("unbounded")
+    ]
+    remark = (
+        "Bradley-Terry: the chance that a model has against the base model, from all comparisons together; a tie is half a "
+        "win, intervals are clustered by query. rank: with its interval."
+    )
+    return Section("Leaderboard", (), tuple(tables), (remark, *unbounded))
+
+
+def _standing(model: Row | None, base: str) -> list[str]:
+    if model is None:
+        return [NONE] * 3
+    figure = rate(*(model[key] for key in ("win_rate", "win_rate_low", "win_rate_high")))
+    low, high = model["rank_low"], model["rank_high"]
+    rank = f"{model['rank']}" + (f" [{low}, {high}]" if low < high else "")
+    return ["½ (base)" if model["model"] == base else figure, rank, str(model["n"])]
+
+
+def _matrix(board: Row) -> Table:
+    """Every pair's win rate, row against column."""
+    matrix = board["matrix"]
+    names = matrix["models"]
+    rows = [
+        (name, *(rate(value, low, high, 0) for value, low, high in zip(*(matrix[k][i] for k in MATRIX), strict=True)))
+        for i, name in enumerate(names)
+    ]
+    heading = f"row against column, {split_words(board['split'])} · judge: {board['judge']}"
+    return Table(("", *names), rows, heading, frozenset(names))
+
+
+def gaps_section(results: Results) -> Section:
+    columns = ("judge", "task", "gap, points", "n", "p", "p Holm", "reading")
+    tables = []
+    for (_, _, principle_set), group in grouped(rows_of(results, "gaps"), "a", "b", "principle_set").items():
+        rows = [
+            (
+                row["judge"],
+                row["task"],
+                points(row.get("gap"), *interval_of(row)),
+                str(row.get("n")),
+                p_value(row.get("p_value")),
+                p_value(row.get("p_holm")),
+                reading(*interval_of(row), 0, LEARNED_HIGHER, HELD_OUT_HIGHER),
+            )
+            for row in group
+        ]
+        heading = f"{versus(group[0])} · principles: {principle_set}"
+        tables.append(Table(columns, rows, heading, frozenset(columns[2:6])))
+    remark = (
+        "Win rate on learned minus win rate on held-out principles, paired by query; p by sign flips, p Holm adjusted for "
+        "all gaps by a judge on a principle set."
+    )
+    notes = notes_of(rows_of(results, "gaps"), "a", "b", "judge", "task")
+    return Section("Generalisation gap", (), tuple(tables), (remark, *notes))
+
+
+def swapped_section(results: Results) -> Section:
+    """The control, over all tasks."""
+    columns = ("comparison", "judge", "split", "swapped", "own − swapped, points", "n")
+    cells = [
+        (
+            versus(row),
+            row["judge"],
+            split_words(row["split"]),
+            rate(control.get("win_rate"), *interval_of(control)),
+            points(*(control.get(key) for key in ("difference", "difference_low", "difference_high"))),
+            str(control.get("n_paired") or 0),
+        )
+        for rows in grouped(rows_of(results, "comparisons"), "a", "b", "principle_set", "judge").values()
+        for row in pooled_rows(rows)
+        if (control := row.get("swapped"))
+    ]
+    remark = (
+        "The same pairs judged under constitutions that neither model was given. A swapped win rate away from one half is "
+        "style or length, not following; own − swapped, paired by query, is what is left without it."
+    )
+    tables = (Table(columns, cells, numbers=frozenset(columns[3:])),) if cells else ()
+    return Section("Swapped constitutions", (), tables, (remark,))
+
+
+def steerability_section(results: Results) -> Section:
+    columns = ("model", "task", "split", "steerability", "n", "reading")
+    tables = []
+    rows = [row for row in rows_of(results, "steerability") if row.get("principle") is None]
+    for (principle_set, judge), group in grouped(rows, "principle_set", "judge").items():
+        cells = [
+            (
+                row["model"],
+                row["task"],
+                split_words(row["split"]),
+                rate(row.get("steerability"), *interval_of(row)),
+                str(row.get("n")),
+                reading(*interval_of(row), 0.5),
+            )
+            for row in group
+        ]
+        words = judge_words(results, judge)
+        tables.append(Table(columns, cells, f"principles: {principle_set} · judge: {words}", frozenset(columns[3:5])))
+    remark = (
+        "How often a response under a constitution follows it more than the same model's response under the opposite "
+        "does; ½ means that the constitution changes nothing."
+    )
+    notes = notes_of(rows, "model", "judge", "task", "split")
+    return Section("Steerability", (), tuple(tables), (remark, *notes))
+
+
+def by_principle_section(results: Results) -> Section:
+    """Principle by model (steerability) and principle by comparison (win rate), over all tasks."""
+    cells: dict[tuple[str, str, str], dict[tuple[str, str], dict[str, str]]] = {}
+
+    def put(what: str, row: Row, column: str, figures: Row, value: float | None) -> None:
+        table = cells.setdefault((what, row["principle_set"], row["judge"]), {})
+        place = table.setdefault((row["split"], figures["principle"]), {})
+        n = figures.get("n")
+        place[column] = (
+            f"{rate(value, *interval_of(figures), digits=0)}, n {n}" if value is not None else f"{NONE}, n {n}"
+        )
+
+    by_judge = ("principle_set", "judge")
+    principled = [row for row in rows_of(results, "steerability") if row.get("principle") is not None]
+    for group in grouped(principled, *by_judge, "model").values():
+        for row in pooled_rows(group):
+            put("Steerability", row, row["model"], row, row.get("steerability"))
+    for group in grouped(rows_of(results, "comparisons"), *by_judge, "a", "b").values():
+        for row in pooled_rows(group):
+            for figures in row.get("by_principle") or ():
+                put("Win rate", row, versus(row), figures, figures.get("win_rate"))
+
+    tables = []
+    for (what, principle_set, judge), table in cells.items():
+        names = list(dict.fromkeys(column for place in table.values() for column in place))
+        for start in range(0, len(names), COLUMNS_AT_A_TIME):
+            chosen = names[start : start + COLUMNS_AT_A_TIME]
+            rows = [
+                (principle, split_words(split), *(place.get(name, NONE) for name in chosen))
+                for (split, principle), place in sorted(
+                    table.items(), key=lambda item: (item[0][0] != "learned", item[0])
+                )
+            ]
+            heading = f"{what} by principle · principles: {principle_set} · judge: {judge}"
+            tables.append(Table(("principle", "split", *chosen), rows, heading, frozenset(chosen)))
+    remark = "Few queries each: a single principle's interval is wide, and about one in twenty misses by chance."
+    return Section("By principle", (), tuple(tables), (remark,))
+
+
+def information_section(results: Results) -> Section:
+    columns = ("model", "task", "split", "InfoNCE, nats", "responses", "log C", "saturated", "n", "reading")
+    rows = rows_of(results, "infonce")
+    cells = [
+        (
+            row["model"],
+            row["task"],
+            split_words(row["split"]),
+            number(row.get("infonce"), interval_of(row)),
+            number(row.get("infonce_responses")),
+            number(row.get("log_c")),
+            percent(row.get("saturated"), 0),
+            str(row.get("n")),
+            reading(*interval_of(row), 0, "above 0", "below 0"),
+        )
+        for row in rows
+    ]
+    remarks = [
+        "A lower bound on the mutual information of response and constitution, at most log C, from sums of "
+        "log-probabilities over tokens; 0 means none was found. responses: the same with responses as the contrast. "
+        "saturated: queries at the limit log C.",
+        *notes_of(rows, "model", "task", "split"),
+    ]
+    tables = (Table(columns, cells, numbers=frozenset(columns[3:8])),) if cells else ()
+    return Section("Mutual information (InfoNCE)", (), tables, tuple(remarks))
+
+
+def lengths_section(results: Results) -> Section:
+    columns = ("comparison", "task", "split", "words a", "words b", "a − b", "n")
+    cells = []
+    groups = grouped(rows_of(results, "comparisons"), "a", "b", "principle_set", "task", "split")
+    for group in groups.values():
+        row = max(group, key=lambda row: row.get("n") or 0)  # judges may have seen fewer queries
+        a, b = row.get("mean_length_a"), row.get("mean_length_b")
+        if a is not None and b is not None:
+            place = (versus(row), row["task"], split_words(row["split"]))
+            cells.append((*place, f"{a:.1f}", f"{b:.1f}", f"{a - b:+.1f}", str(row.get("n"))))
+    tables = [Table(columns, cells, numbers=frozenset(columns[3:]))] if cells else []
+    remark = "Words per response over the scored queries. A win that goes with longer answers may be a win of length."
+    without = _without_length(results)
+    if without:
+        remark += (
+            " Stratified: the mean of the win rates where a is the longer and where it is not (the paper's); GLM: what a "
+            "logistic regression expects at equal lengths, where these lie within the data; ρ: Spearman's correlation of "
+            "score and difference in length."
+        )
+    return Section("Mean lengths", (), (*tables, *without), (remark,))
+
+
+def _without_length(results: Results) -> list[Table]:
+    """Win rates with length taken out, over all tasks, a table for each judge where the lengths permit them."""
+    columns = ("comparison", "split", "win rate", "stratified", "GLM", "ρ")
+    cells: dict[str, list[tuple[str, ...]]] = {}
+    for (judge, *_), group in grouped(rows_of(results, "comparisons"), "judge", "a", "b", "principle_set").items():
+        for row in pooled_rows(group):
+            figures = [row.get(key) or {} for key in ("length_stratified", "length_glm")]
+            figures = [{} if figure.get("extrapolated") else figure for figure in figures]
+            if any(figure.get("win_rate") is not None for figure in figures):
+                cells.setdefault(judge, []).append(
+                    (
+                        versus(row),
+                        split_words(row["split"]),
+                        rate(row.get("win_rate"), *interval_of(row)),
+                        *(rate(figure.get("win_rate"), *interval_of(figure)) for figure in figures),
+                        number(row.get("length_spearman"), digits=2),
+                    )
+                )
+    return [
+        Table(
+            columns, rows, f"Win rates at equal lengths · judge: {judge_words(results, judge)}", frozenset(columns[2:])
+        )
+        for judge, rows in cells.items()
+    ]
