@@ -78,6 +78,9 @@ class Terms:
             )
 
 
+ONE_BY_ONE = Terms()
+
+
 class Asked(NamedTuple):
     """One comparison judged: seconds from the request to the verdict, and tokens by kind as the provider counts them."""
 
