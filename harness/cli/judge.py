@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cli._arguments import HarnessParser, add_json, add_verb, count, names, whole_number
 from harness.cli._errors import QualityError, running
-from harness.cli._models import style_of
+from harness.cli._models import require_model_to_ask, style_of
 from harness.cli._specification import add_api_options, add_cost_options, api_option, api_settings
 from sami_train.errors import UserError, nearest
 
@@ -247,6 +247,7 @@ def _judge(options: argparse.Namespace) -> Judge:
 
     if options.spec is not None:
         return _judge_of_spec(options)
+    require_model_to_ask("--judge", options.judge, "judge")
     is_api = model_backend(options.judge) in ("openai", "anthropic")
     if options.base_url is not None and not is_api:
         raise UserError("--base-url is for openai/NAME and anthropic/NAME; leave it out")
@@ -317,6 +318,7 @@ def _writing(options: argparse.Namespace) -> Writing:
         if task not in TASKS:
             raise UserError(f"--tasks: there is no task '{task}' here; {nearest(task, TASKS)}")
     path = options.writer or WRITER
+    require_model_to_ask("--writer", path, "write others")
     model = ModelSpec(path=path, style=style_of(path), **api_settings(options))
     engine = EngineSpec(device=options.device)
     writer = Writer(

@@ -157,6 +157,12 @@ def test_responses_that_are_yet_to_be_written_are_priced_too(validate: Command) 
         (["--judge", "M", *WRITTEN, "--writer", "M", "--batch"], "--batch: neither the judge nor the writer is behind"),
         (["--judge", "M", *REFERENCE, "--prices", "gone.yaml"], "gone.yaml"),
         (["--judge", "M", *REFERENCE, "--max-cost", "much"], "'much' is no amount in dollars"),
+        (
+            ["--judge", "recorded/x", *REFERENCE],
+            "--judge: 'recorded/x' has recorded answers to a run's queries and cannot",
+        ),
+        (["--judge", "recorded/x", *REFERENCE, "--style", "chat"], "and cannot judge; name a model that can be asked"),
+        (["--judge", "M", *WRITTEN, "--writer", "recorded/x"], "--writer: 'recorded/x' has recorded answers"),
         (["--judge", "M", *REFERENCE, "--structured", "on"], "--structured on is for API models"),
         (["--judge", "M", *REFERENCE, "--template", "dialog"], "did you mean 'dialogue'"),
         (
