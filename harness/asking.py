@@ -1,15 +1,22 @@
-"""Puts comparisons to the model of an LLM judge, and reads what comes back: for runs, and for `harness judge validate`."""
+"""Puts requests to models on given terms, comparisons to the model of an LLM judge, and reads what comes back: for runs, and
+for `harness judge validate`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from harness.costs import Allowance, CostLimitReached
 from harness.judges.llm import CHOICES, Comparison, Judgement, LLMJudge
+from harness.models._api import ApiBackend
+from harness.models._batch import open_requests
 from harness.models.base import Backend, Completion, LocalBackend, Request, Sampling
+from sami_train.errors import UserError
 from sami_train.prompts import Prompt
 
 CHOICE_ROWS = 16
@@ -19,6 +26,59 @@ TOO_LONG = Judgement("unscored", "prompt_too_long")
 
 
 Generate = Callable[[Sequence[Request], Sampling, AbstractSet[str]], Iterator[list[Completion]]]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On which terms API models are asked: one by one or in batches, and for how many dollars at most. `say` tells of batches."""
+
+    batch: bool = False
+    allowance: Allowance | None = None
+    say: Callable[[str], None] = lambda _: None
+
+    def answers(
+        self,
+        backend: Backend,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        done: AbstractSet[str],
+        *,
+        what: str,
+        folder: Path,
+        repeat: int = 0,
+    ) -> Iterator[list[Completion]]:
+        """What a model says to the requests that are not `done`. Of a model that is behind no API these terms say nothing.
+
+        Args:
+            what: is asked for, in messages.
+            folder: where its batches are written down; each `repeat` has a folder of its own, beside it.
+
+        Raises:
+            CostLimitReached: after the last answer that the limit allows.
+            UserError: requests are in a batch that was handed in before, and this is to ask one by one.
+        """
+        if not isinstance(backend, ApiBackend):
+            yield from backend.generate(requests, sampling, done=done)
+            return
+        if repeat:
+            folder = folder.with_name(f"{folder.name}--repeat-{repeat}")
+        if self.batch:
+            yield from backend.generate_in_batches(requests, sampling, done=done, folder=folder, say=self.say)
+        elif n := open_requests(folder):
+            raise UserError(
+                f"{folder}: {n:,} requests are in a batch at the provider; run again with --batch to wait for it, "
+                "or delete that folder to ask and pay for them again"
+            )
+        else:
+            yield from backend.generate(requests, sampling, done=done)
+        if self.allowance is not None and self.allowance.exhausted:
+            raise CostLimitReached(
+                f"stopped at --max-cost {self.allowance.limit:g}: ${self.allowance.spent:,.4f} are spent, and the next "
+                f"request of '{what}' could pass it; run the same command with a higher limit to go on"
+            )
+
+
+ONE_BY_ONE = Terms()
 
 
 class Asked(NamedTuple):

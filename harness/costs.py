@@ -29,7 +29,8 @@ PRICES = Path(__file__).resolve().parent / "prices.yaml"
 PRICES_VARIABLE = "HARNESS_PRICES"
 BYTES_PER_TOKEN = 4
 """Of English text, about."""
-_SHORTEST_VERDICT = 5  # tokens of a verdict line
+SHORTEST_VERDICT = 5
+"""Tokens of a verdict line."""
 _MILLION = 1_000_000
 
 
@@ -155,16 +156,21 @@ def spent(plan: Plan, folder: Path, prices: Prices) -> dict[str, Any]:
     ``{"models": {name: {requests, input_tokens, cached_input_tokens, output_tokens, dollars, price}}, "dollars"}``; dollars
     are null where no price is known. Rows from the cache cost nothing here.
     """
-    models: dict[str, Any] = {}
-    for name, model in api_models(plan).items():
+    return spent_by({name: (model, _usages(plan, folder, name)) for name, model in api_models(plan).items()}, prices)
+
+
+def spent_by(models: Mapping[str, tuple[ModelSpec, Iterable[Mapping[str, Any]]]], prices: Prices) -> dict[str, Any]:
+    """What these API models cost, as `spent` has it: each with the `usage` of everything that it was asked for, by name."""
+    found: dict[str, Any] = {}
+    for name, (model, usages) in models.items():
         price = prices.of(model)
         sums = {False: Tokens(), True: Tokens()}  # by batch
         requests = 0
-        for usage in _usages(plan, folder, name):
+        for usage in usages:
             requests += 1
             sums[usage.get("batch") is True] += tokens(usage)
         every = sums[False] + sums[True]
-        models[name] = {
+        found[name] = {
             "path": model.path,
             "requests": requests,
             "input_tokens": every.input + every.cache_write,
@@ -173,7 +179,7 @@ def spent(plan: Plan, folder: Path, prices: Prices) -> dict[str, Any]:
             "dollars": None if price is None else sum(s.dollars(price, batch=batch) for batch, s in sums.items()),
             "price": None if price is None else price.model_dump(exclude_none=True),
         }
-    return {"models": models, "dollars": _sum(m["dollars"] for m in models.values())}
+    return {"models": found, "dollars": _sum(m["dollars"] for m in found.values())}
 
 
 def _usages(plan: Plan, folder: Path, model: str) -> Iterable[Mapping[str, Any]]:
@@ -245,8 +251,13 @@ class Allowance:
 
 def allowance(plan: Plan, folder: Path, limit: float, prices: Prices) -> Allowance:
     """What a run may spend under `--max-cost`. Raises UserError for a model whose price is unknown."""
+    return allow(limit, api_models(plan), spent(plan, folder, prices), prices)
+
+
+def allow(limit: float, models: Mapping[str, ModelSpec], before: Mapping[str, Any], prices: Prices) -> Allowance:
+    """What these API models may spend, `before` (as of `spent`) included. Raises UserError for one whose price is unknown."""
     known: dict[str, Price] = {}
-    for name, model in api_models(plan).items():
+    for name, model in models.items():
         if (price := prices.of(model)) is None:
             where = f" at {model.base_url}" if model.base_url else ""
             raise InvalidCosts(
@@ -255,7 +266,7 @@ def allowance(plan: Plan, folder: Path, limit: float, prices: Prices) -> Allowan
                 f"write it into a file as harness/prices.yaml does and name that with --prices FILE"
             )
         known[name] = price
-    return Allowance(limit, spent(plan, folder, prices)["dollars"] or 0.0, known)
+    return Allowance(limit, before["dollars"] or 0.0, known)
 
 
 def at_most(price: Price, prompt: Prompt, sampling: Sampling, *, batch: bool = False) -> float:
@@ -304,32 +315,56 @@ def planned(
         use = (stage.model, stage.kind)
         if use not in counts:
             longest = plan.spec.sampling if stage.kind == "generate" else JUDGE_SAMPLING
-            counts[use] = (_counter(plan, stage.model, longest.max_prompt_tokens) if exact else None) or _estimates
+            counts[use] = (
+                _counter(plan, stage.model, longest.max_prompt_tokens) if exact else None
+            ) or estimated_tokens
         count = counts[use]
         if stage.kind == "generate":
             low, high = _answers(cast("list[GenerationUnit]", left), plan, stage, count)
         else:
             low, high = _judgements(cast("list[VerdictUnit]", left), plan, stage, folder, count)
-        price = prices.of(model) if is_api(model) else None
+        is_exact = count is not estimated_tokens
         rows.append(
-            {
-                "stage": stage.name,
-                "model": stage.model,
-                "requests": len(left),
-                "prompt_tokens": {"low": low.input, "high": high.input},
-                "output_tokens": {"low": low.output, "high": high.output},
-                "counted": "estimate" if count is _estimates else "exact",
-                "is_api": is_api(model),
-                "dollars": None
-                if price is None
-                else {"low": low.dollars(price, batch=batch), "high": high.dollars(price, batch=batch)},
-            }
+            stage_left(stage.name, stage.model, model, len(left), low, high, prices, batch=batch, is_exact=is_exact)
         )
-    of_apis = [row for row in rows if row["is_api"]]
+    return in_all(rows, spent(plan, folder, prices))
+
+
+def stage_left(
+    stage: str,
+    name: str,
+    model: ModelSpec,
+    requests: int,
+    low: Tokens,
+    high: Tokens,
+    prices: Prices,
+    *,
+    batch: bool = False,
+    is_exact: bool = False,
+) -> dict[str, Any]:
+    """A stage of `planned`: the requests that are left to a model, with all their tokens between two ends."""
+    price = prices.of(model) if is_api(model) else None
     return {
-        "stages": rows,
+        "stage": stage,
+        "model": name,
+        "requests": requests,
+        "prompt_tokens": {"low": low.input, "high": high.input},
+        "output_tokens": {"low": low.output, "high": high.output},
+        "counted": "exact" if is_exact else "estimate",
+        "is_api": is_api(model),
+        "dollars": None
+        if price is None
+        else {"low": low.dollars(price, batch=batch), "high": high.dollars(price, batch=batch)},
+    }
+
+
+def in_all(stages: Sequence[dict[str, Any]], before: Mapping[str, Any]) -> dict[str, Any]:
+    """What `planned` says, from its stages and what was spent `before` (as of `spent`)."""
+    of_apis = [row for row in stages if row["is_api"]]
+    return {
+        "stages": list(stages),
         "bytes_per_token": BYTES_PER_TOKEN,
-        "spent": spent(plan, folder, prices)["dollars"],
+        "spent": before["dollars"],
         "unpriced": sorted({str(row["model"]) for row in of_apis if row["dollars"] is None}),
         "dollars": {end: _sum(r["dollars"] and r["dollars"][end] for r in of_apis) for end in ("low", "high")},
     }
@@ -396,12 +431,13 @@ def _judgements(left: list[VerdictUnit], plan: Plan, stage: Stage, folder: Path,
         written += judge.form != "choice"
     known = sum(count(prompts))
     return (
-        Tokens(known + low, output=written * _SHORTEST_VERDICT),
+        Tokens(known + low, output=written * SHORTEST_VERDICT),
         Tokens(known + high, output=written * longest),
     )
 
 
-def _estimates(prompts: Sequence[Prompt]) -> list[int]:
+def estimated_tokens(prompts: Sequence[Prompt]) -> list[int]:
+    """The tokens of each prompt, at `BYTES_PER_TOKEN`."""
     sizes = (sum(len(text.encode("utf-8", "replace")) for text in _texts(prompt)) for prompt in prompts)
     return [-(-size // BYTES_PER_TOKEN) for size in sizes]
 

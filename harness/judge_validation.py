@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.asking import ask
+from harness import costs
+from harness.asking import Terms, ask
+from harness.judge_costs import GENERATIONS, VERDICTS, Payment
 from harness.judges.card import JudgedPair, against_reference, full_card
 from harness.judges.family import same_family
 from harness.judges.llm import Comparison, Judgement, LLMJudge, Order, combine_orders, load_judge_template
-from harness.plan import JUDGING_VERSION, ROW_VERSION, failed, is_local, judge_form, judge_sampling
-from harness.reference import LabelledPair
-from harness.rows import Verdict
+from harness.plan import JUDGE_SAMPLING, JUDGING_VERSION, ROW_VERSION, failed, is_local, judge_form, judge_sampling
+from harness.reference import WRITER_TOKENS, LabelledPair, Writing
+from harness.rows import Generation, Verdict
 from harness.spec import EngineSpec, JudgeSpec, ModelSpec
 from harness.store import RowFile, RunLock, fingerprint, write_json
 from sami_train.errors import UserError
 from sami_train.models import Source, check_source, parse_source, source_fingerprint
 
 if TYPE_CHECKING:
-    from harness.models.base import Backend
+    from harness.models.base import Backend, Budget
+    from sami_train.prompts import Prompt
 
 SCORE: dict[str, float] = {"a": 1.0, "tie": 0.5, "b": 0.0}
 """The score of a by a reference label."""
@@ -40,12 +44,17 @@ class Judge:
     path: str = ""
     """The path of the model that its training, if any, goes back to."""
 
-    def open(self) -> Backend:
-        """Its model."""
+    @property
+    def model_name(self) -> str:
+        """The name of its model."""
+        assert self.spec.model is not None
+        return self.spec.model
+
+    def open(self, budget: Budget | None = None) -> Backend:
+        """Its model, with what it may cost."""
         from harness.models import open_model
 
-        assert self.spec.model is not None
-        return open_model(self.spec.model, self.model, self.source, self.engine)
+        return open_model(self.model_name, self.model, self.source, self.engine, budget=budget)
 
 
 def judge_of_path(path: str, model: ModelSpec, spec: JudgeSpec, engine: EngineSpec, seed: int = 0) -> Judge:
@@ -74,22 +83,29 @@ def validate_judge(
     repeats: int = 1,
     level: float = 0.95,
     max_unscored: float = 0.02,
+    payment: Payment | None = None,
+    say: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """The judge's card on `pairs`; docs/judges.md has its fields.
+    """The judge's card on `pairs`; docs/results.md has its fields.
 
     Args:
         pairs: each is judged in both orders, `repeats` times; equal texts are ties without a call.
-        folder: where verdicts are kept (verdicts.jsonl, so that a stopped command goes on) and the card (card.json).
+        folder: where verdicts are kept (verdicts.jsonl, so that a stopped command goes on), batches, and the card (card.json).
         reference: where the labels come from, in words.
         max_unscored: share of unscored verdicts above which `passed` is false.
+        payment: how a judge behind an API is asked and paid; None: one by one, without a limit, at the shipped prices.
+        say: is told of batches.
 
     Raises:
+        CostLimitReached: the next request might have passed the limit of `payment`. Everything paid for is kept.
         UserError: the judge's model or prompt cannot be used, another process works in the folder, the disk is full.
     """
+    payment = payment or Payment(costs.load_prices())
     with RunLock(folder):
-        rows = _verdicts(judge, pairs, folder / "verdicts.jsonl", repeats, progress)
+        rows = _verdicts(judge, pairs, folder / VERDICTS, repeats, payment.terms(judge, folder, say), progress)
         card = _card(judge, pairs, rows, reference, repeats, level, max_unscored)
+        card["cost"] = payment.spent(judge, folder)
         write_json(folder / "card.json", card)
     return card
 
@@ -140,14 +156,75 @@ def _units(judge: Judge, judges: dict[str, LLMJudge], pairs: Sequence[LabelledPa
                 yield _Unit(pair, order, repeat, fingerprint(content))
 
 
+def planned(
+    judge: Judge, pairs: Sequence[LabelledPair] | Writing, folder: Path, *, repeats: int, payment: Payment
+) -> dict[str, Any]:
+    """Tokens and dollars of what is left to ask in `folder`, estimated; fields as of `harness.costs.planned`.
+
+    Args:
+        pairs: those that are there, or those that are to be written, which are between the shortest and the longest.
+    """
+    rows = []
+    if isinstance(pairs, Writing):
+        file = RowFile(folder / GENERATIONS, Generation)
+        rows.append(("responses", pairs.writer.path, pairs.writer.model, *_responses_left(pairs.prompts_left(file))))
+        shortest, longest = (pairs.foreseen(file, n * costs.BYTES_PER_TOKEN) for n in (1, WRITER_TOKENS))
+    else:
+        shortest = longest = list(pairs)
+    rows.append(("verdicts", judge.name, judge.model, *_verdicts_left(judge, shortest, longest, folder, repeats)))
+    stages = [
+        costs.stage_left(stage, name, model, n, low, high, payment.prices, batch=payment.batch)
+        for stage, name, model, n, low, high in rows
+        if n
+    ]
+    return costs.in_all(stages, payment.spent(judge, folder))
+
+
+def _responses_left(prompts: Sequence[Prompt]) -> tuple[int, costs.Tokens, costs.Tokens]:
+    n, size = len(prompts), sum(costs.estimated_tokens(prompts))
+    return n, costs.Tokens(size, output=n), costs.Tokens(size, output=n * WRITER_TOKENS)
+
+
+def _verdicts_left(
+    judge: Judge, shortest: Sequence[LabelledPair], longest: Sequence[LabelledPair], folder: Path, repeats: int
+) -> tuple[int, costs.Tokens, costs.Tokens]:
+    form = next(iter(prompts_for(judge, longest).values())).form
+    least, most = (0, 0) if form == "choice" else (costs.SHORTEST_VERDICT, JUDGE_SAMPLING.max_new_tokens)
+    left = [_prompts_left(judge, pairs, folder, repeats) for pairs in (shortest, longest)]
+    n, (low, high) = len(left[1]), (sum(costs.estimated_tokens(prompts)) for prompts in left)
+    return n, costs.Tokens(low, output=n * least), costs.Tokens(high, output=n * most)
+
+
+def _prompts_left(judge: Judge, pairs: Sequence[LabelledPair], folder: Path, repeats: int) -> list[Prompt]:
+    """What the judge is still to be asked."""
+    judges = prompts_for(judge, pairs)
+    units = {unit.id: unit for unit in _units(judge, judges, pairs, repeats)}
+    kept = _kept(RowFile(folder / VERDICTS, Verdict), units)
+    return [
+        judges[unit.pair.task].prompt(unit.comparison)
+        for i, unit in units.items()
+        if (i not in kept or failed(kept[i])) and judges[unit.pair.task].without_asking(unit.comparison) is None
+    ]
+
+
+def _kept(rows: RowFile[Verdict], units: dict[str, _Unit]) -> dict[str, Verdict]:
+    """The verdicts that are there on these very questions."""
+    return {i: row for i, row in rows.read().items() if i in units and row.fingerprint == units[i].fingerprint}
+
+
 def _verdicts(
-    judge: Judge, pairs: Sequence[LabelledPair], file: Path, repeats: int, progress: Callable[[int, int], None]
+    judge: Judge,
+    pairs: Sequence[LabelledPair],
+    file: Path,
+    repeats: int,
+    terms: Terms,
+    progress: Callable[[int, int], None],
 ) -> dict[str, Verdict]:
     """Every verdict by its unit's id, those that are not there yet asked for."""
     judges = prompts_for(judge, pairs)
     units = {unit.id: unit for unit in _units(judge, judges, pairs, repeats)}
     with RowFile(file, Verdict) as rows:
-        kept = {i: row for i, row in rows.read().items() if i in units and row.fingerprint == units[i].fingerprint}
+        kept = _kept(rows, units)
         missing = {i for i in units if i not in kept or failed(kept[i])}
 
         def add(made: list[Verdict]) -> None:
@@ -162,7 +239,8 @@ def _verdicts(
         if not missing.isdisjoint(open_ids):
             by_id = {i: judges[units[i].pair.task] for i in open_ids}
             form = by_id[open_ids[0]].form
-            backend = judge.open()
+            backend = judge.open(terms.allowance)
+            generate = partial(terms.answers, backend, what=judge.name, folder=file.parent / "batches" / file.stem)
             try:
                 for repeat in range(repeats):  # each with a seed of its own, as in a run
                     ids = [i for i in open_ids if units[i].repeat == repeat]
@@ -172,6 +250,7 @@ def _verdicts(
                         [units[i].comparison for i in ids],
                         judge_sampling(form, judge.seed + repeat),
                         missing=missing.intersection(ids),
+                        generate=partial(generate, repeat=repeat),
                     ):
                         add([_row(judge, units[o.id], o.judgement, o.latency_s, o.usage) for o in batch])
             finally:

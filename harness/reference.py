@@ -8,14 +8,16 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from harness.asking import ONE_BY_ONE, Terms
 from harness.judges.llm import identical
 from harness.judges.verifiable import compare
-from harness.models.base import Backend, Completion, Request, Sampling
+from harness.models.base import Backend, Budget, Completion, Request, Sampling
 from harness.rows import Generation, Text
 from harness.store import RowFile, fingerprint
 from harness.store.files import reading
@@ -25,7 +27,7 @@ from sami_train.errors import UserError, nearest
 from sami_train.prompts import Prompt, Style, load_template
 
 if TYPE_CHECKING:
-    from harness.spec import Spec
+    from harness.spec import ModelSpec, Spec
     from sami_train.data import Query
 
 Label = Literal["a", "b", "tie"]
@@ -160,7 +162,7 @@ def _told(error: ValidationError) -> str:
 
 
 @dataclass(frozen=True)
-class _Contrast:
+class Contrast:
     """A query with a checkable constitution and its opposite, and the two prompts."""
 
     query: Query
@@ -177,47 +179,170 @@ class _Contrast:
         return one, two
 
 
-def written_pairs(
-    writer: str,
-    style: Style,
-    writer_fingerprint: str,
-    open_writer: Callable[[], Backend],
-    file: RowFile[Generation],
-    *,
-    tasks: Sequence[str] = ("dialogue", "summarization"),
-    limit: int,
-    seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[LabelledPair]:
-    """`limit` pairs on the bundled queries: one response under a checkable principle and one under its antithesis.
+@dataclass(frozen=True)
+class Writer:
+    """A model that writes responses, ready to be opened."""
+
+    model: ModelSpec
+    fingerprint: str
+    """The hash of all of the model that decides what it says."""
+    open: Callable[[Budget | None], Backend]
+    """The model, with what it may cost."""
+
+    @property
+    def path(self) -> str:
+        """The model's path."""
+        assert self.model.path is not None
+        return self.model.path
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Pairs that a model is to write: on each contrast one response under the constitution and one under its opposite.
 
     Which of the two is a, and which side of the principle is judged by, is drawn for each query, so that a judge gains
     nothing by a place or by a side. The programs say which response follows the judged side better, or that it is a tie.
-
-    Args:
-        writer: the path of the model that writes, in `style`; opened only if a response is missing from `file`.
-        file: where responses are kept.
-        limit: pairs in all, the `tasks` (kinds) taking turns.
-
-    Raises:
-        UserError: there are fewer queries than `limit`, or a request failed.
     """
-    contrasts = _contrasts(load_principle_set("verifiable"), style, tasks, limit, seed)
-    fingerprints = {
-        i: fingerprint(["written", writer_fingerprint, style, prompt.hash, WRITER_TOKENS, contrast.stop])
-        for contrast in contrasts
-        for i, prompt in zip(contrast.ids, contrast.prompts, strict=True)
-    }
-    made = {i: row for i, row in file.read().items() if row.fingerprint == fingerprints.get(i) and row.error is None}
-    if len(made) < len(fingerprints):
-        _write(writer, contrasts, fingerprints, open_writer, file, made, seed, progress)
-    return [_pair(contrast, *(made[i].text for i in contrast.ids), seed=seed, writer=writer) for contrast in contrasts]
+
+    writer: Writer
+    contrasts: tuple[Contrast, ...]
+    seed: int = 0
+
+    @classmethod
+    def draw(
+        cls, writer: Writer, *, tasks: Sequence[str] = ("dialogue", "summarization"), limit: int, seed: int = 0
+    ) -> Writing:
+        """`limit` contrasts on the bundled queries, the `tasks` (kinds) taking turns.
+
+        Raises UserError when there are fewer queries than `limit`.
+        """
+        return cls(
+            writer, tuple(_contrasts(load_principle_set("verifiable"), writer.model.style, tasks, limit, seed)), seed
+        )
+
+    def pairs(
+        self,
+        file: RowFile[Generation],
+        *,
+        terms: Terms = ONE_BY_ONE,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[LabelledPair]:
+        """The pairs. The model is opened only if a response is missing from `file`, and asked on these terms.
+
+        Raises:
+            CostLimitReached: the limit of `terms` is reached.
+            UserError: a request failed. The other responses are in `file`.
+        """
+        made = self._made(file)
+        if len(made) < len(self._fingerprints):
+            self._write(file, made, terms, progress)
+        return [self._pair(contrast, *(made[i].text for i in contrast.ids)) for contrast in self.contrasts]
+
+    def prompts_left(self, file: RowFile[Generation]) -> list[Prompt]:
+        """The prompts of the responses that are missing from `file`."""
+        made = self._made(file)
+        return [prompt for i, (_, _, prompt) in self._places.items() if i not in made]
+
+    def foreseen(self, file: RowFile[Generation], n_bytes: int) -> list[LabelledPair]:
+        """The pairs with texts of `n_bytes` in the place of the responses that are missing from `file`."""
+        texts = {i: row.text for i, row in self._made(file).items()}
+        return [
+            self._pair(
+                contrast, *(texts.get(i, letter * n_bytes) for i, letter in zip(contrast.ids, "ab", strict=True))
+            )
+            for contrast in self.contrasts
+        ]
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Contrast, Constitution, Prompt]]:
+        """Every response's contrast, constitution and prompt, by its id."""
+        return {
+            i: (contrast, side, prompt)
+            for contrast in self.contrasts
+            for i, side, prompt in zip(
+                contrast.ids, (contrast.constitution, contrast.constitution.opposite()), contrast.prompts, strict=True
+            )
+        }
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        writer = self.writer
+        return {
+            i: fingerprint(
+                ["written", writer.fingerprint, writer.model.style, prompt.hash, WRITER_TOKENS, contrast.stop]
+            )
+            for i, (contrast, _, prompt) in self._places.items()
+        }
+
+    def _made(self, file: RowFile[Generation]) -> dict[str, Generation]:
+        known = self._fingerprints
+        return {i: row for i, row in file.read().items() if row.fingerprint == known.get(i) and row.error is None}
+
+    def _write(
+        self,
+        file: RowFile[Generation],
+        made: dict[str, Generation],
+        terms: Terms,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Put the missing responses into `file` and `made`."""
+        failed: list[Generation] = []
+        backend = self.writer.open(terms.allowance)
+        try:
+            for stop in dict.fromkeys(contrast.stop for contrast in self.contrasts):
+                requests = [
+                    Request(i, prompt) for i, (contrast, _, prompt) in self._places.items() if contrast.stop == stop
+                ]
+                sampling = Sampling(max_new_tokens=WRITER_TOKENS, max_prompt_tokens=1024, stop=stop, seed=self.seed)
+                batches = file.path.parent / "batches" / f"{file.path.stem}-{fingerprint(stop)[:8]}"
+                for batch in terms.answers(
+                    backend, requests, sampling, set(made), what=self.writer.path, folder=batches
+                ):
+                    rows = [self._row(one) for one in batch if one.id not in made]
+                    file.append(rows)
+                    made.update({row.id: row for row in rows if row.error is None})
+                    failed += [row for row in rows if row.error is not None]
+                    progress(len(made), len(self._places))
+        finally:
+            backend.close()
+        if failed:
+            raise UserError(
+                f"the model '{self.writer.path}' gave no response to {len(failed)} of {len(self._places)} prompts "
+                f"({failed[0].error}); run the same command again, what is there is kept"
+            )
+
+    def _row(self, one: Completion) -> Generation:
+        contrast, side, prompt = self._places[one.id]
+        return Generation(
+            id=one.id, fingerprint=self._fingerprints[one.id], model=self.writer.path, task=contrast.query.task,
+            query_id=contrast.query.id, constitution_id=side.id, principle_set="verifiable",
+            split=side.elements[0].principle.split, prompt_hash=prompt.hash, prompt=one.prompt, text=one.text,
+            finish_reason=one.finish_reason, n_prompt_tokens=one.n_prompt_tokens, n_tokens=one.n_tokens,
+            truncated=one.truncated, error=one.error,
+            usage={name: value for name, value in one.usage.items() if name != "latency_s"},
+        )  # fmt: skip
+
+    def _pair(self, contrast: Contrast, under: str, opposite: str) -> LabelledPair:
+        coins = int(fingerprint(["coins", self.seed, contrast.query.task, contrast.query.id])[:8], 16)
+        judged = contrast.constitution if coins & 1 else contrast.constitution.opposite()
+        a, b = (under, opposite) if coins & 2 else (opposite, under)
+        return LabelledPair(
+            id=f"{contrast.query.id}-{judged.id}",
+            query_id=contrast.query.id,
+            task=contrast.query.task,
+            query=contrast.query.text,
+            principles=tuple(judged.lines()),
+            a=a,
+            b=b,
+            label=compare(judged, a, b)[0],
+            models=(self.writer.path,),
+        )
 
 
 def _contrasts(
     principle_set: PrincipleSet, style: Style, tasks: Sequence[str], limit: int, seed: int
-) -> list[_Contrast]:
-    by_task: list[Iterator[_Contrast]] = []
+) -> list[Contrast]:
+    by_task: list[Iterator[Contrast]] = []
     n = 0
     for task in tasks:
         queries = load_task(TASKS[task], TaskSpec(task=TASKS[task])).evaluation
@@ -228,85 +353,19 @@ def _contrasts(
         )
         template = load_template(task)
 
-        def of_task(queries: Any = queries, drawn: Any = drawn, template: Any = template) -> Iterator[_Contrast]:
+        def of_task(queries: Any = queries, drawn: Any = drawn, template: Any = template) -> Iterator[Contrast]:
             for query in queries:
                 one = drawn[query.id][0]
                 prompts = tuple(template.render(side.lines(), query.text, style) for side in (one, one.opposite()))
-                yield _Contrast(query, one, prompts, template.stop(style))  # type: ignore[arg-type]
+                yield Contrast(query, one, prompts, template.stop(style))  # type: ignore[arg-type]
 
         by_task.append(of_task())
     if limit > n:
         raise UserError(f"--limit asks for {limit} pairs, but there are {n} bundled queries; lower it")
-    found: list[_Contrast] = []
+    found: list[Contrast] = []
     while len(found) < limit:
         found += [contrast for of_one in by_task if (contrast := next(of_one, None)) is not None]
     return found[:limit]
-
-
-def _write(
-    writer: str,
-    contrasts: Sequence[_Contrast],
-    fingerprints: dict[str, str],
-    open_writer: Callable[[], Backend],
-    file: RowFile[Generation],
-    made: dict[str, Generation],
-    seed: int,
-    progress: Callable[[int, int], None],
-) -> None:
-    """Put the missing responses into `file` and `made`."""
-    places = {
-        i: (contrast, side, prompt)
-        for contrast in contrasts
-        for i, side, prompt in zip(
-            contrast.ids, (contrast.constitution, contrast.constitution.opposite()), contrast.prompts, strict=True
-        )
-    }
-
-    def row(one: Completion) -> Generation:
-        contrast, side, prompt = places[one.id]
-        return Generation(
-            id=one.id, fingerprint=fingerprints[one.id], model=writer, task=contrast.query.task,
-            query_id=contrast.query.id, constitution_id=side.id, principle_set="verifiable",
-            split=side.elements[0].principle.split, prompt_hash=prompt.hash, prompt=one.prompt, text=one.text,
-            finish_reason=one.finish_reason, n_prompt_tokens=one.n_prompt_tokens, n_tokens=one.n_tokens,
-            truncated=one.truncated, error=one.error,
-        )  # fmt: skip
-
-    backend = open_writer()
-    try:
-        for stop in dict.fromkeys(contrast.stop for contrast in contrasts):
-            requests = [Request(i, prompt) for i, (contrast, _, prompt) in places.items() if contrast.stop == stop]
-            sampling = Sampling(max_new_tokens=WRITER_TOKENS, max_prompt_tokens=1024, stop=stop, seed=seed)
-            for batch in backend.generate(requests, sampling, done=made.keys()):
-                rows = [row(one) for one in batch if one.id not in made]
-                file.append(rows)
-                made.update({r.id: r for r in rows if r.error is None})
-                failed = [r for r in rows if r.error is not None]
-                progress(len(made), len(places))
-                if failed:
-                    raise UserError(
-                        f"the model '{writer}' gave no response ({failed[0].error}); run the same command again, what is "
-                        "there is kept"
-                    )
-    finally:
-        backend.close()
-
-
-def _pair(contrast: _Contrast, under: str, opposite: str, *, seed: int, writer: str) -> LabelledPair:
-    coins = int(fingerprint(["coins", seed, contrast.query.task, contrast.query.id])[:8], 16)
-    judged = contrast.constitution if coins & 1 else contrast.constitution.opposite()
-    a, b = (under, opposite) if coins & 2 else (opposite, under)
-    return LabelledPair(
-        id=f"{contrast.query.id}-{judged.id}",
-        query_id=contrast.query.id,
-        task=contrast.query.task,
-        query=contrast.query.text,
-        principles=tuple(judged.lines()),
-        a=a,
-        b=b,
-        label=compare(judged, a, b)[0],
-        models=(writer,),
-    )
 
 
 # --- Of a finished run ------------------------------------------------------------------------------------------------

@@ -178,8 +178,13 @@ def _candidates(name: str) -> Iterator[str]:
 
 def _style(path: str, where: str) -> str:
     """How a judge's model is spoken to, where nothing is said: as a chat where it has a template."""
-    if model_backend(path) in ("openai", "anthropic"):
+    backend = model_backend(path)
+    if backend in ("openai", "anthropic"):
         return "chat"
+    if backend == "recorded":
+        raise UserError(
+            f"{where}: '{path}' has recorded answers to a run's queries and cannot judge; name another model"
+        )
     has = has_chat_template(parse_source(path))
     if has is None:
         raise UserError(

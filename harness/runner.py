@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness import costs
+from harness.asking import Terms, ask
 from harness.judges.llm import Comparison, Judgement
 from harness.judges.verifiable import compare
 from harness.plan import (
@@ -165,7 +166,7 @@ class _Runner:
         batch: bool,
     ) -> None:
         self.plan, self.spec, self.folder, self.display, self.cache = plan, plan.spec, folder, display, cache
-        self.prices, self.allowance, self.batch = prices, allowance, batch
+        self.prices, self.terms = prices, Terms(batch, allowance, display.note)
         self._open: tuple[str, Backend] | None = None
         self._engine: dict[str, Any] = {}
 
@@ -412,8 +413,6 @@ class _Runner:
 
         Each repeat has a seed of its own, so that a server which honours seeds does not give one answer again and again.
         """
-        from harness.asking import ask
-
         assert stage.model is not None
         judges = {task: self.plan.judge(stage.judge, task) for task in self.plan.tasks}
         comparisons: dict[str, tuple[VerdictUnit, Comparison]] = {}
@@ -461,33 +460,9 @@ class _Runner:
         sampling: Sampling,
         done: AbstractSet[str],
     ) -> Iterator[list[Completion]]:
-        """What the model says to the requests that are not done, online or in batches.
-
-        Raises CostLimitReached after the last answer that the limit allows.
-        """
-        from harness.models._api import ApiBackend
-        from harness.models._batch import open_requests
-
-        if not isinstance(backend, ApiBackend):
-            yield from backend.generate(requests, sampling, done=done)
-            return
+        """What the model says to the requests that are not done; see `harness.asking.Terms`."""
         folder = self.folder / "batches" / stage.path.with_suffix("")
-        if repeat:
-            folder = folder.with_name(f"{folder.name}--repeat-{repeat}")
-        if self.batch:
-            yield from backend.generate_in_batches(requests, sampling, done=done, folder=folder, say=self.display.note)
-        elif n := open_requests(folder):
-            raise UserError(
-                f"{folder}: {n:,} requests are in a batch at the provider; run again with --batch to wait for it, "
-                "or delete that folder to ask and pay for them again"
-            )
-        else:
-            yield from backend.generate(requests, sampling, done=done)
-        if self.allowance is not None and self.allowance.exhausted:
-            raise costs.CostLimitReached(
-                f"stopped at --max-cost {self.allowance.limit:g}: ${self.allowance.spent:,.4f} are spent, and the next "
-                f"request of '{stage.name}' could pass it; run the same command with a higher limit to go on"
-            )
+        return self.terms.answers(backend, requests, sampling, done, what=stage.name, folder=folder, repeat=repeat)
 
     def _verdict(
         self,
@@ -557,7 +532,7 @@ class _Runner:
             if is_local(self.spec.models[name]):
                 engine = engine.model_copy(update={"device": self._engine_settings()["device"]})
             self.display.note_loading(name)
-            backend = open_model(name, self.spec.models[name], self.plan.source, engine, budget=self.allowance)
+            backend = open_model(name, self.spec.models[name], self.plan.source, engine, budget=self.terms.allowance)
             self._open = (name, backend)
         return self._open[1]
 

@@ -1,4 +1,6 @@
-"""Whole runs on API models, through the real SDKs, against a server of ours that fails on purpose: nothing lost, nothing twice."""
+"""Whole runs on API models, and judges held against labels, through the real SDKs, against a server of ours that fails on
+purpose: nothing lost, nothing twice.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,12 @@ output: {folder}/run
 """
 PROGRAMS = "{programs: {kind: verifiable}}"
 GPT = "{gpt: {kind: llm, model: gpt}}"
+VALIDATE = ("judge", "validate", "--judge", "openai/judge", "-o", "card")
 BOTH = "{gpt: {kind: llm, model: gpt}, claude: {kind: llm, model: claude}}"
 
 
 class Bench:
-    """A folder with a specification, a server, and `harness run` on them."""
+    """A folder with a specification or labelled pairs, a server, and `harness run` or `harness judge validate` on them."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url
@@ -56,9 +59,12 @@ class Bench:
         (self.folder / "spec.yaml").write_text(SPEC.format(url=self.url, folder=self.folder, judges=judges))
 
     def start(self, *options: str, **variables: str) -> subprocess.Popen[str]:
+        return self.command("run", "spec.yaml", "--no-cache", *options, **variables)
+
+    def command(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "ANTHROPIC_", "HARNESS_"))}
         env |= {"HARNESS_CACHE": str(self.folder / "cache"), **variables}
-        command = [sys.executable, "-m", "harness", "run", "spec.yaml", "--no-cache", *options]
+        command = [sys.executable, "-m", "harness", *arguments]
         return subprocess.Popen(
             command, cwd=self.folder, env={**env, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -66,10 +72,25 @@ class Bench:
 
     def run(self, *options: str, code: int = 0, **variables: str) -> str:
         """Run to the end; what it said."""
-        process = self.start(*options, **variables)
-        out, err = process.communicate(timeout=900)
-        assert process.returncode == code, out + err
-        return out + err
+        return ended(self.start(*options, **variables), code)
+
+    def write_pairs(self, n: int) -> None:
+        pairs = [
+            {
+                "query": f"What is number {i}?", "principles": ["Be short."], "label": "a",
+                "response_a": f"It is {i}.", "response_b": f"The number {i} is a number like any other.",
+            }
+            for i in range(n)
+        ]  # fmt: skip
+        (self.folder / "labelled.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        (self.folder / "prices.yaml").write_text(PRICES)
+
+    def start_validation(self, *options: str) -> subprocess.Popen[str]:
+        return self.command(*VALIDATE, *options, OPENAI_BASE_URL=f"{self.url}/v1")
+
+    def validate(self, *options: str, code: int = 0) -> str:
+        """Hold the judge against the labels; what was said."""
+        return ended(self.start_validation(*options), code)
 
     def results(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.run_folder / "results.json").read_text())
@@ -92,6 +113,16 @@ class Bench:
     def set(self, **options: Any) -> None:
         data = json.dumps(options).encode()
         urllib.request.urlopen(urllib.request.Request(f"{self.url}/settings", data), timeout=60)
+
+
+def ended(process: subprocess.Popen[str], code: int) -> str:
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == code, out + err
+    return out + err
+
+
+def rows_in(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 @pytest.fixture
@@ -291,3 +322,119 @@ def test_a_batch_needs_an_api(bench: Callable[..., Bench], tiny_model: Path) -> 
     rest = (b.folder / "spec.yaml").read_text().split("tasks:")[1]
     (b.folder / "spec.yaml").write_text(spec + "tasks:" + rest)
     assert "--batch: no model of this run is behind an API" in b.run("--batch", code=2)
+
+
+# --- Judges held against labels
+
+LABELLED = ("--reference", "labelled.jsonl")
+WRITTEN = ("--on", "verifiable", "--writer", "openai/one", "--limit", "6")
+
+
+def paid(rows: list[dict[str, Any]]) -> float:
+    """Dollars, at the price of the judge."""
+    return sum(10 * r["usage"]["prompt_tokens"] + 30 * r["usage"]["completion_tokens"] for r in rows) / 1e6
+
+
+def test_a_validation_stops_at_a_limit_of_cost_and_a_higher_one_goes_on(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.write_pairs(20)
+    verdicts = b.folder / "card" / "verdicts.jsonl"
+    options = (*LABELLED, "--prices", "prices.yaml", "--max-connections", "4")
+    said = b.validate(*options, "--max-cost", "0.08", code=3)
+    assert "stopped at --max-cost 0.08: $0.0" in said
+    assert "run the same command with a higher limit" in said
+    assert "Traceback" not in said
+    first = rows_in(verdicts)
+    assert 0 < len(first) < 40
+    assert 0.04 < paid(first) <= 0.08
+    assert not (b.folder / "card" / "card.json").exists()
+    b.validate(*options, "--max-cost", "0.08", code=3)
+    assert len(rows_in(verdicts)) - len(first) <= 2, "what was spent before counts"
+    said = b.validate(*options, "--max-cost", "10")
+    rows = rows_in(verdicts)
+    assert rows[: len(first)] == first
+    check_verdicts(rows, 40)
+    assert set(b.stats()["answered"].values()) == {1}, "nothing is asked twice"
+    cost = json.loads((b.folder / "card" / "card.json").read_text())["cost"]
+    assert cost["dollars"] == cost["models"]["judge"]["dollars"] == pytest.approx(paid(rows))
+    assert cost["models"]["judge"]["requests"] == 40
+    assert f"In all {cost['dollars']:.2f} dollars." in said
+
+
+def test_a_limit_of_cost_holds_for_the_writer_too(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.write_pairs(0)
+    prices = PRICES.replace("openai/one: {input: 0, output: 0}", "openai/one: {input: 100, output: 100}")
+    (b.folder / "prices.yaml").write_text(prices)
+    options = (*WRITTEN, "--prices", "prices.yaml", "--max-connections", "1")
+    assert "the next request of 'openai/one' could pass it" in b.validate(*options, "--max-cost", "0.2", code=3)
+    written = rows_in(b.folder / "card" / "generations.jsonl")
+    assert 0 < len(written) < 12
+    assert 10 * paid(written) > 0.05
+    b.validate(*options, "--max-cost", "10")
+    cost = json.loads((b.folder / "card" / "card.json").read_text())["cost"]
+    assert {name: model["requests"] for name, model in cost["models"].items()} == {"judge": 12, "openai/one": 12}
+    assert cost["dollars"] == pytest.approx(sum(model["dollars"] for model in cost["models"].values()))
+    assert set(b.stats()["answered"].values()) == {1}
+
+
+def test_a_validation_under_a_limit_of_cost_needs_prices(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.write_pairs(2)
+    options = (*LABELLED, "--base-url", "https://models.example/v1", "--max-cost", "1")
+    said = ended(b.command(*VALIDATE, *options, OPENAI_API_KEY="test-key-without-use"), 2)
+    assert "the price of 'openai/judge' at https://models.example/v1 (model 'judge') is unknown" in said
+    assert "name that with --prices FILE" in said
+    assert b.stats()["count"] == {}
+
+
+def test_a_validations_batch_is_handed_in_once_though_it_is_killed(bench: Callable[..., Bench]) -> None:
+    b = bench("--batch-fault-every", "5", "--batch-seconds", "3600")
+    b.write_pairs(15)
+    allowed = (*LABELLED, "--max-unscored", "1")
+    process = b.start_validation(*allowed, "--batch")
+    batches = b.folder / "card" / "batches" / "verdicts"
+    wait_for(lambda: any('_0"' in file.read_text() for file in batches.glob("*.json")), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert "requests are in a batch at the provider; run again with --batch" in b.validate(*allowed, "-q", code=1)
+    b.set(batch_seconds=0)
+    assert "waiting for batch batch_0, 30 requests" in b.validate(*allowed, "--batch")
+    assert [batch["n"] for batch in b.stats()["batches"]] == [30]
+    rows = rows_in(b.folder / "card" / "verdicts.jsonl")
+    reasons = check_batched(rows, 30)
+    assert 0 < (failed := 30 - reasons["scored"]) < 15
+    b.set(batch_fault_every=0)
+    b.validate(*LABELLED, "--batch", "-q")
+    assert [batch["n"] for batch in b.stats()["batches"]] == [30, failed]
+    assert "none" not in b.stats()["count"], "nothing is asked one by one"
+
+
+def check_batched(rows: list[dict[str, Any]], n: int) -> Counter[str]:
+    """Every judgement once, out of a batch. Its reasons."""
+    assert len(rows) == len({row["id"] for row in rows}) == n
+    assert all(row["usage"]["batch"] for row in rows)
+    return Counter(row["reason"] or "scored" for row in rows)
+
+
+def test_responses_and_each_repeat_have_batches_of_their_own(bench: Callable[..., Bench]) -> None:
+    b = bench("--batch-fault-every", "4", "--batch-seconds", "0")
+    b.write_pairs(0)
+    said = b.validate(*WRITTEN, "--batch", code=1)
+    failed = [row for row in rows_in(b.folder / "card" / "generations.jsonl") if row["error"]]
+    assert 0 < len(failed) < 12
+    assert f"the model 'openai/one' gave no response to {len(failed)} of 12 prompts" in said
+    b.set(batch_fault_every=0)
+    b.validate(*WRITTEN, "--batch", "--epochs", "2")
+    assert [batch["n"] for batch in b.stats()["batches"]] == [12, len(failed), 12, 12]
+
+
+def test_options_about_apis_hold_for_a_judge_of_a_specification_too(bench: Callable[..., Bench]) -> None:
+    b = bench("--rate", "1", "--faults", "server_error")
+    b.write_pairs(1)
+    b.write(1)
+    allowed = (*LABELLED, "--max-unscored", "1", "-q")
+    b.validate(*allowed, "--max-retries", "0")
+    assert b.stats()["count"] == {"server_error": 2}
+    ended(b.command("judge", "validate", "--judge", "gpt", "--spec", "spec.yaml", *allowed, "--max-retries", "1"), 0)
+    assert b.stats()["count"] == {"server_error": 2 + 4}

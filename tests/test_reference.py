@@ -11,8 +11,9 @@ import pytest
 
 from harness.judges.verifiable import compare
 from harness.models.base import Completion
-from harness.reference import pairs_of_run, read_reference, written_pairs
+from harness.reference import Writer, Writing, pairs_of_run, read_reference
 from harness.rows import Generation
+from harness.spec import ModelSpec
 from harness.store import RowFile
 from sami_train.constitutions import Constitution, Element, load_principle_set
 from sami_train.errors import UserError
@@ -104,6 +105,9 @@ def test_a_reference_without_pairs_or_without_text_is_refused(tmp_path: Path) ->
 # --- Written for the purpose ------------------------------------------------------------------------------------------
 
 
+MODEL = ModelSpec(path="w", style="completion")
+
+
 class Obedient:
     """A writer that ends with a question when it is told to, and counts what it is asked."""
 
@@ -136,7 +140,7 @@ class Obedient:
 
 def written(folder: Path, writer: Obedient, limit: int = 12, **options: Any) -> Any:
     with RowFile(folder / "generations.jsonl", Generation) as file:
-        return written_pairs("w", "completion", "f", lambda: writer, file, limit=limit, **options)
+        return Writing.draw(Writer(MODEL, "f", lambda _: writer), limit=limit, **options).pairs(file)
 
 
 def test_pairs_are_written_under_a_principle_and_under_its_antithesis(tmp_path: Path) -> None:
@@ -177,12 +181,22 @@ def test_responses_that_are_there_are_not_written_again(tmp_path: Path) -> None:
     assert len(writer.asked) == 4
 
 
-def test_a_failed_response_stops_and_keeps_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="gave no response"):
+def test_a_failed_response_stops_and_what_was_answered_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'w' gave no response to 1 of 8 prompts \(server_error: gone\)"):
         written(tmp_path, Obedient(fails_at=5), limit=4)
     writer = Obedient()
     assert len(written(tmp_path, writer, limit=4)) == 4
-    assert len(writer.asked) == 4
+    assert len(writer.asked) == 1
+
+
+def test_responses_that_are_yet_to_be_written_are_foreseen(tmp_path: Path) -> None:
+    pairs = written(tmp_path, Obedient(), limit=2)
+    with RowFile(tmp_path / "generations.jsonl", Generation) as file:
+        writing = Writing.draw(Writer(MODEL, "f", lambda _: pytest.fail("it was opened")), limit=3)
+        assert len(writing.prompts_left(file)) == 2
+        foreseen = writing.foreseen(file, 7)
+    assert foreseen[:2] == pairs
+    assert {foreseen[2].a, foreseen[2].b} == {"a" * 7, "b" * 7}
 
 
 def test_one_task_alone_and_no_more_than_there_are(tmp_path: Path) -> None:

@@ -388,6 +388,7 @@ def test_a_file_has_the_fields_of_a_judge(spec: Spec, tmp_path: Path) -> None:
     [
         ("instrukt", None, ["--judge instrukt", "no judge and no model", "'instruct'"]),
         ("=openai/x", None, ["not NAME=JUDGE"]),
+        ("recorded/x", None, ["--judge recorded/x", "'recorded/x' has recorded answers", "name another model"]),
         ("gone.yaml", None, ["gone.yaml", "no such judge"]),
         ("j.yaml", "- llm\n", ["j.yaml:1", "mapping"]),
         ("j.yaml", "kind: llm\n", ["j.yaml", "needs 'model'"]),

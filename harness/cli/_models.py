@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     from sami_train.prompts import Style
 
 
+def require_model_to_ask(option: str, path: str, what: str) -> None:
+    """Raises UserError for a path of recorded answers, which are there for a run's queries and cannot do `what`."""
+    from harness.spec import model_backend
+
+    if model_backend(path) == "recorded":
+        raise UserError(
+            f"{option}: '{path}' has recorded answers to a run's queries and cannot {what}; name a model that can be asked "
+            "(embedded/NAME, a folder, a hub id, openai/NAME, anthropic/NAME)"
+        )
+
+
 def style_of(path: str) -> Style:
     """chat for API models and where there is a chat template, completion elsewhere."""
     from harness.spec import model_backend

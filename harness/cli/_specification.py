@@ -1,4 +1,5 @@
-"""The options that name a specification and change it: shared by `run`, `plan` and `validate`.
+"""The options that name a specification and change it: shared by `run`, `plan` and `validate`. Those about API models alone
+are shared by all verbs that ask them.
 
 What is given here wins over the environment, that over the file, and that over the defaults (see `harness.spec`).
 """
@@ -92,6 +93,11 @@ def add_spec_options(parser: argparse.ArgumentParser, *, default: str | None = D
     )
     where.add_argument("--batch-size", type=count_or_auto, metavar="N", help="prompts generated together, or auto")
     where.add_argument("--threads", type=count_or_auto, metavar="N", help="CPU threads, or auto")
+    add_api_options(parser)
+
+
+def add_api_options(parser: argparse.ArgumentParser) -> None:
+    """Add how API models are asked; see `api_settings`."""
     apis = parser.add_argument_group("API models")
     apis.add_argument("--max-connections", type=count, metavar="N", help="requests in flight, at most")
     apis.add_argument("--max-retries", type=count_or_none, metavar="N", help="tries after a failed one")
@@ -136,16 +142,25 @@ def read_spec(options: argparse.Namespace) -> Spec:
     return _only(spec, options.tasks) if options.tasks else spec
 
 
+def api_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of an API model (`harness.spec.ModelSpec`) that the options set."""
+    return {field: value for name, field in _API_FIELDS.items() if (value := getattr(options, name)) is not None}
+
+
+def api_option(field: str) -> str:
+    """The option that sets a field of `api_settings`."""
+    return "--" + next(name for name, known in _API_FIELDS.items() if known == field).replace("_", "-")
+
+
 def _api_changes(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
     """The changes of the options that are about API models, to these alone."""
     from harness.plan import is_api
 
-    given = {name: value for name in _API_FIELDS if (value := getattr(options, name)) is not None}
+    given = api_settings(options)
     models = [name for name, model in spec.models.items() if is_api(model)]
     if given and not models:
-        option = next(iter(given)).replace("_", "-")
-        raise UserError(f"--{option}: no model of '{spec.name}' is behind an API; leave it out")
-    return {f"models.{model}.{_API_FIELDS[name]}": value for model in models for name, value in given.items()}
+        raise UserError(f"{api_option(next(iter(given)))}: no model of '{spec.name}' is behind an API; leave it out")
+    return {f"models.{model}.{field}": value for model in models for field, value in given.items()}
 
 
 def _repeats(spec: Spec, epochs: int) -> dict[str, Any]:

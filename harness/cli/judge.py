@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cli._arguments import HarnessParser, add_json, add_verb, count, names, whole_number
-from harness.cli._errors import QualityError, RunError
-from harness.cli._models import style_of
+from harness.cli._errors import QualityError, running
+from harness.cli._models import require_model_to_ask, style_of
+from harness.cli._specification import add_api_options, add_cost_options, api_option, api_settings
 from sami_train.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from harness.cli._arguments import Subparsers
+    from harness.judge_costs import Payment
     from harness.judge_validation import Judge
     from harness.progress import Display
-    from harness.reference import LabelledPair
+    from harness.reference import LabelledPair, Writing
 
 WRITER = "embedded/gemma-3-270m"
 LIMIT = 50
@@ -47,7 +49,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "kappa, sensitivity, specificity, position consistency, share of the first place, length preference, unscored. The "
         "pairs come from a file (--reference), or from the checkable principles (--on verifiable): responses of a model "
         "under a principle and under its antithesis, or those of a finished run (--run), labelled by programs. Verdicts are "
-        "kept in a folder, so the same command goes on after a stop. Exits with 3 when too many are unscored.",
+        "kept in a folder, so the same command goes on after a stop. Exits with 3 when too many are unscored, or at --max-cost.",
         epilog="""\
 examples:
   harness judge validate --judge embedded/smollm2-135m-instruct \\
@@ -56,7 +58,9 @@ examples:
   harness judge validate --judge gpt --spec my-run.yaml \\
       --on verifiable --run runs/mine
   harness judge validate --judge openai/MODEL --structured on \\
-      --base-url http://localhost:8000/v1 --reference labelled.jsonl""",
+      --base-url http://localhost:8000/v1 --reference labelled.jsonl
+  harness judge validate --judge openai/MODEL --reference labelled.jsonl \\
+      --batch --max-cost 5""",
     )
     what = validate.add_argument_group("the judge")
     what.add_argument(
@@ -73,7 +77,6 @@ examples:
         "--structured", choices=("auto", "on", "off"), metavar="X", help="JSON by schema: auto (default), on, off"
     )
     what.add_argument("--base-url", metavar="URL", help="API models: another server's address")
-    what.add_argument("--max-connections", type=count, metavar="N", help="API models: requests in flight")
     pairs = validate.add_argument_group("the pairs")
     pairs.add_argument("--reference", metavar="FILE", help="labelled pairs, a JSON object a line (docs/judges.md)")
     pairs.add_argument("--on", choices=("verifiable",), metavar="verifiable", help="pairs that programs can label")
@@ -100,50 +103,91 @@ examples:
     how.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the draws (default: 0)")
     how.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, or cuda:NUMBER")
     how.add_argument("-o", "--output-path", metavar="FOLDER", help="where verdicts are kept (default: runs/judges/...)")
+    how.add_argument(
+        "-n", "--dry-run", action="store_true", help="only show what is left to ask, and what that will cost"
+    )
     how.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    add_api_options(validate)
+    add_cost_options(validate, limit=True)
     add_json(validate)
 
 
+class _Job(NamedTuple):
+    """What the options come to."""
+
+    judge: Judge
+    writing: Writing | None
+    """The pairs that are to be written; None where they are there."""
+    payment: Payment
+    folder: Path
+
+
 def execute(options: argparse.Namespace) -> int:
-    """0 when the card is there; QualityError when too many verdicts are unscored, RunError when the judge fails."""
+    """0 when the card is there; QualityError when too many verdicts are unscored or the limit of cost is reached, RunError
+    when a model fails.
+    """
+    _check_options(options)
+    job = _job(options)
+    if options.dry_run:
+        _show_plan(options, job)
+    else:
+        _validate(options, job)
+    return 0
+
+
+def _validate(options: argparse.Namespace, job: _Job) -> None:
     from harness.cli._screen import console, print_json
     from harness.judge_validation import prompts_for, validate_judge
     from harness.progress import Display
     from harness.report.terminal import print_judge_card
 
-    _check_options(options)
-    judge = _judge(options)
-    folder = Path(options.output_path) if options.output_path else _folder(options)
-    with Display(console(stderr=True), quiet=options.quiet or options.json) as display:
-        display.plan({WRITE: 0, JUDGE: 0} if _writes(options) else {JUDGE: 0})
-        pairs, reference = _pairs(options, folder, display)
-        prompts_for(judge, pairs)  # a prompt that does not fit is bad input, not a failed run
+    with Display(console(stderr=True), quiet=options.quiet) as display:
+        display.plan({JUDGE: 0} if job.writing is None else {WRITE: 0, JUDGE: 0})
+        pairs = _pairs(options) if job.writing is None else _write_pairs(job.writing, job, display)
+        prompts_for(job.judge, pairs)  # a prompt that does not fit is bad input, not a failed run
         display.stage(JUDGE, 0, 2 * options.epochs * len(pairs))
-        try:
+        with running():
             card = validate_judge(
-                judge,
+                job.judge,
                 pairs,
-                folder,
-                reference=reference,
+                job.folder,
+                reference=_reference(options),
                 repeats=options.epochs,
                 max_unscored=options.max_unscored,
+                payment=job.payment,
+                say=display.note,
                 progress=lambda done, _: display.advance(JUDGE, done),
             )
-        except UserError as error:
-            raise RunError(str(error)) from error
         display.finish(JUDGE)
     if options.json:
         print_json(card)
     else:
         screen = console()
         print_judge_card(card, screen)
-        screen.print(f"\nverdicts: {folder / 'verdicts.jsonl'}", markup=False, soft_wrap=True)
+        screen.print(f"\nverdicts: {job.folder / 'verdicts.jsonl'}", markup=False, soft_wrap=True)
     if not card["passed"]:
         raise QualityError(
             f"{card['unscored_rate']:.1%} of the verdicts are unscored (--max-unscored allows {options.max_unscored:.1%}); "
             "run again to retry failed requests"
         )
-    return 0
+
+
+def _show_plan(options: argparse.Namespace, job: _Job) -> None:
+    """What is left to ask, in tokens and dollars."""
+    from harness.cli._cost import print_cost
+    from harness.cli._screen import console, print_json
+    from harness.judge_validation import planned
+
+    pairs = job.writing or _pairs(options)
+    cost = planned(job.judge, pairs, job.folder, repeats=options.epochs, payment=job.payment)
+    if options.json:
+        print_json({"judge": job.judge.name, "folder": str(job.folder), "cost": cost})
+        return
+    screen = console()
+    screen.print(f"{job.judge.name} → {job.folder}", markup=False, soft_wrap=True)
+    if not any(stage["is_api"] for stage in cost["stages"]):
+        screen.print("\nNothing is left to ask of an API model.")
+    print_cost(cost, screen)
 
 
 def _no_verb(parser: argparse.ArgumentParser) -> int:
@@ -174,30 +218,45 @@ def _check_options(options: argparse.Namespace) -> None:
         if given:
             raise UserError(f"--{given[0]} is for responses that are yet to be written; leave it out beside --run")
     if options.spec is not None:
-        fields = ("template", "style", "form", "structured", "base_url", "max_connections")
+        fields = ("template", "style", "form", "structured", "base_url")
         given = [name for name in fields if getattr(options, name) is not None]
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} is set in the specification; leave one of the two out")
 
 
+def _job(options: argparse.Namespace) -> _Job:
+    """Judge, writer and prices. Raises UserError for what can be told before anything is loaded or asked."""
+    from harness.costs import load_prices
+    from harness.judge_costs import Payment
+    from harness.plan import is_api
+
+    judge = _judge(options)
+    writing = _writing(options) if options.on is not None and options.run is None else None
+    writer = writing.writer.model if writing is not None else None
+    if (given := api_settings(options)) and not any(is_api(m) for m in (judge.model, writer) if m is not None):
+        raise UserError(f"{api_option(next(iter(given)))} is for openai/NAME and anthropic/NAME; leave it out")
+    payment = Payment(load_prices(options.prices), options.batch, options.max_cost, writer)
+    payment.check(judge)
+    return _Job(judge, writing, payment, Path(options.output_path) if options.output_path else _folder(options))
+
+
 def _judge(options: argparse.Namespace) -> Judge:
-    """The judge that the options name. Raises UserError for what can be told before anything is loaded."""
+    """The judge that the options name."""
     from harness.judge_validation import judge_of_path
     from harness.spec import EngineSpec, JudgeSpec, ModelSpec, model_backend
 
     if options.spec is not None:
         return _judge_of_spec(options)
+    require_model_to_ask("--judge", options.judge, "judge")
     is_api = model_backend(options.judge) in ("openai", "anthropic")
-    for name in ("base_url", "max_connections"):
-        if getattr(options, name) is not None and not is_api:
-            raise UserError(f"--{name.replace('_', '-')} is for openai/NAME and anthropic/NAME; leave it out")
+    if options.base_url is not None and not is_api:
+        raise UserError("--base-url is for openai/NAME and anthropic/NAME; leave it out")
     if options.form == "choice" and is_api:
         raise UserError("--form choice reads a local model's probabilities; leave it out for an API model")
     if options.structured == "on" and (not is_api or options.style == "completion"):
         raise UserError("--structured on is for API models in chat style; leave it out, and the last line is read")
     style = options.style or style_of(options.judge)
-    chosen = {"base_url": options.base_url, "max_connections": options.max_connections}
-    model = ModelSpec(path=options.judge, style=style, **{k: v for k, v in chosen.items() if v is not None})
+    model = ModelSpec(path=options.judge, style=style, base_url=options.base_url, **api_settings(options))
     spec = JudgeSpec(
         kind="llm",
         model="judge",
@@ -208,7 +267,7 @@ def _judge(options: argparse.Namespace) -> Judge:
     if spec.form == "choice" and spec.structured == "on":
         raise UserError("--form choice writes nothing; leave --structured out")
     judge = judge_of_path(options.judge, model, spec, EngineSpec(device=options.device), options.seed)
-    if is_api:
+    if is_api and not options.dry_run:
         judge.open().close()  # tells a missing key or package, or a wrong address, before responses are written
     return judge
 
@@ -220,7 +279,7 @@ def _judge_of_spec(options: argparse.Namespace) -> Judge:
     from harness.validation import check
 
     spec = load_spec(options.spec, {})
-    check(spec)
+    check(spec, to_run=not options.dry_run)
     named = {name: judge for name, judge in spec.judges.items() if judge.kind == "llm"}
     if options.judge not in named:
         told = nearest(options.judge, named) if named else "it has no judge of kind llm"
@@ -237,7 +296,7 @@ def _judge_of_spec(options: argparse.Namespace) -> Judge:
     return Judge(
         options.judge,
         judge,
-        spec.models[name],
+        spec.models[name].model_copy(update=api_settings(options)),
         plan.model_fingerprints[name],
         plan.source,
         spec.engine.model_copy(update={"device": options.device}) if options.device != "auto" else spec.engine,
@@ -246,54 +305,65 @@ def _judge_of_spec(options: argparse.Namespace) -> Judge:
     )
 
 
-def _writes(options: argparse.Namespace) -> bool:
-    return options.on is not None and options.run is None
-
-
-def _pairs(options: argparse.Namespace, folder: Path, display: Display) -> tuple[list[LabelledPair], str]:
-    """The labelled pairs, and where they come from in words."""
-    from harness.reference import pairs_of_run, read_reference
-
-    if options.reference is not None:
-        file = Path(options.reference).expanduser()
-        return read_reference(file, options.limit), f"labels in {file.name}"
-    if options.run is not None:
-        run = Path(options.run).expanduser()
-        run = run if run.is_dir() else Path("runs") / options.run
-        return pairs_of_run(run, options.limit), f"checkers, on the responses of the run {run.name}"
-    return _write_pairs(options, folder, display)
-
-
-def _write_pairs(options: argparse.Namespace, folder: Path, display: Display) -> tuple[list[LabelledPair], str]:
+def _writing(options: argparse.Namespace) -> Writing:
+    """The pairs that are to be written."""
     from harness.judge_validation import model_fingerprint
     from harness.models import open_model
-    from harness.reference import TASKS, written_pairs
-    from harness.rows import Generation
+    from harness.plan import is_api
+    from harness.reference import TASKS, Writer, Writing
     from harness.spec import EngineSpec, ModelSpec
-    from harness.store import RowFile, RunLock
     from sami_train.models import parse_source
 
     for task in options.tasks or ():
         if task not in TASKS:
             raise UserError(f"--tasks: there is no task '{task}' here; {nearest(task, TASKS)}")
-    writer, limit = options.writer or WRITER, options.limit or LIMIT
-    model = ModelSpec(path=writer, style=style_of(writer))
+    path = options.writer or WRITER
+    require_model_to_ask("--writer", path, "write others")
+    model = ModelSpec(path=path, style=style_of(path), **api_settings(options))
     engine = EngineSpec(device=options.device)
-    display.stage(WRITE, 0, 2 * limit)
-    with RunLock(folder), RowFile(folder / "generations.jsonl", Generation) as file:
-        pairs = written_pairs(
-            writer,
-            model.style,
-            model_fingerprint(model, engine),
-            lambda: open_model(writer, model, lambda _: parse_source(writer), engine),
+    writer = Writer(
+        model,
+        model_fingerprint(model, engine),
+        lambda budget: open_model(path, model, lambda _: parse_source(path), engine, budget=budget),
+    )
+    if is_api(model) and not options.dry_run:
+        writer.open(None).close()
+    return Writing.draw(writer, tasks=options.tasks or tuple(TASKS), limit=options.limit or LIMIT, seed=options.seed)
+
+
+def _pairs(options: argparse.Namespace) -> list[LabelledPair]:
+    """The labelled pairs that are there."""
+    from harness.reference import pairs_of_run, read_reference
+
+    if options.reference is not None:
+        return read_reference(Path(options.reference).expanduser(), options.limit)
+    run = Path(options.run).expanduser()
+    return pairs_of_run(run if run.is_dir() else Path("runs") / options.run, options.limit)
+
+
+def _write_pairs(writing: Writing, job: _Job, display: Display) -> list[LabelledPair]:
+    from harness.judge_costs import GENERATIONS
+    from harness.rows import Generation
+    from harness.store import RowFile, RunLock
+
+    display.stage(WRITE, 0, 2 * len(writing.contrasts))
+    with running(), RunLock(job.folder), RowFile(job.folder / GENERATIONS, Generation) as file:
+        pairs = writing.pairs(
             file,
-            tasks=options.tasks or tuple(TASKS),
-            limit=limit,
-            seed=options.seed,
+            terms=job.payment.terms(job.judge, job.folder, display.note),
             progress=lambda done, _: display.advance(WRITE, done),
         )
     display.finish(WRITE)
-    return pairs, f"checkers, on responses of {writer} under a principle and under its antithesis"
+    return pairs
+
+
+def _reference(options: argparse.Namespace) -> str:
+    """Where the labels come from, in words."""
+    if options.reference is not None:
+        return f"labels in {Path(options.reference).name}"
+    if options.run is not None:
+        return f"checkers, on the responses of the run {Path(options.run).name}"
+    return f"checkers, on responses of {options.writer or WRITER} under a principle and under its antithesis"
 
 
 def _folder(options: argparse.Namespace) -> Path:

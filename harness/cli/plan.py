@@ -82,6 +82,7 @@ def show_plan(
     count_tokens: bool = False,
 ) -> None:
     """Print the plan of a specification. Raises UserError when it cannot be planned."""
+    from harness.cli._cost import print_cost
     from harness.cli._forecast import Question, print_forecast
     from harness.cli._screen import console, print_json
     from harness.costs import load_prices, planned
@@ -104,7 +105,7 @@ def show_plan(
     else:
         _print_stages(described, console())
         print_forecast(described, console())
-        _print_cost(described["cost"], console())
+        print_cost(described["cost"], console(), hint="'harness plan --count-tokens' counts where it can")
         _print_effects(described, console())
 
 
@@ -136,50 +137,6 @@ def _print_effects(described: dict[str, Any], screen: Console) -> None:
     ]
     columns = ("task", "principle set", "split", "queries", "from 50%, points")
     screen.print(table(columns, effects, right=("queries", "from 50%, points")))
-
-
-def _print_cost(cost: dict[str, Any], screen: Console) -> None:
-    """The tokens and dollars of API models, and the tokens of others that were counted; nothing where there is neither."""
-    from harness.cli._screen import table
-
-    shown = [row for row in cost["stages"] if row["is_api"] or row["counted"] == "exact"]
-    if not shown:
-        return
-    screen.print("\nTokens that are left, between the shortest and the longest answers:\n")
-    rows = [
-        [
-            row["stage"],
-            f"{row['requests']:,}",
-            ("~ " if row["counted"] == "estimate" else "") + _range(row["prompt_tokens"]),
-            _range(row["output_tokens"]),
-            _dollars(row["dollars"]) if row["is_api"] else "–",
-        ]
-        for row in shown
-    ]
-    columns = ("stage", "requests", "prompt tokens", "answer tokens", "dollars")
-    screen.print(table(columns, rows, right=columns[1:]))
-    said = []
-    if cost["unpriced"]:
-        said.append(f"No price is known for {', '.join(cost['unpriced'])}; give one with --prices FILE.")
-    elif any(row["is_api"] for row in shown):
-        said.append(f"In all {_dollars(cost['dollars'])} dollars.")
-    if cost["spent"]:
-        said.append(f"Spent so far: {cost['spent']:,.2f}.")
-    if any(row["counted"] == "estimate" for row in shown):
-        said.append(f"~ estimated at {cost['bytes_per_token']} bytes a token; --count-tokens counts where it can.")
-    screen.print("\n" + " ".join(said), markup=False, soft_wrap=True)
-
-
-def _range(ends: dict[str, int]) -> str:
-    low, high = f"{ends['low']:,}", f"{ends['high']:,}"
-    return low if low == high else f"{low} to {high}"
-
-
-def _dollars(ends: dict[str, float | None] | None) -> str:
-    if ends is None or ends["low"] is None or ends["high"] is None:
-        return "unknown"
-    low, high = f"{ends['low']:,.2f}", f"{ends['high']:,.2f}"
-    return low if low == high else f"{low} to {high}"
 
 
 def _time_left(described: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ def sections(results: Results) -> list[Section]:
         corrections_section(results),
         rank_stability_section(results),
         _models(results),
-        _cost(results),
+        cost_section(results),
         _footnotes(results),
     ]
     return [part for part in parts if part.sentences or part.tables]
@@ -228,8 +228,8 @@ def _rule_words(protocol: Row) -> str:
     return f"{orders}; {unscored}; {ties}" + ("; the first judging alone" if protocol["repeats"] == "first" else "")
 
 
-def _cost(results: Results) -> Section:
-    """What API models were asked and what that cost; nothing where a run has none."""
+def cost_section(results: Results) -> Section:
+    """What API models were asked and what that cost; nothing where there is none."""
     cost = results.get("cost") or {}
     rows = [
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.report.content import cost_section
 from harness.report.words import NONE, Results, Row, Section, Table, limits, number, percent, rate
 
 _SHARES = (
@@ -20,8 +21,9 @@ _AGREEMENT = (
 
 
 def judge_card_sections(card: Results) -> list[Section]:
-    """The card in reading order: who was asked about what, how far it agrees, how it behaves."""
-    return [part for part in (_about(card), _agreement(card), _behaviour(card)) if part.sentences or part.tables]
+    """The card in reading order: who was asked about what, how far it agrees, how it behaves, what it cost."""
+    parts = (_about(card), _agreement(card), _behaviour(card), cost_section(card))
+    return [part for part in parts if part.sentences or part.tables]
 
 
 def _about(card: Results) -> Section:

@@ -112,6 +112,32 @@ comparisons: [{{a: base, b: other}}]
     assert "'tiny' has no LLM judge 'program'" in wrong.err
 
 
+def test_what_is_left_to_ask_is_priced_before_it_is_asked(validate: Command, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text("prices: {openai/x: {input: 1000, output: 1000, batch: 0.5}}\n")
+    priced = ["--judge", "openai/x", *REFERENCE, "--prices", "prices.yaml", "--dry-run"]
+    said = validate(*priced, "--json")
+    (stage,) = json.loads(said.out)["cost"]["stages"]
+    assert (said.code, stage["requests"]) == (0, 8)
+    assert stage["prompt_tokens"]["low"] == stage["prompt_tokens"]["high"]
+    assert stage["output_tokens"] == {"low": 8 * 5, "high": 8 * 300}
+    most = (stage["prompt_tokens"]["high"] + 8 * 300) / 1000
+    assert stage["dollars"]["high"] == pytest.approx(most)
+    assert json.loads(validate(*priced, "--json", "--batch").out)["cost"]["dollars"]["high"] == pytest.approx(most / 2)
+    assert f" to {most:.2f} dollars. ~ estimated at 4 bytes a token." in validate(*priced).out
+    assert "Nothing is left to ask of an API model." in validate("--judge", str(tiny_model), *REFERENCE, "-n").out
+    assert not (tmp_path / "runs").exists(), "nothing is written"
+
+
+def test_responses_that_are_yet_to_be_written_are_priced_too(validate: Command) -> None:
+    arguments = ["--judge", "openai/x", *WRITTEN, "--writer", "anthropic/y", "--limit", "3", "-n"]
+    responses, verdicts = json.loads(validate(*arguments, "--json").out)["cost"]["stages"]
+    assert (responses["model"], responses["requests"]) == ("anthropic/y", 6)
+    assert responses["output_tokens"] == {"low": 6, "high": 6 * 48}
+    assert verdicts["requests"] == 6
+    assert verdicts["prompt_tokens"]["high"] - verdicts["prompt_tokens"]["low"] == 6 * 2 * (48 - 1)
+    assert "No price is known for anthropic/y, openai/x" in validate(*arguments).out
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -126,6 +152,17 @@ comparisons: [{{a: base, b: other}}]
         (["--judge", "M", "--reference", "gone.jsonl"], "there is no file gone.jsonl"),
         (["--judge", "M", *REFERENCE, "--max-unscored", "2"], "'2' is not a share from 0 to 1"),
         (["--judge", "M", *REFERENCE, "--base-url", "http://x"], "--base-url is for openai/NAME"),
+        (["--judge", "M", *REFERENCE, "--max-retries", "2"], "--max-retries is for openai/NAME"),
+        (["--judge", "M", *REFERENCE, "--batch"], "--batch: the judge is not behind an API"),
+        (["--judge", "M", *WRITTEN, "--writer", "M", "--batch"], "--batch: neither the judge nor the writer is behind"),
+        (["--judge", "M", *REFERENCE, "--prices", "gone.yaml"], "gone.yaml"),
+        (["--judge", "M", *REFERENCE, "--max-cost", "much"], "'much' is no amount in dollars"),
+        (
+            ["--judge", "recorded/x", *REFERENCE],
+            "--judge: 'recorded/x' has recorded answers to a run's queries and cannot",
+        ),
+        (["--judge", "recorded/x", *REFERENCE, "--style", "chat"], "and cannot judge; name a model that can be asked"),
+        (["--judge", "M", *WRITTEN, "--writer", "recorded/x"], "--writer: 'recorded/x' has recorded answers"),
         (["--judge", "M", *REFERENCE, "--structured", "on"], "--structured on is for API models"),
         (["--judge", "M", *REFERENCE, "--template", "dialog"], "did you mean 'dialogue'"),
         (
