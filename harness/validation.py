@@ -20,9 +20,7 @@ from pydantic import ValidationError
 
 from harness.judges.checks import validate_check
 from harness.judges.llm import load_judge_template
-from harness.models._api import check_base_url, resolve_key
-from harness.models.anthropic import KEY_VARIABLE as ANTHROPIC_KEY
-from harness.models.openai import KEY_VARIABLE as OPENAI_KEY
+from harness.models._api import check_base_url, resolve_key, variables_of
 from harness.models.recorded import answers_file, read_answers
 from harness.spec import JudgeSpec, ModelSpec, Spec, SpecError, is_there, model_backend, one_line
 from harness.tasks import TaskData, hh_rlhf, list_tasks, load_task, tldr
@@ -52,10 +50,7 @@ LONGEST_NAME = 80
 """Characters of a name, so that a file named after two models still fits on every disk."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_API: dict[str, tuple[str, str]] = {
-    "openai": (OPENAI_KEY, "OPENAI_BASE_URL"),
-    "anthropic": (ANTHROPIC_KEY, "ANTHROPIC_BASE_URL"),
-}
+_API = ("openai", "anthropic")
 _API_ONLY = ("base_url", "max_connections", "max_retries", "timeout_s")
 _LOCAL_ONLY = ("revision", "dtype", "trust_remote_code")
 _SET_BY_HARNESS = ("model", "queries", "principles", "style")
@@ -416,7 +411,7 @@ def _check_local_model(name: str, model: ModelSpec, found: _Problems) -> None:
 def _check_api_model(
     name: str, model: ModelSpec, backend: str, used: bool, found: _Problems, to_run: bool = True
 ) -> None:
-    variable, address = _API[backend]
+    variable, address = variables_of(backend)
     if not (model.path or "").partition("/")[2]:
         found.add(("models", name, "path"), f"'{model.path}' names no model; write {backend}/NAME")
     if backend == "anthropic" and model.style != "chat":

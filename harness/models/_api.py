@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from harness.models._pace import LONGEST_PAUSE_S, Pace, retry_after
 from harness.models.base import Budget, Completion, FinishReason, Request, Sampling
-from sami_train.errors import UserError
+from sami_train.errors import MissingPackage, UserError
 from sami_train.prompts import Prompt, Style
 
 Reason = Literal[
@@ -93,42 +93,67 @@ class ApiBackend(ABC):
     `latency_s`, the seconds from the first try to the answer, and `tries` where there were several.
 
     Args:
-        open_client: the SDK's client on an HTTP client.
-        connections: requests in flight at most; fewer while the provider is overloaded.
-        retries: tries after the first one.
+        name: what messages call it.
+        model: what the provider calls it.
+        base_url: another server's address; None: the environment's, or the provider's own.
+        api_key: None: the environment's.
+        max_connections: requests in flight at most; fewer while the provider is overloaded.
+        max_retries: tries after the first one.
         timeout_s: seconds for one try, from connecting to the answer's last byte.
+
+    Raises:
+        MissingPackage: the SDK is not installed.
+        UserError: there is no key, or the address is none.
     """
 
+    package: ClassVar[str]
+    """The SDK, which is the extra that installs it, too; the environment's variables begin with its name."""
+    client: ClassVar[str]
+    """The SDK's class of clients."""
+    batch_requests: ClassVar[int]
+    batch_bytes: ClassVar[int]
     budget: Budget | None = None
-    batch_requests: int
-    batch_bytes: int
 
     def __init__(
         self,
         name: str,
+        model: str,
         style: Style,
-        *,
-        sdk: Any,
-        open_client: Callable[[Any], Any],
-        key: str,
-        variable: str,
-        connections: int,
-        retries: int,
-        timeout_s: float,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        max_connections: int = 8,
+        max_retries: int = 6,
+        timeout_s: float = 60,
     ) -> None:
-        if connections < 1:
-            raise UserError(f"model '{name}': 'max_connections' is {connections}; it must be at least 1")
+        try:
+            sdk = importlib.import_module(self.package)
+        except ImportError:
+            raise MissingPackage(self.package, extra=self.package) from None
+        if max_connections < 1:
+            raise UserError(f"model '{name}': 'max_connections' is {max_connections}; it must be at least 1")
         self.name = name
         self.style = style
+        self._model = model
         self._sdk = sdk
-        self._key = key
-        self._variable = variable
-        self._connections = connections
-        self._retries = retries
-        n = -(-connections // _CONNECTIONS_PER_CLIENT)
-        self._clients = [open_client(http_client(sdk, -(-connections // n), timeout_s)) for _ in range(n)]
+        self._variable, address = variables_of(self.package)
+        self._base_url = check_base_url(base_url or os.environ.get(address) or None, name)
+        self._key = resolve_key(api_key, variable=self._variable, base_url=self._base_url, name=name)
+        self._connections = max_connections
+        self._retries = max_retries
+        n = -(-max_connections // _CONNECTIONS_PER_CLIENT)
+        self._clients = [self._open_client(-(-max_connections // n), timeout_s) for _ in range(n)]
         self._next_client = itertools.cycle(self._clients)
         self._of_thread = threading.local()
+
+    def _open_client(self, connections: int, timeout_s: float) -> Any:
+        """The SDK's client, without its own repeats."""
+        return getattr(self._sdk, self.client)(
+            api_key=self._key,
+            base_url=self._base_url,
+            max_retries=0,
+            timeout=timeout_s,
+            http_client=http_client(self._sdk, connections, timeout_s),
+        )
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, *, done: AbstractSet[str] = frozenset()
@@ -438,6 +463,11 @@ def cut_at(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """`text` up to the first of `stops`, and whether one was there. Providers take only some stop strings."""
     ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
     return (text[: min(ends)], True) if ends else (text, False)
+
+
+def variables_of(package: str) -> tuple[str, str]:
+    """The environment's variables of a provider's key and of another server's address, as its SDK names them."""
+    return f"{package.upper()}_API_KEY", f"{package.upper()}_BASE_URL"
 
 
 def resolve_key(given: str | None, *, variable: str, base_url: str | None, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,20 +13,17 @@ from harness.models._api import (
     Reason,
     RequestError,
     as_dict,
-    check_base_url,
     clean,
     count,
     known_id,
     parsed,
     parsed_lines,
-    resolve_key,
 )
 from harness.models._pace import Pace
 from harness.models.base import FinishReason, Sampling
-from sami_train.errors import MissingPackage, UserError
+from sami_train.errors import UserError
 from sami_train.prompts import Prompt, Style
 
-KEY_VARIABLE = "ANTHROPIC_API_KEY"
 _CLOCKS_DIFFER_S = 120
 _UPLOAD_S = 900  # for the requests of a batch, and for its results
 _BATCH_ERRORS: dict[str, Reason] = {"rate_limit_error": "rate_limit", "timeout_error": "timeout"}
@@ -36,42 +32,15 @@ _BATCH_ERRORS: dict[str, Reason] = {"rate_limit_error": "rate_limit", "timeout_e
 class AnthropicBackend(ApiBackend):
     """Chat only: the interface has no completions. It has no seed either, so equal requests may differ."""
 
+    package = "anthropic"
+    client = "Anthropic"
     batch_requests = 100_000
     batch_bytes = 256_000_000
 
-    def __init__(
-        self,
-        name: str,
-        model: str,
-        style: Style,
-        base_url: str | None = None,
-        api_key: str | None = None,
-        max_connections: int = 8,
-        max_retries: int = 6,
-        timeout_s: float = 60,
-    ) -> None:
+    def __init__(self, name: str, model: str, style: Style, **options: Any) -> None:
         if style != "chat":
             raise UserError(f"model '{name}': Anthropic's interface has no style '{style}'; set 'style: chat'")
-        try:
-            import anthropic
-        except ImportError:
-            raise MissingPackage("anthropic", extra="anthropic") from None
-        base_url = check_base_url(base_url or os.environ.get("ANTHROPIC_BASE_URL") or None, name)
-        key = resolve_key(api_key, variable=KEY_VARIABLE, base_url=base_url, name=name)
-        super().__init__(
-            name,
-            style,
-            sdk=anthropic,
-            open_client=lambda http: anthropic.Anthropic(
-                api_key=key, base_url=base_url, max_retries=0, timeout=timeout_s, http_client=http
-            ),
-            key=key,
-            variable=KEY_VARIABLE,
-            connections=max_connections,
-            retries=max_retries,
-            timeout_s=timeout_s,
-        )
-        self._model = model
+        super().__init__(name, model, style, **options)
 
     def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         options: dict[str, Any] = {

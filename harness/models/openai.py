@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,17 +13,13 @@ from harness.models._api import (
     RequestError,
     answer_of_status,
     as_dict,
-    check_base_url,
     count,
     known_id,
     parsed_lines,
-    resolve_key,
 )
 from harness.models.base import FinishReason, Sampling
-from sami_train.errors import MissingPackage
 from sami_train.prompts import Prompt, Style
 
-KEY_VARIABLE = "OPENAI_API_KEY"
 _UPLOAD_S = 900  # for the file of a batch, up or down
 _MAX_STOPS = 4  # what the interface takes; the answer is cut at the others afterwards
 
@@ -32,43 +27,16 @@ _MAX_STOPS = 4  # what the interface takes; the answer is cut at the others afte
 class OpenAIBackend(ApiBackend):
     """`style` chat asks for chat completions, `style` completion for the older completions."""
 
+    package = "openai"
+    client = "OpenAI"
     batch_requests = 50_000
     batch_bytes = 200_000_000
 
-    def __init__(
-        self,
-        name: str,
-        model: str,
-        style: Style,
-        base_url: str | None = None,
-        api_key: str | None = None,
-        max_connections: int = 8,
-        max_retries: int = 6,
-        timeout_s: float = 60,
-    ) -> None:
-        try:
-            import openai
-        except ImportError:
-            raise MissingPackage("openai", extra="openai") from None
-        base_url = check_base_url(base_url or os.environ.get("OPENAI_BASE_URL") or None, name)
-        key = resolve_key(api_key, variable=KEY_VARIABLE, base_url=base_url, name=name)
-        super().__init__(
-            name,
-            style,
-            sdk=openai,
-            open_client=lambda http: openai.OpenAI(
-                api_key=key, base_url=base_url, max_retries=0, timeout=timeout_s, http_client=http
-            ),
-            key=key,
-            variable=KEY_VARIABLE,
-            connections=max_connections,
-            retries=max_retries,
-            timeout_s=timeout_s,
-        )
-        self._model = model
-        # OpenAI's newer models refuse `max_tokens` in chats; other servers may know nothing else.
-        is_openai = base_url is None or urlsplit(base_url).hostname == "api.openai.com"
-        self._chat_limit = "max_completion_tokens" if is_openai else "max_tokens"
+    @property
+    def _chat_limit(self) -> str:
+        """OpenAI's newer models refuse `max_tokens` in chats; other servers may know nothing else."""
+        is_openai = self._base_url is None or urlsplit(self._base_url).hostname == "api.openai.com"
+        return "max_completion_tokens" if is_openai else "max_tokens"
 
     def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         options: dict[str, Any] = {"model": self._model, "temperature": sampling.temperature, "seed": sampling.seed}
