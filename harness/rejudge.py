@@ -7,13 +7,13 @@ file with the fields of a judge; ``NAME=`` before any of them gives it the name 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from harness.plan import Plan
+from harness.plan import Plan, is_api
 from harness.rescore import plan_in, plan_of_run
 from harness.spec import JudgeSpec, ModelSpec, Spec, is_there, model_backend
 from harness.validation import check_judging
@@ -33,7 +33,12 @@ class NamedJudge(NamedTuple):
 
 
 def prepare(
-    folder: Path, judges: Sequence[str], *, limit: int | None = None, epochs: int | None = None
+    folder: Path,
+    judges: Sequence[str],
+    *,
+    limit: int | None = None,
+    epochs: int | None = None,
+    api: Mapping[str, Any] | None = None,
 ) -> tuple[Plan, list[str]]:
     """The plan of a run with these judges in it, and their names, for `harness.runner.judge_again`.
 
@@ -42,9 +47,10 @@ def prepare(
         judges: what is typed for them (see the module).
         limit: queries that new judges see per task and split; None: as their file says, or all.
         epochs: times that new judges judge each pair.
+        api: fields of those of the judges' models that are behind APIs, for example `max_connections`.
 
     Raises:
-        UserError: a judge cannot be read or used, or responses are missing.
+        UserError: a judge cannot be read or used, responses are missing, or `api` is given and no judge is behind an API.
     """
     plan = plan_of_run(folder)
     _require_responses(plan)
@@ -65,8 +71,21 @@ def prepare(
                 )
         spec = _with(spec, found)
         names.append(found.name)
+    if api:
+        spec = _asked_so(spec, names, api)
     check_judging(spec, names)
     return plan_in(folder, spec), names
+
+
+def _asked_so(spec: Spec, judges: Sequence[str], api: Mapping[str, Any]) -> Spec:
+    """The specification with changes to the models of judges that are behind APIs."""
+    models = {m: spec.models[m] for name in judges if (m := spec.judges[name].model) and is_api(spec.models[m])}
+    if not models:
+        raise UserError(
+            f"'{next(iter(api))}' is of models behind an API, and none of these judges has one; leave it out"
+        )
+    changed = {name: model.model_copy(update=dict(api)) for name, model in models.items()}
+    return spec.model_copy(update={"models": {**spec.models, **changed}})
 
 
 def _require_responses(plan: Plan) -> None:

@@ -339,6 +339,25 @@ def test_a_judge_is_asked_again_with_other_seeds_and_its_noise_is_told(
     assert "verifiable (1) and coin (2)" in said
 
 
+def test_how_an_api_is_asked_can_be_said_for_judges(copy: Path, tmp_path: Path, coin: Judge) -> None:
+    pytest.importorskip("openai")
+    file = tmp_path / "coin.yaml"
+    file.write_text(f"kind: llm\nmodel: {{path: openai/coin, style: chat, base_url: '{coin.address}'}}\n")
+    plan, names = prepare(copy, [str(file), "verifiable"], api={"max_connections": 3, "timeout_s": 9.0})
+    model = plan.spec.models[str(plan.spec.judges["coin"].model)]
+    assert (model.max_connections, model.max_retries, model.timeout_s) == (3, 6, 9.0)
+    assert names == ["coin", "verifiable"]
+    assert main(["rejudge", str(copy), "--judge", str(file), "--max-connections", "1", "--limit", "1", "--quiet"]) == 0
+    assert "max_connections: 1" in (copy / "spec.yaml").read_text()
+
+
+def test_options_of_apis_are_refused_where_no_judge_is_behind_one(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rejudge", str(copy), "--judge", "verifiable", "--max-retries", "0"]) == 2
+    assert "'max_retries' is of models behind an API" in capsys.readouterr().err
+
+
 # --- What is typed for a judge
 
 

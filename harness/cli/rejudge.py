@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.cli._arguments import add_json, add_verb, count
 from harness.cli._errors import QualityError, running
-from harness.cli._specification import add_cost_options
+from harness.cli._specification import add_api_options, add_cost_options, api_settings
 from sami_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ examples:
         "-L", "--limit", type=count, metavar="N", help="queries that a new judge sees per task and split"
     )
     parser.add_argument("--epochs", type=count, metavar="K", help="times that a new judge judges each pair")
+    add_api_options(parser)
     add_cost_options(parser, limit=True)
     parser.add_argument("-q", "--quiet", action="store_true", help="show neither progress nor tables")
     add_json(parser)
@@ -65,7 +66,7 @@ def execute(options: argparse.Namespace) -> int:
     if not options.judge:
         raise UserError("name a judge, for example: --judge openai/gpt-4o-mini; see 'harness rejudge --help'")
     folder = find_started_run(options.run)
-    plan, names = prepare(folder, options.judge, limit=options.limit, epochs=options.epochs)
+    plan, names = prepare(folder, options.judge, limit=options.limit, epochs=options.epochs, api=api_settings(options))
     with running():
         outcome = judge_again(
             plan,
