@@ -427,6 +427,12 @@ def test_a_model_that_cannot_be_asked_ends_it(server: Server, write: Write) -> N
     assert len(server.asked) == 2
 
 
+def test_recorded_answers_cannot_be_asked(write: Write) -> None:
+    said = write("--model", "recorded/answers", "--task", "dialogue", "-o", "mine.yaml")
+    assert said.code == 2
+    assert "--model: 'recorded/answers' has recorded answers to a run's queries and cannot write principles" in said.err
+
+
 def test_the_question_is_asked_at_a_terminal(server: Server, write: Write, tmp_path: Path) -> None:
     arguments = to(server, "--principles", "concise")
     write(*arguments)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cli._arguments import HarnessParser, add_json, add_verb, count, names, whole_number
 from harness.cli._errors import QualityError, RunError
-from harness.cli._models import style_of
+from harness.cli._models import require_model_to_ask, style_of
 from sami_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -236,6 +236,7 @@ def execute_write(options: argparse.Namespace) -> int:
     from harness.cli._screen import console
     from sami_train.constitutions import lint
 
+    require_model_to_ask("--model", options.model, "write principles")
     file, name = _written_file(options.output, options.name, overwrite=options.overwrite)
     given = tuple(options.principles)
     assignment = writer.Assignment(
