@@ -110,9 +110,22 @@ def _scores_of(run: Path) -> dict[Key, _Scores]:
 
 
 def _scores_in(rows: list[Verdict]) -> dict[Key, _Scores]:
-    """Score by query in one file of verdicts."""
-    scored = {key: [(q, s) for q, s in pairs if s is not None] for key, pairs in pair_scores(rows).items()}
-    return {key: _means(pairs) for key, pairs in scored.items()}
+    """Score by query in one file of verdicts; one that was judged by a part of its constitution pairs with its like alone."""
+    parts: dict[tuple[Key, str], set[str]] = {}
+    for row in rows:
+        if row.judged_by is not None:
+            parts.setdefault((_key(row), row.query_id), set()).add(row.judged_by)
+    found = {}
+    for key, pairs in pair_scores(rows).items():
+        scored = [
+            (" by ".join([q, *sorted(parts.get((key, q), ()))]), score) for q, score in pairs if score is not None
+        ]
+        found[key] = _means(scored)
+    return found
+
+
+def _key(row: Verdict) -> Key:
+    return Key(row.a, row.b, row.principle_set, row.judge, row.task, row.split)
 
 
 def pair_scores(rows: Sequence[Verdict]) -> dict[Key, list[tuple[str, float | None]]]:
@@ -123,8 +136,9 @@ def pair_scores(rows: Sequence[Verdict]) -> dict[Key, list[tuple[str, float | No
     orders = {row.order for row in rows}
     pairs: dict[tuple[Key, str, str, int, int], dict[str, Outcome]] = {}
     for row in rows:
-        key = Key(row.a, row.b, row.principle_set, row.judge, row.task, row.split)
-        pairs.setdefault((key, row.query_id, row.constitution_id, row.epoch, row.repeat), {})[row.order] = row.outcome
+        pairs.setdefault((_key(row), row.query_id, row.constitution_id, row.epoch, row.repeat), {})[row.order] = (
+            row.outcome
+        )
     judged: dict[tuple[Key, str, str, int], list[float | None]] = {}
     for (key, query, constitution, epoch, _), outcomes in pairs.items():
         one = next(iter(outcomes.values())) if len(orders) == 1 else None  # a single order stands for both

@@ -589,15 +589,14 @@ class Plan:
     ) -> Constitution:
         """What judges go by: the constitution that was given, those of its principles that the task names, or another."""
         named = self.spec.tasks[task].judged_by
-        kept = tuple(e for e in given.elements if named is None or e.principle.id in named)
-        if not kept:
+        places = [i for i, e in enumerate(given.elements) if named is None or e.principle.id in named]
+        if not places:
             raise UserError(
                 f"tasks.{task}.judged_by: none of {', '.join(map(repr, named or ()))} is in the constitution '{given.id}' of the "
                 f"set '{set_name}'; name principles that every constitution holds (see principles.size), or leave the field out"
             )
-        if measure == "swapped":
-            return Constitution(self._foreign(task, set_name, split, query, given).elements[: len(kept)])
-        return given if len(kept) == len(given.elements) else Constitution(kept)
+        whole = self._foreign(task, set_name, split, query, given) if measure == "swapped" else given
+        return Constitution(tuple(whole.elements[i] for i in places))
 
     def _foreign(self, task: str, set_name: str, split: str, query: Query, given: Constitution) -> Constitution:
         """A constitution of the same set, split, size and sides that shares no principle with any the query is given.

@@ -42,36 +42,84 @@ class Segment:
 Rows = Sequence[Sequence[Segment]]
 
 
-def arguments(model: Any, rows: Rows, width: int, device: Any) -> dict[str, Any]:
-    """What a decoder is called with so that its layers attend as the rows' segments say.
+def hidden_states(
+    model: Any, rows: Rows, input_ids: Sequence[Sequence[int]], position_ids: Sequence[Sequence[int]]
+) -> Tensor:
+    """The decoder's last hidden states of packed rows, (rows, width, size), attention going as their segments say.
 
     Raises:
         UserError: the model has layers of a kind that is not known here, or does not attend by torch's fused attention.
     """
     import torch
 
-    config = model.config.get_text_config()
+    decoder, config = model.get_decoder(), model.config.get_text_config()
+    _check(config)
+    device = next(model.parameters()).device
+    ids, positions = (torch.tensor(numbers, device=device) for numbers in (input_ids, position_ids))
+    if not goes_by_mask(model):
+        _register()
+        given = _Given(rows)
+        unread = torch.ones(
+            1, 1, 1, 1, dtype=torch.bool, device=device
+        )  # of this shape, or the model makes one of its own
+        found: Tensor = decoder(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=dict.fromkeys(_kinds(config), unread) or unread,
+            use_cache=False,
+            sami_rows=given,
+        ).last_hidden_state
+        if given.layers == config.num_hidden_layers:
+            return found
+        _BY_MASK.add(type(decoder))
+    masks = _masks(config, rows, len(input_ids[0]), device)
+    found = decoder(input_ids=ids, position_ids=positions, attention_mask=masks, use_cache=False).last_hidden_state
+    return found
+
+
+def goes_by_mask(model: Any) -> bool:
+    """Whether a model's rows are computed whole, under a mask, so that their cost grows with the square of their length."""
+    device, config = next(model.parameters()).device, model.config.get_text_config()
+    dropout = getattr(config, "attention_dropout", 0.0)
+    return device.type not in BY_PARTS or bool(dropout) or type(model.get_decoder()) in _BY_MASK
+
+
+_BY_MASK: set[type] = set()
+"""Decoders that were seen not to hand on to their layers what they are called with."""
+
+
+@dataclass
+class _Given:
+    """The rows on their way through a decoder, and how many of its layers have attended by them."""
+
+    rows: Rows
+    layers: int = 0
+
+
+def _check(config: Any) -> None:
     if (found := config._attn_implementation) != "sdpa":
         raise UserError(
             f"the packed step needs attn_implementation='sdpa', and the model was loaded with '{found}'; load it so"
         )
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
+    if unknown := _kinds(config) - {"full_attention", "sliding_attention"}:
         raise UserError(
             f"the model has layers of the kind '{min(unknown)}', which the packed step does not know; "
             "use a Llama, Mistral, Mixtral, Gemma or Qwen model"
         )
-    if torch.device(device).type in BY_PARTS and not getattr(config, "attention_dropout", 0.0):
-        _register()
-        unread = torch.ones(
-            1, 1, 1, 1, dtype=torch.bool, device=device
-        )  # of this shape, or the model makes one of its own
-        return {"attention_mask": dict.fromkeys(kinds, unread) if kinds else unread, "sami_rows": rows}
+
+
+def _kinds(config: Any) -> set[str]:
+    """The kinds of a model's layers; none where it has one and does not name it."""
+    return set(getattr(config, "layer_types", None) or ())
+
+
+def _masks(config: Any, rows: Rows, width: int, device: Any) -> Any:
+    """A mask for every kind of layer, or the one of a model whose layers are alike."""
     window = getattr(config, "sliding_window", None)
-    if not kinds:
-        return {"attention_mask": mask(rows, width, window).to(device)}
+    if not (kinds := _kinds(config)):
+        return mask(rows, width, window).to(device)
     windows = {"full_attention": None, "sliding_attention": window}
-    return {"attention_mask": {kind: mask(rows, width, windows[kind]).to(device) for kind in kinds}}
+    return {kind: mask(rows, width, windows[kind]).to(device) for kind in kinds}
 
 
 def mask(rows: Rows, width: int, window: int | None = None) -> Tensor:
@@ -88,22 +136,26 @@ def mask(rows: Rows, width: int, window: int | None = None) -> Tensor:
     return seen
 
 
-@functools.cache
 def _register() -> None:
-    """Let transformers' `sdpa` attention go by parts where a layer is given rows; nothing else changes for anyone."""
+    """Let transformers' `sdpa` attention, whoever's it is by now, go by parts where a layer is given rows."""
     from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    current = AttentionInterface()["sdpa"]
+    if getattr(current, "goes_by_parts", False):
+        return
 
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
-    ) -> tuple[Tensor, None]:
-        rows: Rows | None = options.pop("sami_rows", None)
-        if rows is None:
-            theirs: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    ) -> tuple[Tensor, Any]:
+        given: _Given | None = options.pop("sami_rows", None)
+        if given is None:
+            theirs: tuple[Tensor, Any] = current(module, query, key, value, attention_mask, **options)
             return theirs
+        given.layers += 1
         scale = options.get("scaling") or query.shape[-1] ** -0.5
-        return by_parts(query, key, value, rows, scale, options.get("sliding_window")).transpose(1, 2), None
+        return by_parts(query, key, value, given.rows, scale, options.get("sliding_window")).transpose(1, 2), None
 
+    attend.goes_by_parts = True  # type: ignore[attr-defined]
     AttentionInterface.register("sdpa", attend)
 
 

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from sami_train.attention import goes_by_mask
 from sami_train.config import Recipe
 from sami_train.distributed import World
 from sami_train.errors import UserError
@@ -39,7 +40,7 @@ def contrast_figures(
     rows: list[dict[str, float]] = []
     logprobs: dict[str, list[float]] = {}
     for example in mine:
-        packed = pack([(example.prompt_ids, example.response_ids)])
+        packed = pack([(example.prompt_ids, example.response_ids)], by_mask=goes_by_mask(model))
         with torch.no_grad(), compute(recipe, world):
             tokens = token_logprobs(model, packed)
         row = contrast_metrics(cell_logprobs(tokens, packed, "mean")[0])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sami_train.attention import Segment, arguments
+from sami_train.attention import Segment, goes_by_mask, hidden_states
 from sami_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def response_logprobs(
     Raises:
         ValueError: a prompt or a response is empty.
     """
-    packed = pack([(prompt_ids, response_ids)])
+    packed = pack([(prompt_ids, response_ids)], by_mask=goes_by_mask(model))
     return cell_logprobs(token_logprobs(model, packed, head_block=head_block), packed, reduction)[0]
 
 
@@ -104,10 +104,15 @@ SHARED_AT_LEAST = 16
 """Tokens that a query's prompts must all begin with, so that they are put into one row."""
 
 
-def pack(queries: Sequence[Contrasted]) -> Packed:
+LONGEST_BY_MASK = 2.5
+"""How much more attention (pairs of places) the one row may take than a row for every prompt, where hidden pairs cost as well."""
+
+
+def pack(queries: Sequence[Contrasted], *, by_mask: bool = False) -> Packed:
     """Lay out a row per query and prompt: the prompt, then every response without its last token (it predicts nothing).
 
-    Where a query's prompts begin alike (the query before the principles), they share one row and that beginning.
+    Where a query's prompts begin alike (the query before the principles), they share one row and that beginning; with `by_mask`
+    (see `sami_train.attention.goes_by_mask`) only where the row does not become so long that it costs more than it saves.
 
     Raises:
         ValueError: a prompt or a response is empty, or the queries differ in their numbers of prompts or responses.
@@ -118,7 +123,7 @@ def pack(queries: Sequence[Contrasted]) -> Packed:
     if len(sizes) != 1:
         raise ValueError(f"queries that are packed together need as many prompts and responses each, got {sizes}")
     (height, breadth) = sizes.pop()
-    layouts = [_layout(prompts, responses) for prompts, responses in queries]
+    layouts = [_layout(prompts, responses, by_mask) for prompts, responses in queries]
     width = max(length for rows in layouts for *_, length in rows)
     packed = Packed((len(queries), height, breadth), [], [], [], [], [], [])
     for number, ((prompts, responses), rows) in enumerate(zip(queries, layouts, strict=True)):
@@ -170,14 +175,17 @@ class _Row:
             numbers += [0] * (self.width - len(numbers))
 
 
-def _layout(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[tuple[int, int, int, int]]:
+def _layout(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], by_mask: bool
+) -> list[tuple[int, int, int, int]]:
     """A query's rows: the prompts from first up to last that stand in each, the tokens that they share, the row's length."""
     bodies = sum(len(response) - 1 for response in responses)
     apart = [(i, i + 1, 0, len(prompt) + bodies) for i, prompt in enumerate(prompts)]
     most = min(map(len, prompts)) - 1  # every prompt keeps a token of its own, which predicts the responses
     shared = next((n for n in range(most) if len({prompt[n] for prompt in prompts}) > 1), most)
     length = shared + sum(row[3] - shared for row in apart)
-    return [(0, len(prompts), shared, length)] if shared >= SHARED_AT_LEAST else apart
+    worth = not by_mask or length**2 <= LONGEST_BY_MASK * sum(row[3] ** 2 for row in apart)
+    return [(0, len(prompts), shared, length)] if len(prompts) > 1 and shared >= SHARED_AT_LEAST and worth else apart
 
 
 def token_logprobs(model: Any, packed: Packed, *, head_block: int | None = None) -> Tensor:
@@ -205,12 +213,7 @@ def _token_logprobs(model: Any, packed: Packed, head_block: int | None) -> Tenso
     from sami_train.head import target_logprobs
 
     device = next(model.parameters()).device
-    hidden = model.get_decoder()(
-        input_ids=torch.tensor(packed.input_ids, device=device),
-        position_ids=torch.tensor(packed.position_ids, device=device),
-        use_cache=False,
-        **arguments(model, packed.segments, len(packed.input_ids[0]), device),
-    ).last_hidden_state
+    hidden = hidden_states(model, packed.segments, packed.input_ids, packed.position_ids)
     predicting = hidden.flatten(0, 1)[torch.tensor(packed.predicting, device=device)]
     return target_logprobs(model, predicting, torch.tensor(packed.targets, device=device), block=head_block)
 

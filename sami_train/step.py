@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sami_train.attention import goes_by_mask
 from sami_train.config import Recipe
 from sami_train.distributed import World
 from sami_train.errors import UserError
@@ -94,7 +95,7 @@ def _micro_step(
     """Forward and backward for some queries at once. Returns the figures of each, and the tokens run."""
     if recipe.caches_gradients:
         return _cached_micro_step(model, examples, recipe, world, scale, reference)
-    packed = pack([(e.prompt_ids, e.response_ids) for e in examples])
+    packed = pack([(e.prompt_ids, e.response_ids) for e in examples], by_mask=goes_by_mask(model))
     with compute(recipe, world):
         tokens = token_logprobs(model, packed)
     matrices = cell_logprobs(tokens, packed, recipe.logprob_reduction)
@@ -198,7 +199,7 @@ def reference_logprobs(model: Any, example: Example, recipe: Recipe, world: Worl
     """The model's log-probabilities of the diagonal's tokens, as `Reference` keeps them of the base."""
     import torch
 
-    packed = pack([(example.prompt_ids, example.response_ids)])
+    packed = pack([(example.prompt_ids, example.response_ids)], by_mask=goes_by_mask(model))
     with torch.no_grad(), compute(recipe, world):
         tokens = token_logprobs(model, packed)
     values: list[float] = tokens[torch.tensor(diagonal_tokens(packed), device=tokens.device)].tolist()

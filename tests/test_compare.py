@@ -74,6 +74,16 @@ def test_p_values_are_adjusted_over_the_table(tmp_path: Path) -> None:
     assert [row["p_holm"] for row in rows] == list(holm([row["p_value"] for row in rows]))
 
 
+def test_queries_that_were_judged_by_other_parts_of_a_constitution_are_no_pairs(tmp_path: Path) -> None:
+    whole = write(tmp_path / "one", {"q0": "a a", "q1": "a a"})
+    part = write(tmp_path / "two", {"q0": "b b"}, judged_by="short+")
+    write(tmp_path / "two", {"q1": "b b"})
+    (row,) = compare(whole, part)["rows"]
+    assert (row["n_common"], row["n_only_a"], row["n_only_b"], row["difference"]) == (1, 1, 1, 1.0)
+    (row,) = compare(part, part)["rows"]
+    assert (row["n_common"], row["difference"]) == (2, 0.0)
+
+
 def test_a_pair_with_one_order_unscored_or_missing_is_left_out(tmp_path: Path) -> None:
     one = write(tmp_path / "one", {"q0": "a a", "q1": "a unscored", "q2": "a"})
     two = write(tmp_path / "two", {"q0": "b b", "q1": "b b", "q2": "b b"})

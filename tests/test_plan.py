@@ -247,6 +247,27 @@ def test_judges_go_by_the_principles_that_the_task_names(folder: Path) -> None:
     assert judged_by["summarization"] == {None}
 
 
+def test_the_control_of_a_part_takes_the_sides_of_that_part(folder: Path) -> None:
+    sets = "\n".join(
+        f"  - {{id: p{i}, task: dialogue, split: learned, definition: Do {i}., antithesis: Do not do {i}., check: exclamations}}"
+        for i in range(8)
+    )
+    (folder / "mine.yaml").write_text(f"name: mine\nsource: Written for this test.\nprinciples:\n{sets}\n")
+    named = [f"p{i}" for i in range(1, 8)]
+    plan = plan_of(
+        folder, principles__size=2, principles__polarity="random", principles__splits=["learned"], measures__swapped=True,
+        measures__infonce=0, measures__steerability=False, tasks__dialogue__judged_by=named,
+        tasks__dialogue__limit=30, seed=3,
+    )  # fmt: skip
+    units = [u for s in plan.stages if s.measure == "swapped" for u in s.units if isinstance(u, VerdictUnit)]
+    kept = [[e.follows for e in u.a.constitution.elements if e.principle.id in named] for u in units]
+    assert any(
+        len(sides) == 1 and sides != [u.a.constitution.elements[0].follows]
+        for sides, u in zip(kept, units, strict=True)
+    )
+    assert [[e.follows for e in u.constitution.elements] for u in units] == kept
+
+
 def test_a_constitution_without_what_judges_go_by_is_refused(folder: Path) -> None:
     with pytest.raises(
         UserError, match=r"tasks\.dialogue\.judged_by: none of 'thrilled' is in the constitution 'question\+'"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +13,12 @@ from harness.store.files import read_json, write_atomic, write_json, writing
 from sami_train.errors import UserError
 
 RECORD = "import.json"
-"""What came from where; under `files` the name of every file that the import wrote, under `verb` which import it was."""
+"""What came from where; under `files` the SHA-256 of every file that the import wrote, under `verb` which import it was."""
 
 Verb = Literal["responses", "sami-paper"]
 """Of `harness import`."""
+Files = dict[str, list[str]]
+"""By a file's name the hashes of what an import wrote there: one, or two while an import replaces another."""
 
 
 def write_import(folder: Path, verb: Verb, files: Mapping[str, str], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,45 +34,44 @@ def write_import(folder: Path, verb: Verb, files: Mapping[str, str], about: Mapp
         The content of `import.json`: that of `record`, and under `removed` the names of the files that were removed.
 
     Raises:
-        UserError: an import of another kind is there, or a file in the way that no import wrote (nothing is changed then);
-            or the disk refuses.
+        UserError: an import of another kind is there, or a file in the way that no import wrote, or that was changed since (nothing
+            is changed then); or the disk refuses.
     """
     before = imported(folder, verb)
+    for name in files:
+        _check_free(folder, name, before)
     content = record(verb, files, about)
-    named = content["files"]
-    strange = next((name for name in named if name not in before and (folder / name).exists()), None)
-    if strange is not None:
-        raise UserError(
-            f"{folder}: '{strange}' is there, and {RECORD} has it in no list of imported files; name another folder with -o, or "
-            "empty this one"
-        )
-    write_json(
-        folder / RECORD, record(verb, before.union(named), {})
-    )  # whatever stops us now, the files are known as ours
-    content["removed"] = _remove(folder, before.difference(named))
+    both = {name: [*before.get(name, ()), *content["files"].get(name, ())] for name in {*before, *files}}
+    write_json(folder / RECORD, {"verb": verb, "files": both})  # whatever stops us now, the files are known as ours
+    content["removed"] = _remove(folder, {name: hashes for name, hashes in before.items() if name not in files})
     for name, text in files.items():
         write_atomic(folder / name, text)
     write_json(folder / RECORD, content)
     return content
 
 
-def record(verb: Verb, files: Iterable[str], about: Mapping[str, Any]) -> dict[str, Any]:
-    """`about` with the verb and the names of an import's `files`, that of `import.json` among them."""
-    return {**about, "verb": verb, "files": sorted({*files, RECORD})}
+def record(verb: Verb, files: Mapping[str, str], about: Mapping[str, Any]) -> dict[str, Any]:
+    """`about` with the verb and the hashes of an import's `files` (text by name)."""
+    return {**about, "verb": verb, "files": {name: [_hash(text.encode())] for name, text in sorted(files.items())}}
 
 
-def imported(folder: Path, verb: Verb) -> set[str]:
-    """The names of the files that an earlier import wrote into a folder; none where there was none.
+def imported(folder: Path, verb: Verb) -> Files:
+    """The files that an earlier import wrote into a folder; none where there was none.
 
-    Raises UserError when that was an import of another kind, or when its `import.json` cannot be read.
+    Raises UserError when that was an import of another kind, or when its `import.json` cannot be read or is none.
     """
     file = folder / RECORD
-    found = read_json(file) if file.is_file() else {}
-    if not isinstance(found, dict) or not isinstance(found.get("files"), list):
-        return set()
+    if not file.is_file():
+        return {}
+    found = read_json(file)
+    files = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(files, dict):
+        raise UserError(
+            f"{file}: this does not say which files were imported; name another folder with -o, or empty this one"
+        )
     if found.get("verb") != verb:
         raise UserError(f"{folder}: this folder holds an import of another kind; name another one with -o")
-    return {name for name in found["files"] if isinstance(name, str)}
+    return {name: hashes for name, hashes in files.items() if isinstance(hashes, list)}
 
 
 def to_json(content: object) -> str:
@@ -77,14 +79,43 @@ def to_json(content: object) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _remove(folder: Path, names: Iterable[str]) -> list[str]:
-    """Remove files, and folders that are empty then; the names of those that were there. Nothing outside is touched."""
+def _check_free(folder: Path, name: str, before: Files) -> None:
+    """Raises UserError where something stands in a file's place, or in that of a folder above it, that is not as imported."""
+    path = folder / name
+    places = [path, *path.parents[: len(Path(name).parents) - 1]]
+    strange = next(
+        (p for p in places if (p.exists() if p == path else p.is_file()) and not _is_ours(p, folder, before)), None
+    )
+    if strange is not None:
+        raise UserError(
+            f"{folder}: '{strange.relative_to(folder)}' is there and is not as an import wrote it; name another folder with -o, "
+            "or move it away"
+        )
+
+
+def _is_ours(path: Path, folder: Path, before: Files) -> bool:
+    """Whether a file is as an earlier import wrote it."""
+    hashes = before.get(path.relative_to(folder).as_posix(), ())
+    with writing(path):
+        return bool(hashes) and path.is_file() and _hash(path.read_bytes()) in hashes
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _remove(folder: Path, files: Files) -> list[str]:
+    """Remove files that are as they were written, and folders that are empty then; the names of those that were there.
+
+    Nothing outside is touched.
+    """
     top = folder.resolve()
     removed = []
-    for name in sorted(names):
+    for name in sorted(files):
         path = folder / name
         with writing(path):
-            if not path.is_file() or not path.resolve().is_relative_to(top):
+            inside = "\0" not in name and path.is_file() and path.resolve().is_relative_to(top)
+            if not inside or not _is_ours(path, folder, files):
                 continue
             path.unlink()
         removed.append(name)

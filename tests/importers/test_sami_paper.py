@@ -215,7 +215,7 @@ def test_another_import_leaves_nothing_of_the_one_before(
 ) -> None:
     out = tmp_path / "out"
     first = import_sami_paper([checkout], out)
-    assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == set(first["files"])
+    assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == {*first["files"], "import.json"}
     (out / "principles/mine.yaml").write_text("mine")
     responses = "experiments/tldr/results/responses/base-mistral"
     (checkout / f"{responses}.json").unlink()
@@ -226,6 +226,7 @@ def test_another_import_leaves_nothing_of_the_one_before(
     again = json.loads((out / "import.json").read_text())
     assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == {
         *again["files"],
+        "import.json",
         "principles/mine.yaml",
     }
 

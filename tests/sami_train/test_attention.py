@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import SHAPES, tiny_model
+from transformers import AttentionInterface
 
 from sami_train import attention as attention_module
 from sami_train import response_logprobs, response_logprobs_naive, sami_loss
-from sami_train.attention import Segment, by_parts, mask
+from sami_train.attention import Segment, by_parts, goes_by_mask, mask
 from sami_train.errors import UserError
 from sami_train.logprobs import pack
 
@@ -147,6 +149,65 @@ def test_attention_elsewhere_in_the_process_is_untouched() -> None:
     before = tiny_model("mistral")(input_ids=ids).logits
     response_logprobs(tiny_model("mistral"), [[1, 5]], [[6, 7]])
     assert torch.equal(tiny_model("mistral")(input_ids=ids).logits, before)
+
+
+PROMPTS = [[*range(3, 25), 30, 31], [*range(3, 25), 33]]
+RESPONSES = [[5, 6, 7, 8, 9], [13, 14, 15]]
+
+
+@pytest.mark.parametrize("family", ["StableLm", "Falcon"])
+def test_a_model_that_does_not_hand_rows_on_goes_by_mask(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers never see the rows; without a mask of theirs every token would see every other."""
+    monkeypatch.setattr(attention_module, "_BY_MASK", set())
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    config._attn_implementation = "sdpa"
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    assert not goes_by_mask(model)
+    found = response_logprobs(model, PROMPTS, RESPONSES)
+    assert goes_by_mask(model), "it is known from now on"
+    expected = response_logprobs_naive(model, PROMPTS, RESPONSES)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(response_logprobs(model, PROMPTS, RESPONSES), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_attention_that_another_library_registered_stays_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    before = AttentionInterface()["sdpa"]
+
+    def theirs(*arguments: Any, **options: Any) -> Any:
+        calls.append(options)
+        return before(*arguments, **options)
+
+    model = tiny_model("llama")
+    AttentionInterface.register("sdpa", theirs)
+    try:
+        found = response_logprobs(model, PROMPTS, RESPONSES)
+        assert not calls, "packed rows go by parts"
+        torch.testing.assert_close(found, response_logprobs_naive(model, PROMPTS, RESPONSES), rtol=1e-5, atol=1e-5)
+        assert calls, "other calls go to what was registered"
+    finally:
+        AttentionInterface.register("sdpa", before)
+
+
+def test_under_a_mask_a_shared_row_is_not_made_too_long() -> None:
+    prompts = [[1] * 20 + [n] for n in range(2, 10)]
+    responses = [[5] * 100 for _ in prompts]
+    assert len(pack([(prompts, responses)], by_mask=True).input_ids) == 8
+    assert len(pack([(prompts, responses)]).input_ids) == 1
+
+
+def test_one_prompt_is_one_segment() -> None:
+    """As the rows of cached gradients are: there is nothing that it could share."""
+    (segments,) = pack([([[1] * 40], [[5, 6], [7]])]).segments
+    assert [(s.start, s.stop, len(s.above)) for s in segments] == [(0, 40, 0), (40, 41, 1)]
 
 
 def test_another_attention_is_refused() -> None:
