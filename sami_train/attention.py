@@ -59,9 +59,8 @@ def hidden_states(
     if not goes_by_mask(model):
         _register()
         given = _Given(rows)
-        unread = torch.ones(
-            1, 1, 1, 1, dtype=torch.bool, device=device
-        )  # of this shape, or the model makes one of its own
+        # Nobody reads it, but without a mask of four dimensions the model makes one of its own.
+        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
         found: Tensor = decoder(
             input_ids=ids,
             position_ids=positions,
@@ -79,9 +78,12 @@ def hidden_states(
 
 def goes_by_mask(model: Any) -> bool:
     """Whether a model's rows are computed whole, under a mask, so that their cost grows with the square of their length."""
-    device, config = next(model.parameters()).device, model.config.get_text_config()
-    dropout = getattr(config, "attention_dropout", 0.0)
-    return device.type not in BY_PARTS or bool(dropout) or type(model.get_decoder()) in _BY_MASK
+    return needs_mask(next(model.parameters()).device.type, model.config) or type(model.get_decoder()) in _BY_MASK
+
+
+def needs_mask(kind: str, config: Any) -> bool:
+    """Whether a device of a kind (cpu, cuda), or dropout of a model's attention weights, leaves no other way than the mask."""
+    return kind not in BY_PARTS or bool(getattr(config.get_text_config(), "attention_dropout", 0.0))
 
 
 _BY_MASK: set[type] = set()

@@ -100,9 +100,8 @@ def _training(architecture: Architecture, recipe: Recipe, lengths: Lengths, kind
         # The two gradients of a tied matrix are summed in place, but into a third one where tensors only pretend.
         found["embeddings"] -= count_parameters(architecture, recipe).embedding * dtype.itemsize
     kinds = set(getattr(architecture.config.get_text_config(), "layer_types", None) or ["one"])
-    dropout = getattr(architecture.config.get_text_config(), "attention_dropout", 0.0)
-    by_mask = kind not in attention.BY_PARTS or bool(dropout)
-    mask = len(kinds) * len(packed.input_ids) * len(packed.input_ids[0]) ** 2 if by_mask else 0
+    masked = attention.needs_mask(kind, architecture.config)
+    mask = len(kinds) * len(packed.input_ids) * len(packed.input_ids[0]) ** 2 if masked else 0
     return Training(
         forward=found["forward"],
         head=found["head"],
