@@ -6,6 +6,9 @@ Plain is the definition: C^2 sequences of prompt and response with logits at eve
 time, padded ("batched"); ratios are against the faster of the two. "packed" is what the trainer runs, "cached" the same with
 gradient caching. bfloat16 is the trainer's: autocast over float32 weights.
 
+`--shared 0 260` measures packed and cached on prompts with nothing alike and on prompts that begin alike; the plain paths, which
+cannot gain from it, are timed on the first kind, and their loss is computed on both.
+
 Times are medians of repeats taken in turns in one process. Memory is measured in a process of its own for every path: the peak
 of its resident size over what it was with the model loaded, freed memory given back to the system. Rows are printed, and with
 --output appended as JSON lines, as they come.
@@ -26,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +42,7 @@ from sami_train.pairs import Example
 from sami_train.step import accumulate
 
 Ids = list[list[int]]
+PLAIN = ("plain", "batched")
 BATCH = 4
 """Sequences that the batched plain path runs together."""
 
@@ -85,6 +89,13 @@ def load(name: str) -> Any:
     return load_model(parse_source(f"embedded/{name}"))
 
 
+class Variant(NamedTuple):
+    """A path, and how many tokens the prompts begin with alike."""
+
+    path: str
+    shared: int
+
+
 def data(vocabulary: int, size: int, prompt: int, response: int, shared: int) -> tuple[Ids, Ids]:
     """Random tokens: prompts of `prompt` tokens, the first `shared` of them alike, responses of about `response` (uneven)."""
     rng = random.Random(size)
@@ -121,10 +132,19 @@ def peak_over_start(found: list[int]) -> Iterator[None]:
         found.append(peak[0])
 
 
-def memory_in_child(options: argparse.Namespace, model: str, size: int, dtype: str, path: str) -> int:
+def variants(options: argparse.Namespace) -> list[Variant]:
+    """What is timed, in turns."""
+    return [
+        Variant(path, shared)
+        for path in options.paths
+        for shared in (options.shared[:1] if path in PLAIN else options.shared)
+    ]
+
+
+def memory_in_child(options: argparse.Namespace, model: str, size: int, dtype: str, variant: Variant) -> int:
     """Peak bytes of one micro-step in a process of its own."""
-    arguments = ["--models", model, "--constitutions", str(size), "--dtypes", dtype, "--memory-of", path]
-    lengths = ["--prompt", str(options.prompt), "--response", str(options.response), "--shared", str(options.shared)]
+    arguments = ["--models", model, "--constitutions", str(size), "--dtypes", dtype, "--memory-of", variant.path]
+    lengths = ["--prompt", str(options.prompt), "--response", str(options.response), "--shared", str(variant.shared)]
     lengths += ["--threads", str(options.threads)]
     # freed blocks above 64 KiB go back to the system at once, so that the resident size is what is in use
     environment = {
@@ -150,7 +170,7 @@ def print_memory(options: argparse.Namespace) -> None:
     for parameter in model.parameters():  # gradients belong to the loaded model: every path fills the same ones
         assert parameter.grad is not None
         parameter.grad.zero_()
-    prompts, responses = data(model.config.vocab_size, size, options.prompt, options.response, options.shared)
+    prompts, responses = data(model.config.vocab_size, size, options.prompt, options.response, options.shared[0])
     with peak_over_start(found):
         micro_step(options.memory_of, model, prompts, responses, dtype == "bfloat16")
     print(found[0])
@@ -158,22 +178,25 @@ def print_memory(options: argparse.Namespace) -> None:
 
 def times(
     options: argparse.Namespace, model: Any, size: int, dtype: str
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of every repeat and the loss, by path; paths take turns."""
-    prompts, responses = data(model.config.vocab_size, size, options.prompt, options.response, options.shared)
-    seconds: dict[str, list[float]] = {path: [] for path in options.paths}
-    losses: dict[str, float] = {}
+) -> tuple[dict[Variant, list[float]], dict[int, float], dict[Variant, float]]:
+    """Seconds of every repeat by variant, taken in turns; the plain loss by tokens alike; the loss by variant."""
+    given = {s: data(model.config.vocab_size, size, options.prompt, options.response, s) for s in options.shared}
+    seconds: dict[Variant, list[float]] = {variant: [] for variant in variants(options)}
+    losses: dict[Variant, float] = {}
+    bf16 = dtype == "bfloat16"
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        plain = {shared: sami_loss(response_logprobs_naive(model, *pairs)).item() for shared, pairs in given.items()}
     for repeat in range(options.repeats + 1):
-        for path in options.paths:
-            if repeat == 0 and path in ("plain", "batched"):
+        for variant in seconds:
+            if repeat == 0 and variant.path in PLAIN:
                 continue  # a round to warm up, short: what is lazy is shared by all paths
             model.zero_grad(set_to_none=True)
             gc.collect()
             began = time.perf_counter()
-            losses[path] = micro_step(path, model, prompts, responses, dtype == "bfloat16")
+            losses[variant] = micro_step(variant.path, model, *given[variant.shared], bf16)
             if repeat:
-                seconds[path].append(time.perf_counter() - began)
-    return seconds, losses
+                seconds[variant].append(time.perf_counter() - began)
+    return seconds, plain, losses
 
 
 def main() -> None:
@@ -184,7 +207,9 @@ def main() -> None:
     parser.add_argument("--paths", nargs="+", default=["plain", "batched", "packed", "cached"])
     parser.add_argument("--prompt", type=int, default=300, help="tokens")
     parser.add_argument("--response", type=int, default=80, help="tokens")
-    parser.add_argument("--shared", type=int, default=0, help="tokens that the prompts begin with alike (the query)")
+    parser.add_argument(
+        "--shared", nargs="+", type=int, default=[0], help="tokens that the prompts begin with alike (the query)"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-memory", action="store_true")
@@ -195,8 +220,11 @@ def main() -> None:
     if options.memory_of:
         print_memory(options)
         return
-    print(f"prompt {options.prompt} ({options.shared} alike), response {options.response} tokens, {options.threads} threads, "
-          f"medians of {options.repeats}; plain = the faster of one at a time and {BATCH} at a time")  # fmt: skip
+    alike = ", ".join(map(str, options.shared))
+    print(
+        f"prompt {options.prompt} ({alike} alike), response {options.response} tokens, {options.threads} threads, "
+        f"medians of {options.repeats}; plain = the faster of one at a time and {BATCH} at a time"
+    )
     for name in options.models:
         for dtype in options.dtypes:
             for size in options.constitutions:
@@ -206,26 +234,30 @@ def main() -> None:
 def measure(options: argparse.Namespace, name: str, dtype: str, size: int) -> None:
     """One model, one precision, one C: times, then memory, then the row."""
     model = load(name)
-    seconds, losses = times(options, model, size, dtype)
+    seconds, plain_loss, losses = times(options, model, size, dtype)
     del model
     gc.collect()
-    memory = {} if options.no_memory else {p: memory_in_child(options, name, size, dtype, p) for p in options.paths}
-    median = {path: statistics.median(values) for path, values in seconds.items()}
-    row = {
-        "model": name, "dtype": dtype, "C": size, "prompt": options.prompt, "response": options.response, "shared": options.shared,
-        "threads": options.threads, "seconds": seconds, "median": median, "loss": losses, "memory": memory,
-    }  # fmt: skip
+    memory = {} if options.no_memory else {v: memory_in_child(options, name, size, dtype, v) for v in seconds}
+    median = {variant: statistics.median(values) for variant, values in seconds.items()}
     if options.output:
+        rows = [
+            {**variant._asdict(), "seconds": seconds[variant], "bytes": memory.get(variant), "loss": losses[variant],
+             "plain loss": plain_loss[variant.shared], "model": name, "dtype": dtype, "C": size, "prompt": options.prompt,
+             "response": options.response, "threads": options.threads}
+            for variant in seconds
+        ]  # fmt: skip
         with options.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.writelines(json.dumps(row) + "\n" for row in rows)
     print(f"\n{name}, {dtype}, C = {size}")
-    plain = min((p for p in ("plain", "batched") if p in median), key=lambda p: median[p], default=None)
-    for path in options.paths:
-        ratio = f"  time x {median[path] / median[plain]:.2f}" if plain else ""
-        used = f"  {memory[path] / 2**30:6.2f} GiB" if memory.get(path, -1) >= 0 else "  did not fit" if memory else ""
-        fits = plain and memory.get(plain, -1) > 0 and memory.get(path, -1) >= 0
-        share = f"  memory x {memory[path] / memory[plain]:.2f}" if fits else ""
-        print(f"  {path:8} {median[path]:8.2f} s{ratio}{used}{share}  loss {losses[path]:.7f}", flush=True)
+    plain = min((v for v in median if v.path in PLAIN), key=lambda v: median[v], default=None)
+    for variant, took in median.items():
+        ratio = f"  time x {took / median[plain]:.3f}" if plain else ""
+        peak = memory.get(variant)
+        used = "" if peak is None else f"  {peak / 2**30:6.2f} GiB" if peak >= 0 else "  did not fit"
+        fits = plain and peak is not None and peak >= 0 and memory.get(plain, -1) > 0
+        share = f"  memory x {peak / memory[plain]:.3f}" if fits else ""
+        off = f"  loss {losses[variant]:.7f} (plain {plain_loss[variant.shared]:.7f})"
+        print(f"  {variant.path:8} {variant.shared:4} alike {took:8.2f} s{ratio}{used}{share}{off}", flush=True)
 
 
 if __name__ == "__main__":
