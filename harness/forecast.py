@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.plan import GenerationUnit, Plan, Stage, VerdictUnit, is_local, rate_key
@@ -128,16 +128,18 @@ def _speed(plan: Plan, speeds: Speeds, model: str) -> float | None:
 
 
 def training_work(plan: Plan, model: str) -> dict[str, int]:
-    """Gradient steps, packed tokens and sampled tokens of a model's training, all sequences of the longest length."""
+    """Gradient steps, tokens trained on and sampled tokens of a model's training, all sequences of the longest length."""
+    from sami_train.planning.work import query_work
+
     recipe = plan.recipe(model)
-    size, whole = recipe.constitutions_per_query, recipe.max_prompt_tokens
-    width = whole + size * (recipe.max_new_tokens - 1)
+    size = recipe.constitutions_per_query
+    tokens = query_work(recipe, recipe.max_prompt_tokens, recipe.max_new_tokens).tokens
     passes = 2 if recipe.caches_gradients else 1
     iterations = range(1, recipe.iterations + 1)
     steps = sum(recipe.batches(n) for n in iterations)
     return {
         "steps": steps,
-        "tokens": steps * (recipe.gradient_queries or recipe.batch_size) * size * width * passes,
+        "tokens": steps * (recipe.gradient_queries or recipe.batch_size) * tokens * passes,
         "responses": sum(recipe.queries_needed(n) for n in iterations) * size,
         "sampled_tokens": sum(recipe.queries_needed(n) for n in iterations) * size * recipe.max_new_tokens,
     }
@@ -211,7 +213,7 @@ class _Shapes:
         return self._known[path]
 
     def training(self, model: str, recipe: Recipe) -> dict[str, Any]:
-        """Peak on every device, sharded over all of them."""
+        """Peak on every device, sharded over all of them (the baselines take one)."""
         from sami_train.planning.memory import plan_memory
         from sami_train.planning.rehearsal import Lengths
         from sami_train.planning.shape import count_parameters
@@ -221,18 +223,19 @@ class _Shapes:
         if architecture is None:
             return {}
         lengths = Lengths(recipe.max_prompt_tokens, recipe.max_new_tokens)
+        machine = self.machine if recipe.method == "sami" else replace(self.machine, devices=1)
         try:
-            memory = plan_memory(architecture, recipe, lengths, self.machine)
-        except UserError as error:  # a method whose step is another library's, a package that is missing
+            memory = plan_memory(architecture, recipe, lengths, machine)
+        except UserError as error:  # a package that is missing
             self.notes.append(f"memory of training '{model}': {error}")
             return {}
         parameters = count_parameters(architecture, recipe)
-        work = plan_work(architecture, parameters, recipe, lengths)
+        work = plan_work(architecture, parameters, recipe, lengths, machine.kind)
         return {
             "parameters": parameters.total,
             "peak": memory.peak.size,
             "peak_in": memory.peak.name,
-            "fits": memory.fits(self.machine),
+            "fits": memory.fits(machine),
             "main_memory": memory.host,
             "flops": sum(row.flops + row.sampling_flops for row in work),
         }

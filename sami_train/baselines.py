@@ -13,9 +13,11 @@ import contextlib
 import copy
 import gc
 import importlib.metadata
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +80,12 @@ def demonstration_rows(examples: Iterable[Example]) -> list[dict[str, list[int]]
     ]
 
 
+def sequences_of_a_query(recipe: Recipe) -> int:
+    """Sequences of a prompt and a response that a step runs for a query: with DPO two a row, with SFT one a constitution."""
+    size = recipe.constitutions_per_query
+    return 2 * len(_preferences(size, recipe.contrast)) if recipe.method == "dpo" else size
+
+
 def train_baseline(
     recipe: Recipe,
     model: Any,
@@ -92,14 +100,16 @@ def train_baseline(
 
     Args:
         recipe: what to train with; `gradient_queries` and `loss_scale` mean what they mean for SAMI.
-        model: a causal language model in float32, or a PEFT model around one with an adapter that is trained. DPO's reference
+        model: a causal language model in float32 with or without adapters in it (`sami_train.adapters`), or a PEFT model around
+            one with an adapter that is trained. DPO's reference
             is the model as it is handed in; its log-probabilities are computed once, before the first step.
         tokenizer: of the model; TRL takes its padding token, which no loss sees.
         examples: those that passed the filters, in order; step n takes the n-th `batch_size` of them, the last step what is left.
         steps: gradient steps; the examples suffice for them.
         folder: TRL's output folder; it leaves nothing there, and a folder that was not there is removed again.
-        on_step: called after every gradient step with step (from 1), loss, grad_norm (before clipping), learning_rate and, with
-            DPO, TRL's rewards/* (in units of beta times nats) and logps/* (nats per response).
+        on_step: called after every gradient step with step (from 1), loss, grad_norm (before clipping), learning_rate,
+            tokens_per_second (of prompts and responses, without padding) and, with DPO, TRL's rewards/* (in units of beta times
+            nats) and logps/* (nats per response).
 
     Raises:
         MissingPackage: TRL is not installed.
@@ -137,12 +147,12 @@ def _batches(examples: Sequence[Example], recipe: Recipe, steps: int) -> list[Se
     return [examples[step * size : (step + 1) * size][-used:] for step in range(steps)]
 
 
-def _micro_size(batches: Sequence[Sequence[Example]], limit: int) -> int:
-    """Queries per forward pass: at most `limit`, and such that full and last batch are cut into equal parts.
+def micro_size(sizes: Iterable[int], limit: int) -> int:
+    """Queries per forward pass: at most `limit`, and such that batches of these sizes are cut into equal parts.
 
     TRL takes the mean over the forward passes of a step, which is the mean over its pairs only if all have the same number.
     """
-    sizes = len(batches[0]), len(batches[-1])
+    sizes = set(sizes)
     return max(micro for micro in range(1, limit + 1) if not any(size % micro for size in sizes))
 
 
@@ -163,7 +173,10 @@ def _trainer(
 
     used = [example for batch in batches for example in batch]
     rows = preference_rows(used, recipe.contrast) if recipe.method == "dpo" else demonstration_rows(used)
-    micro = _micro_size(batches, recipe.per_device_train_batch_size)
+    micro = micro_size(map(len, batches), recipe.per_device_train_batch_size)
+    per_query = len(rows) // len(used)
+    left = iter(rows)
+    tokens = [sum(map(_row_tokens, itertools.islice(left, len(batch) * per_query))) for batch in batches]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(recipe, parameters)
     factors = [recipe.learning_rate_at(step, len(batches)) / recipe.learning_rate for step in range(len(batches))]
@@ -174,17 +187,29 @@ def _trainer(
             recipe,
             folder,
             steps=len(batches),
-            rows=micro * len(rows) // len(used),
+            rows=micro * per_query,
             accumulation=len(batches[0]) // micro,
             cpu=next(model.parameters()).device.type == "cpu",
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=copy.deepcopy(tokenizer),  # TRL may give it a padding token
         optimizers=(optimizer, schedule),
-        callbacks=[_reporter(recipe, on_step)],
+        callbacks=[_reporter(recipe, tokens, on_step)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def queries_at_once(recipe: Recipe) -> int:
+    """Queries in a forward pass of a whole batch."""
+    return micro_size([recipe.gradient_queries or recipe.batch_size], recipe.per_device_train_batch_size)
+
+
+def _row_tokens(row: Mapping[str, Sequence[int]]) -> int:
+    """Tokens of a row's sequences."""
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
 
 
 def _trainer_class(recipe: Recipe) -> Any:
@@ -244,11 +269,16 @@ def _arguments(recipe: Recipe, folder: Path, *, steps: int, rows: int, accumulat
     return arguments
 
 
-def _reporter(recipe: Recipe, on_step: Callable[[dict[str, float]], None]) -> Any:
-    """A callback that checks what TRL logs of a gradient step and hands it on."""
+def _reporter(recipe: Recipe, tokens: Sequence[int], on_step: Callable[[dict[str, float]], None]) -> Any:
+    """A callback that checks what TRL logs of a gradient step and hands it on; `tokens` are those of every step."""
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):  # type: ignore[misc]
+        began = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.began = time.monotonic()
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" not in logs:  # the summary at the end
                 return
@@ -257,6 +287,7 @@ def _reporter(recipe: Recipe, on_step: Callable[[dict[str, float]], None]) -> An
                 "loss": logs["loss"] / recipe.loss_scale,
                 "grad_norm": logs["grad_norm"],
                 "learning_rate": logs["learning_rate"],
+                "tokens_per_second": tokens[state.global_step - 1] / (time.monotonic() - self.began),
                 **{name: logs[name] for name in _REPORTED if name in logs},
             }
             for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
@@ -273,8 +304,9 @@ def _reporter(recipe: Recipe, on_step: Callable[[dict[str, float]], None]) -> An
 @contextlib.contextmanager
 def _as_it_was(model: Any, recipe: Recipe) -> Iterator[None]:
     """Undo what TRL does to a model besides training it: its forward, its configuration, a second adapter, checkpointing."""
-    adapters = set(getattr(model, "peft_config", {}))
-    base = model.get_base_model() if adapters else model
+    wrapped = hasattr(model, "get_base_model")  # the trainer's own adapters lie in the model, without such a wrapper
+    adapters = set(model.peft_config) if wrapped else set()
+    base = model.get_base_model() if wrapped else model
     checkpointing = base.is_gradient_checkpointing
     touched = {
         id(part): part for part in (model, base, base.config, base.config.get_text_config(), base.generation_config)
@@ -283,7 +315,7 @@ def _as_it_was(model: Any, recipe: Recipe) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in set(getattr(model, "peft_config", {})) - adapters:  # DPO's copy of the adapter as reference
+        for name in set(model.peft_config if wrapped else ()) - adapters:  # DPO's copy of the adapter as reference
             model.delete_adapter(name)
         if recipe.gradient_checkpointing and not checkpointing:
             base.gradient_checkpointing_disable()

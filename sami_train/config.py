@@ -236,7 +236,9 @@ class Recipe(BaseModel):
 
     @property
     def caches_gradients(self) -> bool:
-        """Whether the step runs with gradient caching."""
+        """Whether the step runs with gradient caching, which only SAMI's does."""
+        if self.method != "sami":
+            return False
         if self.gradient_caching is None:
             return self.constitutions_per_query >= 8
         return self.gradient_caching

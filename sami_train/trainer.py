@@ -429,7 +429,9 @@ class _Training:
             set_learning_rate(optimizer, rate)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            self._record(step + 1, {"learning_rate": rate, **result.figures, "grad_norm": norm}, result.tokens, began)
+            speed = result.tokens / (time.monotonic() - began)
+            figures = {"learning_rate": rate, **result.figures, "grad_norm": norm, "tokens_per_second": speed}
+            self._record(step + 1, figures)
             last = step + 1 == len(self.batches)
             if last:
                 break
@@ -445,10 +447,9 @@ class _Training:
         from sami_train.baselines import train_baseline
 
         self._resume(0)
-        began = time.monotonic()
 
         def record(row: dict[str, float]) -> None:
-            self._record(int(row["step"]), {k: v for k, v in row.items() if k != "step"}, 0, began)
+            self._record(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
 
         train_baseline(
             self.recipe,
@@ -476,19 +477,17 @@ class _Training:
         rows = [r for r in self.world.gather(read_rows(self.evaluations))[0] if r["step"] == step]
         return alarms(self.recipe.stop_if, base=self.base["figures"], now=rows[-1]) if rows and step else []
 
-    def _record(self, step: int, figures: Mapping[str, float], tokens: int, began: float) -> None:
+    def _record(self, step: int, figures: Mapping[str, float]) -> None:
         row = {"iteration": self.number, "step": step, **figures}
         row.update({f"filtered/{rule}": count for rule, count in self.filtered.items()})
-        speed = ""
-        if tokens:
-            row["tokens_per_second"] = tokens / (time.monotonic() - began)
-            speed = f" · {row['tokens_per_second']:.0f} tok/s"
         self.history.append(row)
         if self.world.main:
             append_rows(self.metrics, [row])
         if self.run_.trackers:
             self.run_.trackers.log(row, self.steps_before + step)
-        self.run_.progress(self.label, step, len(self.batches), f"loss {row['loss']:.3f}{speed}")
+        self.run_.progress(
+            self.label, step, len(self.batches), f"loss {row['loss']:.3f} · {row['tokens_per_second']:.0f} tok/s"
+        )
 
     def _reference(self, model: Any) -> dict[str, list[float]]:
         """The base's log-probabilities of the responses, kept row by row: what the KL penalty pulls towards.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def plan_of(folder: Path, **overrides: Any) -> Plan:
 # --- Training
 
 
-@pytest.mark.parametrize("name", [n for n in list_recipes() if "dpo" not in n and "sft" not in n])
+@pytest.mark.parametrize("name", list_recipes())
 def test_steps_and_tokens_are_those_of_the_trainers_plan(name: str, tiny_model: Path, folder: Path) -> None:
     """Whatever the model: the trainer's plan counts them with an architecture, this one without."""
     plan = plan_of(folder, models__sami__train__recipe=name, models__sami__train__set={})
@@ -74,6 +75,19 @@ def test_steps_and_tokens_are_those_of_the_trainers_plan(name: str, tiny_model: 
         "responses": sum(row.responses for row in work),
         "sampled_tokens": sum(row.sampled_tokens for row in work),
     }
+
+
+def test_a_baseline_is_planned_for_one_device(folder: Path, tiny_model: Path) -> None:
+    pytest.importorskip("trl", reason="trl is not installed (pip install 'sami-harness[trl]')")
+    plan = plan_of(folder, models__sami__train__set__method="sft")
+    recipe, lengths = (
+        plan.recipe("sami"),
+        Lengths(plan.recipe("sami").max_prompt_tokens, plan.recipe("sami").max_new_tokens),
+    )
+    alone = plan_memory(find_architecture(str(tiny_model)), recipe, lengths, replace(GPU, devices=1))
+    found = forecast(plan, replace(GPU, devices=8))
+    assert found["notes"] == []
+    assert (found["training"][0]["peak"], found["training"][0]["fits"]) == (alone.peak.size, True)
 
 
 def test_memory_of_a_training_is_the_trainers(folder: Path, tiny_model: Path) -> None:

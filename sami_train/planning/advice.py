@@ -53,7 +53,7 @@ class Adviser:
         """The fewest GPUs that the recipe fits as it is; `changed`: also the fewest with changes that leave the result alone."""
         found: list[Suggestion] = []
         more = [replace(self.machine, devices=count) for count in DEVICES if count > self.machine.devices]
-        if self.machine.kind != "cuda":
+        if self.machine.kind != "cuda" or self.recipe.method != "sami":
             return found
         if changed:
             tried = ((machine, self._exact({}, machine)) for machine in more)
@@ -128,7 +128,7 @@ SAME = "the same"
 
 def _exact_changes(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any]]:
     """Changes that leave the result alone (but for rounding): those that cost the most time first, to be dropped first."""
-    if not recipe.caches_gradients and not (recipe.use_peft and recipe.lora_dropout):
+    if recipe.method == "sami" and not recipe.caches_gradients and not (recipe.use_peft and recipe.lora_dropout):
         yield "gradient_caching", True
     if not recipe.gradient_checkpointing:
         yield "gradient_checkpointing", True

@@ -79,6 +79,13 @@ class Plan:
         return sum(iteration.tokens for iteration in self.work)
 
     @property
+    def plain_tokens(self) -> int | None:
+        """Tokens of the C x C sequences that define SAMI's objective; None with the baselines."""
+        if self.recipe.method != "sami":
+            return None
+        return sum(iteration.plain_tokens or 0 for iteration in self.work)
+
+    @property
     def seconds(self) -> float | None:
         """Time of the gradient steps, without sampling, loading and writing."""
         return None if self.speed is None else self.tokens / self.speed.tokens_per_second
@@ -119,6 +126,10 @@ def make_plan(recipe: Recipe, options: argparse.Namespace) -> Plan:
 
     assert recipe.model is not None
     machine = find_machine(options.gpus, options.nodes, options.gpu_memory)
+    if recipe.method != "sami" and machine.devices > 1:
+        raise UserError(
+            f"the method '{recipe.method}' trains in one process, on one device; give --gpus 1, without --nodes"
+        )
     if options.measure and machine.devices > 1:
         raise UserError(
             "--measure takes its steps on one device of this machine; leave out --gpus, or give --run FOLDER"
@@ -145,7 +156,7 @@ def make_plan(recipe: Recipe, options: argparse.Namespace) -> Plan:
         lengths=lengths,
         machine=machine,
         memory=memory,
-        work=plan_work(architecture, parameters, recipe, lengths),
+        work=plan_work(architecture, parameters, recipe, lengths, machine.kind),
         speed=speed,
         measured=measured,
         suggestions=[] if memory.fits(machine) else Adviser(architecture, recipe, lengths, machine).suggestions(),
@@ -157,7 +168,9 @@ def _measure(recipe: Recipe, lengths: Lengths) -> Measured:
 
     print("taking two gradient steps here ...", file=sys.stderr)  # noqa: T201
     queries = min(recipe.batch_size, 2 * recipe.per_device_train_batch_size)
-    few = recipe.model_copy(update={"batch_size": queries, "gradient_queries": None, "beta": 0.0})
+    few = recipe.model_copy(update={"batch_size": queries, "gradient_queries": None})
+    if recipe.method == "sami":
+        few = few.model_copy(update={"beta": 0.0})
     return measure(few, lengths)
 
 
@@ -218,7 +231,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "iterations": [asdict(iteration) for iteration in plan.work],
             "steps": sum(iteration.steps for iteration in plan.work),
             "tokens": plan.tokens,
-            "plain_tokens": sum(iteration.plain_tokens for iteration in plan.work),
+            "plain_tokens": plan.plain_tokens,
             "flops": sum(iteration.flops for iteration in plan.work),
             "sampling_flops": sum(iteration.sampling_flops for iteration in plan.work),
             "formula": FORMULA,
@@ -247,7 +260,7 @@ def _show(plan: Plan) -> None:
             "queries",
             "responses sampled",
             "tokens trained on",
-            "as C x C sequences",
+            *(["as C x C sequences"] if plan.plain_tokens else []),
             "operations",
             "to sample",
         ],
@@ -258,7 +271,7 @@ def _show(plan: Plan) -> None:
                 f"{row.queries:,}",
                 f"{row.responses:,}",
                 f"{row.tokens:,}",
-                f"{row.plain_tokens:,}",
+                *([f"{row.plain_tokens:,}"] if row.plain_tokens else []),
                 _flops(row.flops),
                 _flops(row.sampling_flops),
             ]
@@ -290,11 +303,9 @@ def _head(plan: Plan) -> list[str]:
 
 def _sums(plan: Plan) -> list[str]:
     flops = sum(row.flops for row in plan.work)
-    plain = sum(row.plain_tokens for row in plan.work)
-    lines = [
-        f"in all {sum(row.steps for row in plan.work):,} steps, {plan.tokens:,} tokens "
-        f"({plan.tokens / plain:.2f} of those of C x C sequences), {_flops(flops)} operations"
-    ]
+    share = f" ({plan.tokens / plan.plain_tokens:.2f} of those of C x C sequences)" if plan.plain_tokens else ""
+    steps = sum(row.steps for row in plan.work)
+    lines = [f"in all {steps:,} steps, {plan.tokens:,} tokens{share}, {_flops(flops)} operations"]
     if plan.memory.host:
         lines.append(f"the first process reads the whole model into main memory: {_gb(plan.memory.host)} GB")
     if plan.machine.kind == "cuda" and plan.recipe.use_vllm is None:

@@ -10,15 +10,21 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sami_train.config import Recipe
 from sami_train.errors import UserError
 from sami_train.pairs import Example
 from sami_train.planning.rehearsal import Lengths
+
+if TYPE_CHECKING:
+    from sami_train.distributed import World
+    from sami_train.weights import Weights
 
 COMMAND = (sys.executable, "-P", "-m", "sami_train.planning.measure")
 
@@ -77,28 +83,43 @@ def example(number: int, recipe: Recipe, lengths: Lengths, vocabulary: int) -> E
 
 
 def take_steps(recipe: Recipe, lengths: Lengths, steps: int) -> Measured:
-    """What `measure` does, in this process: load, then accumulate, clip and update `steps` times."""
-    import torch
-
-    from sami_train.distributed import World, total_norm
+    """What `measure` does, in this process: load, then take the recipe's gradient step `steps` times."""
+    from sami_train.distributed import World
     from sami_train.models import default_device, parse_source
-    from sami_train.optimizers import make_optimizer
-    from sami_train.step import accumulate
     from sami_train.weights import Weights
 
     assert recipe.model is not None
+    if recipe.method != "sami":
+        _load_trl()
     world = World(device=default_device())
     weights = Weights(recipe, parse_source(recipe.model), world)
     before = _restart(world.device_type)
     model = weights.for_training()
+    vocabulary = model.config.get_text_config().vocab_size
+    examples = [example(n, recipe, lengths, vocabulary) for n in range(steps * recipe.batch_size)]
+    _restart(world.device_type)
+    taken = _sami_steps if recipe.method == "sami" else _trl_steps
+    speeds = list(taken(recipe, weights, model, world, examples, steps))
+    timed = speeds[1:] or speeds
+    rate = sum(tokens for tokens, _ in timed) / sum(seconds for _, seconds in timed)
+    return Measured(rate, _peak(world.device_type) - before)
+
+
+def _sami_steps(
+    recipe: Recipe, weights: Weights, model: Any, world: World, examples: Sequence[Example], steps: int
+) -> Iterator[tuple[int, float]]:
+    """Tokens and seconds of every step."""
+    import torch
+
+    from sami_train.distributed import total_norm
+    from sami_train.optimizers import make_optimizer
+    from sami_train.step import accumulate
+
     parameters = list(weights.trainable().values())
     optimizer = make_optimizer(recipe, parameters)
     model.train()
-    vocabulary = model.config.get_text_config().vocab_size
-    _restart(world.device_type)
-    speeds = []
     for step in range(steps):
-        batch = [example(step * recipe.batch_size + n, recipe, lengths, vocabulary) for n in range(recipe.batch_size)]
+        batch = examples[step * recipe.batch_size : (step + 1) * recipe.batch_size]
         began = time.monotonic()
         result = accumulate(model, batch, recipe, world)
         total_norm(parameters, recipe.max_grad_norm)
@@ -106,10 +127,36 @@ def take_steps(recipe: Recipe, lengths: Lengths, steps: int) -> Measured:
         optimizer.zero_grad(set_to_none=True)
         if world.device_type == "cuda":
             torch.cuda.synchronize()
-        speeds.append((result.tokens, time.monotonic() - began))
-    timed = speeds[1:] or speeds
-    rate = sum(tokens for tokens, _ in timed) / sum(seconds for _, seconds in timed)
-    return Measured(rate, _peak(world.device_type) - before)
+        yield result.tokens, time.monotonic() - began
+
+
+def _trl_steps(
+    recipe: Recipe, weights: Weights, model: Any, world: World, examples: Sequence[Example], steps: int
+) -> Iterator[tuple[float, float]]:
+    """The same of the methods dpo and sft, whose tokens are given for a second."""
+    from sami_train.baselines import train_baseline
+
+    speeds: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        train_baseline(
+            recipe,
+            model,
+            weights.tokenizer,
+            examples,
+            steps=steps,
+            folder=Path(folder),
+            on_step=lambda row: speeds.append((row["tokens_per_second"], 1.0)),
+        )
+    yield from speeds
+
+
+def _load_trl() -> None:
+    """Load what TRL loads, so that it counts as the program's memory."""
+    from sami_train.baselines import require_trl
+
+    require_trl()
+    from datasets import Dataset  # noqa: F401
+    from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
 
 def _restart(kind: str) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sami_train.baselines import queries_at_once
 from sami_train.config import Recipe
 from sami_train.errors import UserError
 from sami_train.generation import DEFAULT_BATCH
@@ -100,15 +101,14 @@ def plan_memory(architecture: Architecture, recipe: Recipe, lengths: Lengths, ma
     """What a recipe takes on every device of a machine, for examples of these lengths.
 
     Raises:
-        UserError: the recipe trains by another method than sami, whose step is TRL's.
+        MissingPackage: the recipe trains through TRL, or an adapter through peft, and it is not installed.
+        UserError: the recipe trains through TRL, which takes one device, and the machine has several.
     """
     from sami_train.planning.rehearsal import rehearse_training
     from sami_train.planning.shape import count_parameters
 
-    if recipe.method != "sami":
-        raise UserError(
-            f"a plan knows the steps of the method sami; '{recipe.method}' is TRL's: start a short run and watch it"
-        )
+    if recipe.method != "sami" and machine.sharded:
+        raise UserError(f"the method '{recipe.method}' trains in one process, on one device; plan it for one GPU")
     parameters = count_parameters(architecture, recipe)
     training = rehearse_training(architecture, recipe, lengths, machine.kind, machine.sharded)
     states = count_states(parameters, recipe, machine)
@@ -140,6 +140,8 @@ def count_states(parameters: Parameters, recipe: Recipe, machine: Machine) -> St
 def micro_steps(recipe: Recipe, machine: Machine) -> int:
     """Backward passes of a device in a gradient step."""
     queries = math.ceil((recipe.gradient_queries or recipe.batch_size) / machine.devices)
+    if recipe.method != "sami":
+        return queries // queries_at_once(recipe)
     rows = recipe.constitutions_per_query if recipe.caches_gradients else 1
     return math.ceil(queries / recipe.per_device_train_batch_size) * rows
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sami_train import attention
+from sami_train.baselines import queries_at_once, require_trl, sequences_of_a_query
 from sami_train.config import Recipe
 from sami_train.distributed import World
 from sami_train.logprobs import pack, token_logprobs
@@ -25,6 +26,9 @@ from sami_train.step import compute
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Step = Callable[[Any, "Meter"], None]
+"""A micro-step of a model, whose bytes a meter counts."""
 
 FEW, MORE = 2, 3
 """Layers of the two rehearsals."""
@@ -68,16 +72,8 @@ def rehearse_training(
 
 @functools.lru_cache(maxsize=64)
 def _training(architecture: Architecture, recipe: Recipe, lengths: Lengths, kind: str, sharded: bool) -> Training:
-    height = 1 if recipe.caches_gradients else recipe.constitutions_per_query
-    responses = [[1] * lengths.response] * recipe.constitutions_per_query
-    packed = pack([([[1 + i] * lengths.prompt for i in range(height)], responses)] * recipe.per_device_train_batch_size)
-    world = World(size=2 if sharded else 1)
-
-    def step(model: Any, meter: Meter) -> None:
-        meter.begin("forward")
-        with compute(recipe, world):
-            tokens = token_logprobs(model, packed)
-        tokens.sum().backward()
+    rehearsed = _sami_step if recipe.method == "sami" else _trl_step
+    step, mask = rehearsed(architecture, recipe, lengths, kind, sharded)
 
     def watch(model: Any, meter: Meter) -> None:
         def decoded(_: Any, __: Any, output: Any) -> None:
@@ -99,9 +95,6 @@ def _training(architecture: Architecture, recipe: Recipe, lengths: Lengths, kind
     if found.get("embeddings") and architecture.tied:
         # The two gradients of a tied matrix are summed in place, but into a third one where tensors only pretend.
         found["embeddings"] -= count_parameters(architecture, recipe).embedding * dtype.itemsize
-    kinds = set(getattr(architecture.config.get_text_config(), "layer_types", None) or ["one"])
-    masked = attention.needs_mask(kind, architecture.config)
-    mask = len(kinds) * len(packed.input_ids) * len(packed.input_ids[0]) ** 2 if masked else 0
     return Training(
         forward=found["forward"],
         head=found["head"],
@@ -110,6 +103,70 @@ def _training(architecture: Architecture, recipe: Recipe, lengths: Lengths, kind
         kept=found["kept"],
         mask=mask,
     )
+
+
+def _mask_kinds(architecture: Architecture) -> int:
+    """Kinds of masks that a forward pass has at once: one for every kind of layer."""
+    return len(set(getattr(architecture.config.get_text_config(), "layer_types", None) or ["one"]))
+
+
+def _sami_step(
+    architecture: Architecture, recipe: Recipe, lengths: Lengths, kind: str, sharded: bool
+) -> tuple[Step, int]:
+    """The trainer's own micro-step, and the bytes of its block masks."""
+    height = 1 if recipe.caches_gradients else recipe.constitutions_per_query
+    responses = [[1] * lengths.response] * recipe.constitutions_per_query
+    packed = pack([([[1 + i] * lengths.prompt for i in range(height)], responses)] * recipe.per_device_train_batch_size)
+    world = World(size=2 if sharded else 1)
+
+    def step(model: Any, meter: Meter) -> None:
+        meter.begin("forward")
+        with compute(recipe, world):
+            tokens = token_logprobs(model, packed)
+        tokens.sum().backward()
+
+    masked = attention.needs_mask(kind, architecture.config)
+    size = len(packed.input_ids) * len(packed.input_ids[0]) ** 2
+    return step, _mask_kinds(architecture) * size if masked else 0
+
+
+def _trl_step(
+    architecture: Architecture, recipe: Recipe, lengths: Lengths, kind: str, sharded: bool
+) -> tuple[Step, int]:
+    """A micro-step of the methods dpo and sft, through TRL's own head, and the bytes of its padding masks.
+
+    On GPUs TRL's head has kernels that work in the logits' place; they are left out, since they hold nothing.
+    """
+    from unittest import mock
+
+    import torch
+
+    require_trl()
+    from trl.kernels import chunked_logprob
+    from trl.trainer.utils import add_fused_lm_head
+
+    rows = sequences_of_a_query(recipe) * queries_at_once(recipe)
+    whole = lengths.prompt + lengths.response
+    outputs = {"dpo": ("log_probs", "entropy", "mean_logits", "is_top1"), "sft": ("log_probs", "entropy", "is_top1")}
+
+    def nothing(*_: Any, **__: Any) -> None:
+        return
+
+    def step(model: Any, meter: Meter) -> None:
+        if "forward" not in vars(model):
+            add_fused_lm_head(model, outputs=outputs[recipe.method])
+        meter.begin("forward")
+        ids = torch.ones(rows, whole, dtype=torch.long)
+        mask = _generation_mask(model.config, rows, whole, whole)
+        with ExitStack() as stack:
+            if kind == "cuda":
+                for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
+                    stack.enter_context(mock.patch.object(chunked_logprob, name, nothing))
+            with compute(recipe, World()):
+                found = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False, fused_lm_head=True)
+            found.log_probs.sum().backward()
+
+    return step, _mask_kinds(architecture) * rows * whole**2
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sami_train.baselines import sequences_of_a_query
 from sami_train.config import Recipe
 from sami_train.errors import UserError
 from sami_train.files import read_rows
@@ -19,14 +20,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Iteration:
     """What an iteration takes. Tokens are those that go through the model; `plain_tokens` are those of the C x C sequences that
-    define the objective. `flops`: floating-point operations of its gradient steps; of sampling, `sampling_flops`."""
+    define SAMI's objective (None with the baselines, whose tokens are those of plain sequences). `flops`: floating-point
+    operations of its gradient steps; of sampling, `sampling_flops`."""
 
     number: int
     steps: int
     queries: int
     responses: int
     tokens: int
-    plain_tokens: int
+    plain_tokens: int | None
     sampled_tokens: int
     flops: float
     sampling_flops: float
@@ -36,41 +38,64 @@ FORMULA = (
     "forward: 2 operations per active parameter and token, 4 x width x row per token and layer for attention (Kaplan et al. "
     "2020, arXiv 2001.08361; Chowdhery et al. 2022, arXiv 2204.02311, appendix B), the head for response tokens only; backward: "
     "the same again, and once more for weights that are trained; one more forward of what is done again: recomputed layers, "
-    "logits that are not kept, everything with gradient caching"
+    "logits that are not kept, everything with gradient caching, DPO's reference; TRL's head is counted for every token on a "
+    "CPU, for response tokens on a GPU, as it computes them"
 )
 
 
-def plan_work(architecture: Architecture, parameters: Parameters, recipe: Recipe, lengths: Lengths) -> list[Iteration]:
-    """What every iteration takes, for examples of these lengths."""
-    return [_iteration(architecture, parameters, recipe, lengths, n) for n in range(1, recipe.iterations + 1)]
+@dataclass(frozen=True)
+class QueryWork:
+    """What one query takes in a gradient step: sequences, the tokens of each, and those whose logits are computed, of all."""
+
+    sequences: int
+    width: int
+    heads: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the layers."""
+        return self.sequences * self.width
+
+
+def query_work(recipe: Recipe, prompt: int, response: int, kind: str = "cpu") -> QueryWork:
+    """What a query takes whose prompts and responses have so many tokens, on a device of a kind (cpu, cuda)."""
+    size = recipe.constitutions_per_query
+    if recipe.method == "sami":
+        return QueryWork(size, prompt + size * (response - 1), size * size * response)
+    sequences = sequences_of_a_query(recipe)
+    return QueryWork(sequences, prompt + response, sequences * (response if kind == "cuda" else prompt + response - 1))
+
+
+def plan_work(
+    architecture: Architecture, parameters: Parameters, recipe: Recipe, lengths: Lengths, kind: str = "cpu"
+) -> list[Iteration]:
+    """What every iteration takes on devices of a kind (cpu, cuda), for examples of these lengths."""
+    return [_iteration(architecture, parameters, recipe, lengths, n, kind) for n in range(1, recipe.iterations + 1)]
 
 
 def _iteration(
-    architecture: Architecture, parameters: Parameters, recipe: Recipe, lengths: Lengths, number: int
+    architecture: Architecture, parameters: Parameters, recipe: Recipe, lengths: Lengths, number: int, kind: str
 ) -> Iteration:
-    size = recipe.constitutions_per_query
     steps = recipe.batches(number)
     queries = steps * (recipe.gradient_queries or recipe.batch_size)
-    width = lengths.prompt + size * (lengths.response - 1)
-    tokens, heads = size * width, size * size * lengths.response
-    passes = 2 if recipe.caches_gradients else 1
-    layers = 2.0 * parameters.active * tokens + attention_flops(architecture, tokens, width)
-    head = 2.0 * parameters.head * heads
+    work = query_work(recipe, lengths.prompt, lengths.response, kind)
+    size, whole = recipe.constitutions_per_query, lengths.prompt + lengths.response
+    layers = 2.0 * parameters.active * work.tokens + attention_flops(architecture, work.tokens, work.width)
+    head = 2.0 * parameters.head * work.heads
     flops = queries * _passes(layers, head, parameters, recipe)
-    if not _logits_are_kept(architecture, recipe, lengths):
+    if recipe.method != "sami" or not _logits_are_kept(architecture, recipe, lengths):
         flops += queries * head
-    if recipe.beta:
-        flops += steps * recipe.batch_size * (layers + head)
+    if recipe.beta and recipe.method != "sft":
+        flops += (queries if recipe.method == "dpo" else steps * recipe.batch_size) * (layers + head)
     responses = recipe.queries_needed(number) * size
-    whole = lengths.prompt + lengths.response
     sampling = 2.0 * parameters.active * whole + attention_flops(architecture, whole, whole / 2)
     return Iteration(
         number=number,
         steps=steps,
         queries=queries,
         responses=responses,
-        tokens=queries * tokens * passes,
-        plain_tokens=queries * size * size * whole,
+        tokens=queries * work.tokens * (2 if recipe.caches_gradients else 1),
+        plain_tokens=queries * size * size * whole if recipe.method == "sami" else None,
         sampled_tokens=responses * lengths.response,
         flops=flops,
         sampling_flops=responses * (sampling + 2.0 * parameters.head * lengths.response),

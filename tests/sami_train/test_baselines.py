@@ -275,6 +275,42 @@ def test_adapter_alone_is_trained(model: Any, method: str, tmp_path: Path) -> No
 @needs_trl
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 @llama
+def test_the_trainers_own_adapter_is_trained(model: Any, method: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    from sami_train.adapters import add_adapter
+
+    settings = recipe(method, batch_size=2, warmup_steps=0, gradient_checkpointing=True, use_peft=True, lora_r=4)
+    add_adapter(model, settings)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    rows = run(settings, model, made_up(2, 2) * 2, tmp_path)
+    assert rows[1]["loss"] < rows[0]["loss"]
+    if method == "dpo":  # the reference is the model as it came
+        assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == trained
+    assert all("lora_" in name for name in trained)
+
+
+@needs_trl
+@llama
+def test_speed_counts_the_tokens_of_prompts_and_responses(
+    model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr("sami_train.baselines.time.monotonic", lambda: 2.0 * next(clock))
+    examples = made_up(4, 2)
+    rows = run(recipe("dpo", batch_size=2), model, examples, tmp_path)
+    for row, batch in zip(rows, (examples[:2], examples[2:]), strict=True):
+        tokens = sum(
+            2 * len(prompt) + sum(map(len, example.response_ids)) for example in batch for prompt in example.prompt_ids
+        )
+        assert row["tokens_per_second"] == tokens / 2
+
+
+@needs_trl
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+@llama
 def test_loss_that_is_not_finite_stops(model: Any, method: str, tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan

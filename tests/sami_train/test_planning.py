@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from sami_train.planning.measure import measure, take_steps
 from sami_train.planning.memory import HEADROOM, PROGRAM, Machine, count_states, micro_steps, plan_memory
 from sami_train.planning.rehearsal import Lengths, Meter, rehearse_sampling, rehearse_training
 from sami_train.planning.shape import TABLE, Architecture, count_parameters, find_architecture
-from sami_train.planning.work import attention_flops, plan_work, speed_of_run
+from sami_train.planning.work import attention_flops, plan_work, query_work, speed_of_run
 
 LENGTHS = Lengths(prompt=20, response=8)
 ONE_CPU = Machine("cpu", 1, 1 << 34)
@@ -310,6 +311,84 @@ def test_a_plan_is_near_what_real_steps_take(tiny_model: Path) -> None:
     assert peak == pytest.approx(found.peak, abs=100 << 20)
 
 
+# Baselines
+
+
+def baseline(method: str, **changes: Any) -> Recipe:
+    return recipe_of(method=method, beta=0.1, **changes)
+
+
+@pytest.fixture(scope="module")
+def wide_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a vocabulary of 40,000 tokens, wider than a block of TRL's head."""
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("wide") / "wide-llama")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(40_000)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{}, {"bf16": True}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_plan_of_a_baseline_is_near_what_real_steps_take(
+    wide_model: Path, method: str, changes: dict[str, Any]
+) -> None:
+    pytest.importorskip("trl", reason="trl is not installed (pip install 'sami-harness[trl]')")
+    recipe = baseline(method, model=str(wide_model), batch_size=1, constitutions_per_query=4, **changes)
+    lengths = Lengths(100, 20)
+    planned = plan_memory(find_architecture(str(wide_model)), recipe, lengths, ONE_CPU)
+    training = [phase for phase in planned.phases if phase.name.startswith("training")]
+    peak = max(sum(part.size for part in phase.parts if part.name != "program") for phase in training)
+    found = measure(recipe, lengths, steps=1, frugal=True)
+    assert peak > 150 << 20
+    assert peak == pytest.approx(found.peak, rel=0.1)
+
+
+@pytest.mark.parametrize(("method", "sequences"), [("dpo", 8), ("sft", 4)])
+def test_the_work_of_a_baseline(method: str, sequences: int) -> None:
+    recipe = baseline(method, constitutions_per_query=4, batch_size=8, batches_at_start=3, iterations=1)
+    model = architecture_of("llama")
+    parameters = count_parameters(model, recipe)
+    (row,) = plan_work(model, parameters, recipe, LENGTHS)
+    assert row.tokens == 24 * sequences * 28
+    assert row.plain_tokens is None
+    layers = sequences * (2 * parameters.active * 28 + attention_flops(model, 28, 28))
+    head = 2 * parameters.head * sequences * 27
+    reference = layers + head if method == "dpo" else 0
+    assert row.flops == pytest.approx(24 * (3 * layers + 4 * head + reference))
+    (on_gpu,) = plan_work(model, parameters, recipe, LENGTHS, "cuda")
+    saved = 24 * (5 if method == "dpo" else 4) * 2 * parameters.head * sequences * (27 - 8)
+    assert row.flops - on_gpu.flops == pytest.approx(saved)
+
+
+def test_every_further_constitution_is_two_pairs_under_positive_vs_rest() -> None:
+    recipe = baseline("dpo", constitutions_per_query=3, contrast="positive_vs_rest", principles_per_constitution=2)
+    assert query_work(recipe, 20, 8).sequences == 2 * 2 * 2
+
+
+def test_micro_steps_of_a_baseline_are_equal_parts() -> None:
+    assert micro_steps(baseline("dpo", batch_size=6, per_device_train_batch_size=4), ONE_CPU) == 2
+    assert (
+        micro_steps(baseline("sft", batch_size=7, per_device_train_batch_size=4, gradient_caching=True), ONE_CPU) == 7
+    )
+
+
+def test_advice_for_a_baseline_is_about_what_it_has() -> None:
+    pytest.importorskip("trl", reason="trl is not installed (pip install 'sami-harness[trl]')")
+    recipe = baseline("dpo", constitutions_per_query=4, per_device_train_batch_size=2, sampling_batch_size=2)
+    model, lengths = architecture_of("llama"), Lengths(400, 100)
+    machine = tight(model, recipe, share=0.7)
+    found = Adviser(model, recipe, lengths, machine).suggestions()
+    assert found
+    for suggestion in found:
+        assert suggestion.devices == 1
+        assert "gradient_caching" not in suggestion.changes
+        changed = recipe.model_copy(update=dict(suggestion.changes))
+        assert plan_memory(model, changed, lengths, machine).fits(machine)
+
+
 # Advice
 
 
@@ -493,7 +572,7 @@ def test_measured_here(tiny_model: Path) -> None:
         (["--run", "nowhere"], "tokens_per_second"),
         (["--set", "model=null"], "names no model"),
         (["--set", "model=org/unknown-model"], "configuration of the model 'org/unknown-model' cannot be read"),
-        (["--set", "method=sft"], "'sft' is TRL's"),
+        (["--set", "method=sft", "--gpus", "2"], "'sft' trains in one process, on one device; give --gpus 1"),
         (["--tokens-per-second", "nan"], "must be above 0"),
     ],
 )
