@@ -137,8 +137,6 @@ def _trl_step(
 
     On GPUs TRL's head has kernels that work in the logits' place; they are left out, since they hold nothing.
     """
-    from unittest import mock
-
     import torch
 
     require_trl()
@@ -161,7 +159,7 @@ def _trl_step(
         with ExitStack() as stack:
             if kind == "cuda":
                 for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
-                    stack.enter_context(mock.patch.object(chunked_logprob, name, nothing))
+                    stack.enter_context(_instead(chunked_logprob, name, nothing))
             with compute(recipe, World()):
                 found = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False, fused_lm_head=True)
             found.log_probs.sum().backward()
@@ -416,16 +414,25 @@ def _run(operator: Any, args: Any, kwargs: Any) -> Any:
 def _attention(kind: str) -> Iterator[None]:
     """Attention as the device computes it: by parts or under a mask, which by the kernel that takes one; without storage torch
     would take the plain one."""
-    from unittest import mock
-
     from torch.nn import functional
 
     ours: Any = _attend_on_cpu if kind == "cpu" else _attend_on_gpu
     with (
-        mock.patch.object(functional, "scaled_dot_product_attention", ours),
-        mock.patch.object(attention, "BY_PARTS", attention.BY_PARTS & {kind}),
+        _instead(functional, "scaled_dot_product_attention", ours),
+        _instead(attention, "BY_PARTS", attention.BY_PARTS & {kind}),
     ):
         yield
+
+
+@contextmanager
+def _instead(place: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value under a module's name for a while."""
+    before = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)
 
 
 def _attend_on_cpu(
