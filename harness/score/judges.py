@@ -1,0 +1,112 @@
+"""What the results say of the judges: cards, corrections by a program, verdicts that are not counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.judges.card import JudgedPair, against_reference, corrected, full_card
+from harness.judges.family import same_family
+from harness.score.inputs import LengthKey, NotCounted, ScoreInputs, WhyNotCounted
+from harness.score.pairs import Groups, Pair, query_means, scored_pairs
+
+
+def judge_cards(inputs: ScoreInputs, pairs: list[Pair]) -> dict[str, Any]:
+    """The card of every judge, over all of its verdicts. The share of "first" is null where one order was shown."""
+    cards = {}
+    reference = _reference(inputs)
+    known: dict[tuple[object, ...], float] = {
+        pair.expected[1:10]: pair.score for pair in pairs if pair.expected.judge == reference and pair.score is not None
+    }
+    for name, judge in inputs.judges.items():
+        own = [pair for pair in pairs if pair.expected.judge == name]
+        judged_pairs = [_judged(pair, inputs.lengths) for pair in own]
+        card = full_card(judged_pairs, inputs.level)
+        if not any(len(pair.expected.orders) > 1 for pair in own):
+            card["share_first"] = card["intervals"]["share_first"] = None
+        judged = dict.fromkeys(model for pair in own for model in (pair.expected.a, pair.expected.b))
+        akin = same_family(judge["model"], judged, inputs.models) if judge.get("model") else {}
+        cards[name] = {
+            "kind": judge["kind"],
+            "model": judge.get("model"),
+            **card,
+            "same_family": akin,
+            "agreement": None,
+        }
+        if reference not in (None, name):
+            agreement = against_reference(judged_pairs, known, inputs.level)
+            cards[name]["agreement"] = {"reference": reference, **agreement}
+    return cards
+
+
+def _reference(inputs: ScoreInputs) -> str | None:
+    """The judge that the others are held against: a program, where the run has one."""
+    return next((name for name, judge in inputs.judges.items() if judge["kind"] == "verifiable"), None)
+
+
+def corrections(inputs: ScoreInputs, groups: Groups) -> list[dict[str, Any]]:
+    """Win rates of LLM judges corrected by the program's, for comparisons of which it judged some queries and not all."""
+    rows = []
+    reference = _reference(inputs)
+    for key, group in groups.items():
+        labels = groups.get(key._replace(judge=reference)) if reference else None
+        if key.kind != "win_rate" or key.judge == reference or not labels:
+            continue
+        scores, known = scored_pairs(group), scored_pairs(labels)
+        if not scores or not known:
+            continue
+        by_query, by_reference = (dict(zip(*map(list, query_means(side)), strict=True)) for side in (scores, known))
+        if by_query.keys() <= by_reference.keys():
+            continue  # the program's own win rate is there, and needs no correction
+        rows.append({**key.head(), "reference": reference, **corrected(by_query, by_reference, inputs.level)})
+    return rows
+
+
+def _judged(pair: Pair, lengths: Mapping[LengthKey, int]) -> JudgedPair:
+    e = pair.expected
+    a, b = (lengths.get((m, e.task, e.query_id, e.constitution_id, e.epoch)) for m in (e.a, e.b))
+    rows = tuple(row for row in pair.rows if row)
+    known = (a, b) if e.kind == "win_rate" else (None, None)  # the other answer of a contrast has another constitution
+    return JudgedPair(tuple(e[1:10]), pair.query, rows, pair.score, *known)
+
+
+def not_counted(found: Sequence[NotCounted]) -> list[dict[str, Any]]:
+    """A row for each reason why verdicts are not counted, with the sentence that tells of them as its `note`."""
+    rows = []
+    for why in dict.fromkeys(one.why for one in found):
+        group = [one for one in found if one.why == why]
+        rows.append(
+            {
+                "why": why,
+                "n": sum(one.n for one in group),
+                "of": [{"judge": one.judge, "kind": one.kind, "a": one.a, "b": one.b, "n": one.n} for one in group],
+                "note": _not_counted_said(why, group),
+            }
+        )
+    return rows
+
+
+def _not_counted_said(why: WhyNotCounted, group: Sequence[NotCounted]) -> str:
+    n = sum(one.n for one in group)
+    verdicts, were, them = ("verdict", "was", "it") if n == 1 else ("verdicts", "were", "them")
+    counted = "is not counted" if n == 1 else "are not counted"
+    judges = dict.fromkeys(one.judge for one in group)
+    places = "; ".join(
+        f"{judge}: {', '.join(f'{one.n:,} on {_pair_words(one)}' for one in group if one.judge == judge)}"
+        for judge in judges
+    )
+    if why == "responses":
+        return (
+            f"{n:,} {verdicts} in this run ({places}) {were} made on other responses, or by other rules, than are planned now, "
+            f"and {counted}: 'harness run' with the run's spec.yaml makes and judges what is missing."
+        )
+    again = " ".join(f"--judge {judge}" for judge in judges)
+    return (
+        f"{n:,} {verdicts} in this run ({places}) {were} made by other rules than this version, or this specification, judges by, "
+        f"and {counted}: judge anew with 'harness rejudge RUN {again}', or score the run with the version that made {them}."
+    )
+
+
+def _pair_words(one: NotCounted) -> str:
+    words = {"steerability": f"the steerability of {one.a}", "swapped": f"{one.a} against {one.b}, swapped"}
+    return words.get(one.kind, f"{one.a} against {one.b}")
