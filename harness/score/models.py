@@ -162,7 +162,7 @@ def _gap(learned: Scored, held_out: Scored, level: float) -> dict[str, Any]:
 
 
 def steerability(key: Key, group: list[Pair], level: float) -> list[dict[str, Any]]:
-    """How often a model follows a principle rather than its opposite: one row over all principles (`principle` null), then one for each."""
+    """How often a model follows a principle, not its opposite: a row over all principles (`principle` null), then one for each."""
     everything: list[tuple[str | None, Scored]] = [(None, scored_pairs(group)), *scored_by_principle(group).items()]
     unscored = len({pair.query for pair in group}) - len({query for query, _ in everything[0][1]})
     rows = []
