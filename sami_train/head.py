@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Bytes of logits (in float32) formed at once, by kind of device, unless the caller says otherwise."""
-KEPT_BYTES = 768 << 20
+KEPT_BYTES = 1536 << 20
 """Logits of all positions are kept for the backward pass where they take no more than this."""
 
 
