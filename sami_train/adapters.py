@@ -35,11 +35,15 @@ def add_adapter(model: Any, recipe: Recipe) -> None:
             warnings.simplefilter("ignore")  # peft's advice on experts and on tied weights
             inject_adapter_in_model(_config(recipe), model)
     except ValueError as error:
+        what = str(error).splitlines()[0]
+        if "lora_dropout" in what:
+            raise UserError(f"lora_dropout: the adapter cannot be added ({what}); set it to 0") from None
         raise UserError(
-            f"lora_target_modules: the adapter cannot be added ({str(error).splitlines()[0]}); name layers of the model"
+            f"lora_target_modules: the adapter cannot be added ({what}); name layers of the model"
         ) from None
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    if model.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise UserError("lora_target_modules: the model's head cannot have an adapter here; leave it out")
+    if model.config.get_text_config().tie_word_embeddings and isinstance(model.get_input_embeddings(), BaseTunerLayer):
         raise UserError(
             "lora_target_modules: this model's embeddings and head share their weights, so an adapter of one cannot be merged; "
             "leave them out"

@@ -7,6 +7,7 @@ another number of processes. A checkpoint appears under its name by a rename, wh
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -132,10 +133,17 @@ def _make_state(parameters: Mapping[str, Any], optimizer: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.distributed.checkpoint warns of what is meant here: one process without a process group."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """torch.distributed.checkpoint warns of what is meant here (one process without a process group), and prints the traceback
+    of a damaged file, of which the trainer tells in a sentence."""
+    logger = logging.getLogger("torch.distributed.checkpoint")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:

@@ -122,8 +122,14 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="of the run (default: runs/sami/RECIPE)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"a number from 1 to 4096 is needed, not '{text}'")
+    return int(text)
 
 
 LAST_WORD = 5.0
@@ -163,10 +169,15 @@ def _run(options: argparse.Namespace) -> int:
                 )
         finally:
             world.close()
-    except UserError as error:
+    except (UserError, OSError) as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(LAST_WORD)
-        raise RunError(str(error)) from error
+        if isinstance(error, UserError):
+            raise RunError(str(error)) from error
+        raise RunError(
+            f"{error.filename or folder}: the disk refuses ({error.strerror or error}); mend that and run again, what is "
+            "finished is kept"
+        ) from error
     if world.main:
         print(f"trained model: {final_model(folder, recipe)}")  # noqa: T201
     return 0
@@ -193,6 +204,11 @@ def inputs(recipe: Recipe, folders: Sequence[Path]) -> tuple[Source, TrainingDat
     sets = [_principle_set(name, folders) for name in recipe.principles]
     parts = {file: read_queries(file, part="train") for file in (_beside(name, folders) for name in recipe.queries)}
     queries = without_duplicates([query for part in parts.values() for query in part], recipe.name)
+    if not queries:
+        files = ", ".join(map(str, parts))
+        raise UserError(
+            f"{files}: there is no training query (rows that say 'part: train', or no part); name another file"
+        )
     kinds = sorted({query.task for query in queries})
     principles = {kind: [p for s in sets for p in s.select(kind, "learned")] for kind in kinds}
     for kind in kinds:

@@ -6,10 +6,10 @@ import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sami_train.errors import UserError, nearest
 from sami_train.yamlfile import LinedDocument, first_problem, parse_yaml, read_yaml
@@ -38,6 +38,11 @@ class Limits(BaseModel):
     )
 
 
+def _listed(value: object) -> object:
+    """One name as a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
 class Recipe(BaseModel):
     """A training run. Paths are relative to the recipe's file; the harness sets model, queries and principles itself."""
 
@@ -53,10 +58,10 @@ class Recipe(BaseModel):
         None, description="embedded/NAME, a folder or a hub id; the base that every iteration starts from"
     )
     style: Literal["completion", "chat"] = Field("completion", description="form of the prompts")
-    queries: tuple[str, ...] = Field(
+    queries: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
         (), description="JSON-lines files with a field 'query' or 'post' (and 'part': train)"
     )
-    principles: tuple[str, ...] = Field(
+    principles: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
         (), description="principle sets, by name or file; only learned principles are used"
     )
 
@@ -79,7 +84,7 @@ class Recipe(BaseModel):
     )
     shuffle_principles: bool = Field(True, description="the training prompt has the principles in an order of its own")
     oversample: float = Field(
-        1.25, ge=1, description="queries sampled for each one needed (a factor), to make up for filtered ones"
+        1.25, ge=1, le=1000, description="queries sampled for each one needed (a factor), to make up for filtered ones"
     )
     eval_queries: int = Field(
         0, ge=0, description="unseen queries on which the contrast is measured before and after training; 0: none"
@@ -198,12 +203,14 @@ class Recipe(BaseModel):
     )
     stop_if: Limits = Field(Limits(), description="limits that the training stops beyond, its checkpoint kept")
     save_steps: int = Field(0, ge=0, description="gradient steps between checkpoints inside an iteration; 0 keeps none")
-    seed: int = Field(0, description="of every draw (a whole number)")
+    seed: int = Field(0, ge=0, lt=2**32, description="of every draw (a whole number from 0 to 2^32 - 1)")
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Recipe:
         if self.method == "dpo" and self.beta == 0:
             raise ValueError("method dpo needs 'beta' above 0; TRL's default is 0.1")
+        if 0 < self.temperature < 0.01:
+            raise ValueError("'temperature' is above 0 and below 0.01; set 0 for greedy sampling")
         if self.contrast == "positive_vs_rest":
             choices = 2**self.principles_per_constitution
             if self.constitutions_per_query > choices:

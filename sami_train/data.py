@@ -26,13 +26,17 @@ class Query:
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of every non-empty line. Raises UserError naming file and line for anything else."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError:
+                    if "\\u" in line:
+                        json.dumps(
+                            row, ensure_ascii=False
+                        ).encode()  # half of a character, written as an escape, is no text
+                except (ValueError, RecursionError):
                     raise UserError(f"{path}:{number}: this line is not JSON; mend or delete it") from None
                 if not isinstance(row, dict):
                     raise UserError(f"{path}:{number}: this line is not a JSON object; mend or delete it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -41,6 +42,18 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         raise _cannot_write(path, error) from None
 
 
+def replace_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Put other rows in the place of a file's, all at once. Raises UserError when the disk refuses."""
+    work = path.with_name(f".{path.name}.tmp")
+    work.unlink(missing_ok=True)
+    append_rows(work, rows)
+    try:
+        work.touch()
+        work.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file, none where there is no file; a torn last line is left out.
 
@@ -70,17 +83,21 @@ def _whole_length(path: Path) -> int:
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{path}: cannot be written ({error.strerror}); free some space and run again, finished work is kept"
-    )
+    what = "free some space" if error.errno in _FULL else "make it writable"
+    return UserError(f"{path}: cannot be written ({error.strerror}); {what} and run again, finished work is kept")
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is no file. Raises UserError when it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError):
+    except OSError as error:
+        raise UserError(f"{path}: this file cannot be read ({error.strerror}); make it readable") from None
+    except ValueError:
         raise UserError(f"{path}: this file is damaged; delete it and run again, the rest is kept") from None
     return value if isinstance(value, dict) else None

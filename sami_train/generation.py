@@ -21,12 +21,12 @@ DEFAULT_BATCH = {"cpu": 64, "cuda": 128}
 @dataclass(frozen=True)
 class Encoded:
     """A prompt as token ids (BOS first, once, where the model has one); `truncated`: its body was shortened to fit, to so many
-    of its words (`words`)."""
+    of its characters (`kept`)."""
 
     ids: list[int]
     text: str
     truncated: bool
-    words: int | None = None
+    kept: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,16 @@ class Generated:
 def encode_prompt(tokenizer: Any, prompt: Prompt, max_tokens: int) -> Encoded:
     """Tokenise a prompt; shorten its body, and nothing else, until it has at most `max_tokens` tokens.
 
+    It ends with a whole word, unless its last word is longer than LONGEST_WORD characters (or its language has no spaces).
+
     Raises:
-        UserError: the prompt is too long even with an empty body, or the tokenizer puts its BOS more than once.
+        UserError: nothing of the body fits, the tokenizer puts its BOS more than once, or the chat template fails.
     """
 
     def encode(body: str) -> tuple[list[int], str]:
         shaped = prompt.with_body(body)
         if prompt.style == "chat":
-            text = str(tokenizer.apply_chat_template(shaped.chat, tokenize=False, add_generation_prompt=True))
+            text = _chat_text(tokenizer, shaped)
             return with_bos(tokenizer, list(tokenizer(text, add_special_tokens=False).input_ids), always=False), text
         text = shaped.text
         return with_bos(tokenizer, list(tokenizer(text, add_special_tokens=False).input_ids)), text
@@ -58,34 +60,57 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_tokens: int) -> Encoded:
     ids, text = encode(body)
     if len(ids) <= max_tokens:
         return Encoded(ids, text, False)
-    words = body.split(" ")
-    low, high = 0, len(words) - 1
-    best: tuple[list[int], str, int] | None = None
-    while low <= high:
-        keep = (low + high) // 2
-        ids, text = encode(" ".join(words[:keep]))
-        if len(ids) <= max_tokens:
-            best, low = (ids, text, keep), keep + 1
+    low, high = 0, len(body) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(encode(body[:middle])[0]) <= max_tokens:
+            low = middle
         else:
-            high = keep - 1
-    if best is None:
+            high = middle - 1
+    kept = _whole_words(body, low)
+    ids, text = encode(body[:kept])
+    if len(ids) > max_tokens or not kept:
         raise UserError(
-            f"a prompt has {len(ids)} tokens without its query, more than the {max_tokens} allowed; "
-            "raise max_prompt_tokens or use fewer principles"
+            f"a prompt has {len(encode('')[0])} tokens without its query and {max_tokens} are allowed, so nothing of the query "
+            "fits; raise max_prompt_tokens or use fewer principles"
         )
-    return Encoded(best[0], best[1], True, best[2])
+    return Encoded(ids, text, True, kept)
+
+
+LONGEST_WORD = 100
+"""Characters of a word, at most, that is left out rather than cut in two where a prompt is shortened."""
+
+
+def _whole_words(body: str, length: int) -> int:
+    """The length of a body cut at `length`, or before the word that it would be cut in."""
+    if body[length : length + 1] == " ":
+        return length
+    space = body.rfind(" ", 0, length)
+    return space if space > 0 and length - space <= LONGEST_WORD else length
+
+
+def _chat_text(tokenizer: Any, prompt: Prompt) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(prompt.chat, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        raise UserError(
+            f"the chat template of the model's tokenizer fails ({str(error).strip().splitlines()[0][:200]}); mend it, or set "
+            "style: completion"
+        ) from None
 
 
 def encode_alike(tokenizer: Any, prompts: Sequence[Prompt], max_tokens: int) -> list[Encoded]:
     """Prompts with one body between them, shortened in all to the length that fits the longest. Raises as `encode_prompt`."""
     encoded = [encode_prompt(tokenizer, prompt, max_tokens) for prompt in prompts]
-    words = [one.words for one in encoded if one.words is not None]
-    if not words:
+    kept = [one.kept for one in encoded if one.kept is not None]
+    if not kept:
         return encoded
-    shortest = min(words)
-    bodies = [" ".join(without_control_tokens(tokenizer, prompt.body).split(" ")[:shortest]) for prompt in prompts]
+    shortest = min(kept)
+    bodies = [without_control_tokens(tokenizer, prompt.body)[:shortest] for prompt in prompts]
     return [
-        replace(encode_prompt(tokenizer, prompt.with_body(body), max_tokens), truncated=True, words=shortest)
+        replace(encode_prompt(tokenizer, prompt.with_body(body), max_tokens), truncated=True, kept=shortest)
         for prompt, body in zip(prompts, bodies, strict=True)
     ]
 
@@ -174,6 +199,12 @@ def generate_batch(
     from transformers import StoppingCriteriaList
 
     pad = tokenizer.pad_token_id
+    known = model.get_input_embeddings().num_embeddings
+    if (highest := max(max(e.ids) for e in batch)) >= known:
+        raise UserError(
+            f"the tokenizer has a token {highest}, and the model knows {known}: they do not belong together; restore the "
+            "model folder"
+        )
     shared = [] if sharded else _shared_prefix(model, [e.ids for e in batch], max_new_tokens)
     rests = [e.ids[len(shared) :] for e in batch]
     longest = max(len(rest) for rest in rests)
@@ -187,17 +218,26 @@ def generate_batch(
         torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     watch = StopWatch(tokenizer, stop, width)
-    with torch.no_grad() if sharded else torch.inference_mode():
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
-            stopping_criteria=StoppingCriteriaList([watch] if stop else []),
-            synced_gpus=sharded,
-            **_prefix_cache(model, shared, len(batch)),
-            **sampling,
-        )
+    try:
+        with torch.no_grad() if sharded else torch.inference_mode():
+            output = model.generate(
+                input_ids=input_ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                stopping_criteria=StoppingCriteriaList([watch] if stop else []),
+                synced_gpus=sharded,
+                use_cache=True,
+                **_prefix_cache(model, shared, len(batch)),
+                **sampling,
+            )
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise UserError(
+            "the model gives no finite probabilities, so nothing can be sampled from it; restore it, or train it again with a "
+            "lower learning_rate"
+        ) from None
     ends = end_ids(model.generation_config, tokenizer)
     return [
         finish(tokenizer, encoded, row[width:].tolist(), ends=ends, stop=stop, max_new_tokens=max_new_tokens)

@@ -173,9 +173,16 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
 
     tokenizer = _pretrained(AutoTokenizer, source, trust_remote_code=trust_remote_code)
     tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:  # padding is masked, so that any token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
+
+
+def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
+    """The model's configuration. Raises UserError when it cannot be read."""
+    from transformers import AutoConfig
+
+    return _pretrained(AutoConfig, source, trust_remote_code=trust_remote_code)
 
 
 def generation_settings(source: Source) -> Any:
@@ -184,29 +191,45 @@ def generation_settings(source: Source) -> Any:
 
     try:
         return GenerationConfig.from_pretrained(local_folder(source), revision=source.revision or "main")
-    except OSError:
+    except (OSError, ValueError):
         return GenerationConfig()
+
+
+def plain_settings(settings: Any) -> Any:
+    """Generation settings with the special tokens of others, and nothing else of them."""
+    from transformers import GenerationConfig
+
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    return GenerationConfig(**{name: getattr(settings, name) for name in kept})
 
 
 def load_model(source: Source, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False) -> Any:
     """The causal language model in eval mode on `device`, with `dtype` weights and SDPA attention.
 
-    On ``cuda`` a model that is too large for one GPU is laid over all of them, layer by layer.
+    On ``cuda`` a model that is too large for one GPU is laid over all of them, layer by layer. Of the generation settings that
+    come with it only the special tokens are kept: how responses are sampled is said by who samples.
 
     Raises:
-        UserError: the folder or hub id cannot be read or is not a causal language model in safetensors.
+        UserError: the folder or hub id cannot be read, is not a causal language model in safetensors, or lacks weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = _pretrained(
+    model, found = _pretrained(
         AutoModelForCausalLM,
         source,
         trust_remote_code=trust_remote_code,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         attn_implementation="sdpa",
+        output_loading_info=True,
     )
+    if lacking := sorted(found["missing_keys"]):
+        raise UserError(
+            f"the model '{source}' cannot be loaded: {len(lacking)} of its weights are not in its files ({lacking[0]}), and "
+            "would be random; restore it, or save it again from its causal language model"
+        )
+    model.generation_config = plain_settings(model.generation_config)
     return _placed(model, device).eval()
 
 
@@ -241,7 +264,8 @@ def _pretrained(kind: Any, source: Source, **options: Any) -> Any:
             if source.kind == "hub"
             else "restore the model folder"
         )
-        raise UserError(f"the model '{source}' cannot be loaded ({_reason(error)}); {hint}") from error
+        what = "the tokenizer of the model" if "Tokenizer" in kind.__name__ else "the model"
+        raise UserError(f"{what} '{source}' cannot be loaded ({_reason(error)}); {hint}") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in {
             "safetensors_rust",
@@ -358,9 +382,12 @@ def _content_sample(
     file: Path, *, whole_below: int = 64 << 20, pieces: int = 64, piece: int = 64 << 10
 ) -> list[object]:
     """Name, size and a digest: of the whole file when small, else of 64 pieces of 64 KiB spread evenly over it."""
-    size = file.stat().st_size
     digest = hashlib.sha256()
-    with file.open("rb") as handle:
+    try:
+        size, handle = file.stat().st_size, file.open("rb")
+    except OSError as error:
+        raise UserError(f"{file}: this file cannot be read ({error.strerror}); check its permissions") from None
+    with handle:
         if size <= whole_below:
             digest.update(handle.read())
         else:

@@ -12,13 +12,15 @@ Whatever is finished is never done again: pairs are kept row by row, an iteratio
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,7 @@ from sami_train.constitutions import Principle
 from sami_train.data import Query
 from sami_train.distributed import World
 from sami_train.errors import UserError
-from sami_train.files import append_rows, read_json, read_rows, write_json
+from sami_train.files import append_rows, read_json, read_rows, replace_rows, write_json
 from sami_train.models import Source, source_fingerprint
 from sami_train.optimizers import require_optimizer
 from sami_train.pairs import Contrast, Example, plan_contrasts, split_queries
@@ -83,11 +85,18 @@ def train(
     if finished := _finished(folder, recipe, inputs):
         return finished
     _require_packages(recipe, world)
+    _check_principles(data)
     first, second, unseen = split_queries(data.queries, recipe)
-    _claim(folder, recipe, inputs, world)
+    plan_contrasts(
+        first[: recipe.queries_needed(1)], data.principles, data.templates, recipe, seed=0
+    )  # what it refuses
     if not world.main:
         progress, note = (lambda *_: None), (lambda _: None)
+    if recipe.save_steps and recipe.method != "sami":
+        note(f"the method '{recipe.method}' keeps no checkpoints inside an iteration: save_steps does nothing")
     with ExitStack() as stack:
+        stack.enter_context(_alone(folder, world))
+        _claim(folder, recipe, inputs, world)
         trackers = None
         if recipe.report_to and world.main:
             from sami_train.tracking import open_trackers
@@ -141,9 +150,51 @@ def _require_packages(recipe: Recipe, world: World) -> None:
             raise UserError(f"the method '{recipe.method}' trains in one process; start it without torchrun")
 
 
+def _check_principles(data: TrainingData) -> None:
+    """Raises UserError where two principles of one kind of task have the same id, as those of two sets may."""
+    for kind, principles in data.principles.items():
+        ids = [principle.id for principle in principles]
+        if twice := next((name for name in ids if ids.count(name) > 1), None):
+            raise UserError(
+                f"principles: the id '{twice}' ({kind}) is in more than one of the sets; name each set once, or rename "
+                "the principle"
+            )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, world: World) -> Iterator[None]:
+    """Hold the run's folder, which the first process makes, so that no second run writes there.
+
+    Raises:
+        UserError: another run holds it, or it cannot be made.
+    """
+    error, handle = None, None
+    if world.main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = (folder / ".training.lock").open("ab")
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            error = UserError(
+                f"{folder}: another run is training here; wait for it, stop it, or name another folder with -o"
+            )
+        except OSError as reason:
+            error = UserError(f"{folder}: the folder cannot be written ({reason.strerror}); name another one with -o")
+    try:
+        world.together(error)
+        yield
+    finally:
+        if handle is not None:
+            handle.close()  # which lets go; so does the end of the process, however it ends
+
+
 def _finished(folder: Path, recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any] | None:
     """The summary of a finished run of this recipe on these inputs. Raises UserError where it is another run's."""
-    if folder.exists() and not folder.is_dir():
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+    except OSError as reason:
+        raise UserError(f"{folder}: the folder cannot be read ({reason.strerror}); name another one with -o") from None
+    if is_file:
         raise UserError(f"{folder}: this is a file; name a folder with -o")
     summary = read_json(folder / "summary.json")
     if summary is not None:
@@ -164,17 +215,19 @@ def _inputs(source: Source, data: TrainingData) -> dict[str, str]:
 
 
 def _claim(folder: Path, recipe: Recipe, inputs: Mapping[str, str], world: World) -> None:
-    """Write down what the folder's run is, or make sure that the run begun there is this one.
+    """Write down what the folder's run is, or make sure that the run begun there, which has made something, is this one.
 
     Raises:
         UserError: the folder holds the run of another recipe, model, principles or queries, or cannot be made.
     """
     error = None
+    made = (*folder.glob("*.jsonl"), *folder.glob("iteration-*/*.jsonl"))
+    begun = (folder / "inputs.json").is_file() and bool(made)
+    world.barrier()  # all have looked before the first process writes
     try:
-        if (folder / "inputs.json").is_file():
+        if begun:
             _same_inputs(folder, recipe, inputs)
         elif world.main:
-            folder.mkdir(parents=True, exist_ok=True)
             (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
             write_json(folder / "inputs.json", dict(inputs))
     except OSError as reason:
@@ -242,6 +295,8 @@ class _Run:
             place.mkdir(parents=True, exist_ok=True)
         self.world.barrier()
         recipe, label = self.recipe, f"iteration {number}"
+        if number == 1 and not (place / "pairs.jsonl").exists():
+            self._check_model()
         sampled_from = self.source
         if number > 1:
             sampled_from = Source("folder", str(self.folder / f"iteration-{number - 1}" / "model"))
@@ -254,19 +309,34 @@ class _Run:
         summary = {"iteration": number, "queries": len(contrasts), **training.run()}
         try:
             self.weights.save(place / "model", summary, self.data.provenance)
-        except UserError:
+        except Exception:
             training.keep()
             raise
         if self.world.main:
             write_json(place / "summary.json", summary)
             shutil.rmtree(place / "checkpoint", ignore_errors=True)
 
+    def _check_model(self) -> None:
+        """Refuse, before anything is sampled, a model that the steps could not be taken with."""
+        from sami_train.logprobs import check_fast_path
+        from sami_train.sampling import uses_vllm
+
+        self.weights.check_adapters()
+        if self.recipe.method != "sami" or uses_vllm(self.recipe, self.world):
+            return  # with vLLM the model is not loaded yet: the check before the first step must do
+        model = self.weights.for_sampling(self.source)
+        made_up = [
+            [(7 * n + side) % model.config.get_text_config().vocab_size for n in range(1, 13)] for side in range(2)
+        ]
+        check_fast_path(model, (made_up, made_up), tolerance=0.1 if self.recipe.bf16 else 0.02)
+
     def _check_pairs(self, place: Path, kept: Sequence[Example], filtered: Mapping[str, int], number: int) -> None:
         wanted = self.recipe.batch_size * self.recipe.batches(number)
         counts = ", ".join(f"{rule} {count}" for rule, count in filtered.items() if count)
         if not kept:
             raise UserError(
-                f"{place / 'pairs.jsonl'}: every pair was filtered out ({counts}); relax 'filters' or raise max_new_tokens"
+                f"{place / 'pairs.jsonl'}: every pair was filtered out ({counts}); look at the responses there, then "
+                "relax 'filters' or raise max_new_tokens, in another folder (-o)"
             )
         if len(kept) < wanted:
             self.note(
@@ -449,7 +519,18 @@ class _Training:
         self._resume(0)
 
         def record(row: dict[str, float]) -> None:
-            self._record(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
+            step = int(row["step"])
+            self._record(step, {k: v for k, v in row.items() if k != "step"})
+            if (
+                self.unseen
+                and self.recipe.eval_steps
+                and step < len(self.batches)
+                and step % self.recipe.eval_steps == 0
+            ):
+                was_training = model.training
+                model.eval()
+                self._evaluate(model, step)
+                model.train(was_training)
 
         train_baseline(
             self.recipe,
@@ -559,6 +640,6 @@ class _Training:
 
 def _keep_rows(file: Path, steps: int) -> None:
     """Leave only the rows of the first steps."""
-    rows = [row for row in read_rows(file) if row["step"] <= steps]
-    file.unlink(missing_ok=True)
-    append_rows(file, rows)
+    rows = read_rows(file)
+    if len(kept := [row for row in rows if row["step"] <= steps]) < len(rows):
+        replace_rows(file, kept)

@@ -11,7 +11,7 @@ from sami_train.adapters import add_adapter, merged_state, save_adapter
 from sami_train.config import Recipe
 from sami_train.distributed import World, shard, spread_weights, whole_state
 from sami_train.errors import UserError
-from sami_train.models import Source, load_model, load_tokenizer
+from sami_train.models import Source, generation_settings, load_config, load_model, load_tokenizer
 
 
 class Weights:
@@ -57,6 +57,11 @@ class Weights:
                 f"the master weights of '{self.base}' are {wrong[0]}; training needs them in {recipe.master_dtype}"
             )
         return model
+
+    def check_adapters(self) -> None:
+        """Put the adapter into the model without its weights. Raises UserError where it does not go into it."""
+        if self.recipe.use_peft:
+            add_adapter(self._empty(load_config(self.base, trust_remote_code=self.trust_remote_code)), self.recipe)
 
     def trainable(self) -> dict[str, Any]:
         """The parameters that are trained, by name. Shards, where there are any: a forward without a backward pass leaves the
@@ -156,6 +161,7 @@ class Weights:
             shutil.rmtree(work, ignore_errors=True)
             try:
                 exported = merged_state(self._empty(model.config), state, recipe) if recipe.use_peft else state
+                model.generation_config = self._settings(model.generation_config)
                 model.save_pretrained(work, state_dict=exported)
                 self.tokenizer.save_pretrained(work)
                 if recipe.use_peft:
@@ -174,6 +180,15 @@ class Weights:
             self.release()  # its weights have the adapter merged in
         else:
             self._holds = (str(target), recipe.master_dtype)
+
+    def _settings(self, plain: Any) -> Any:
+        """The generation settings that came with the base, for the exported model; `plain` where transformers refuses them."""
+        settings = generation_settings(self.base)
+        try:
+            settings.validate(strict=True)
+        except ValueError:
+            return plain
+        return settings
 
     def _card(self, summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
         from sami_train.card import licence_of, model_card, versions

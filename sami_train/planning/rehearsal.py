@@ -20,6 +20,7 @@ from sami_train import attention
 from sami_train.baselines import queries_at_once, require_trl, sequences_of_a_query
 from sami_train.config import Recipe
 from sami_train.distributed import World
+from sami_train.errors import UserError
 from sami_train.logprobs import pack, token_logprobs
 from sami_train.planning.shape import Architecture, build, count_parameters, essential
 from sami_train.step import compute
@@ -266,7 +267,7 @@ def _cached_layers(config: Any, length: int) -> Iterator[tuple[int, int, int]]:
     )
     for kind in kinds:
         kept = min(length, window - 1) if kind == "sliding_attention" and window else length
-        yield kept, text.num_key_value_heads, size
+        yield kept, getattr(text, "num_key_value_heads", None) or text.num_attention_heads, size
 
 
 def _cache_bytes(config: Any, batch: int, length: int, size: int) -> int:
@@ -309,7 +310,11 @@ def _peaks(
 ) -> dict[str, int]:
     """Bytes over what the model and its gradients take, by phase, in the last of `times` steps."""
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
 
     with torch.device("meta"):
         model = build(config, recipe, dtype)
@@ -323,7 +328,13 @@ def _peaks(
         stack.enter_context(_attention(kind))
         for _ in range(times):
             meter.restart()
-            step(model, meter)
+            try:
+                step(model, meter)
+            except (DataDependentOutputException, DynamicOutputShapeException):
+                raise UserError(
+                    f"models of the type '{config.model_type}' look at their numbers on the way, so their steps cannot be "
+                    "rehearsed without them; take a short run and watch it"
+                ) from None
         return {name: peak - meter.start for name, peak in meter.peaks.items()}
 
 

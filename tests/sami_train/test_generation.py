@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sami_train.errors import UserError
-from sami_train.generation import Generated, encode_prompt, generate, plan_batches, with_bos
+from sami_train.generation import (
+    Encoded,
+    Generated,
+    encode_alike,
+    encode_prompt,
+    generate,
+    generate_batch,
+    plan_batches,
+    with_bos,
+)
 from sami_train.models import load_model, load_tokenizer, parse_source
 from sami_train.prompts import Prompt, load_template
 
@@ -109,8 +120,100 @@ def test_only_the_body_is_shortened(opened: tuple[Any, Any]) -> None:
 
 
 def test_a_prompt_that_cannot_fit_is_one_sentence(opened: tuple[Any, Any]) -> None:
-    with pytest.raises(UserError, match="more than the 20 allowed"):
+    with pytest.raises(UserError, match="20 are allowed, so nothing of the query fits"):
         encode_prompt(opened[1], prompts()[0], 20)
+
+
+@pytest.mark.parametrize("body", ["数" * 400, "a" * 900, "So " + "数" * 400])
+def test_a_body_without_spaces_is_cut_inside(opened: tuple[Any, Any], body: str) -> None:
+    prompt = load_template("dialogue").render(["Be kind."], body, "completion")
+    cut = encode_prompt(opened[1], prompt, 600)
+    assert cut.truncated
+    assert cut.kept is not None
+    assert body[: cut.kept] in cut.text
+    longer = prompt.with_body(body[: cut.kept + 1]).text
+    assert len(cut.ids) <= 600 < len(opened[1](longer, add_special_tokens=False).input_ids) + 1
+
+
+def test_a_body_is_cut_between_words_as_word_by_word_counting_would(opened: tuple[Any, Any]) -> None:
+    body = " ".join(f"word{n % 7}" * (1 + n % 3) for n in range(200))
+    prompt = load_template("dialogue").render(["Be kind."], body, "completion")
+    words = body.split(" ")
+    for allowed in (260, 300, 411):
+        most = max(
+            n for n in range(200)
+            if len(with_bos(opened[1], opened[1](prompt.with_body(" ".join(words[:n])).text, add_special_tokens=False).input_ids))
+            <= allowed
+        )  # fmt: skip
+        assert encode_prompt(opened[1], prompt, allowed).text == prompt.with_body(" ".join(words[:most])).text
+
+
+def test_prompts_of_one_query_are_cut_alike(opened: tuple[Any, Any]) -> None:
+    template, body = load_template("dialogue"), "数" * 400
+    both = [template.render([line], body, "completion") for line in ("Be kind.", "Be kind to everyone, and say so.")]
+    short, long = encode_alike(opened[1], both, 600)
+    assert short.kept == long.kept
+    assert len(short.ids) < len(long.ids) <= 600
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 5.0},
+        {"temperature": 0.5, "top_p": 0.5},
+        {"use_cache": False},
+        {"num_beams": 3},
+        {"cache_implementation": "static"},
+        {"min_new_tokens": 9},
+        {"suppress_tokens": list(range(3, 100))},
+    ],
+)
+def test_settings_that_come_with_a_model_do_not_change_the_text(
+    tiny_model: Path, opened: tuple[Any, Any], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps({**tokens, **settings}), encoding="utf-8")
+    model = load_model(parse_source(str(folder)))
+    assert {i: g.ids for i, g in everything(model, opened[1]).items()} == {
+        i: g.ids for i, g in everything(*opened).items()
+    }
+
+
+def test_a_config_without_cache_does_not_change_the_text(
+    tiny_model: Path, opened: tuple[Any, Any], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "use_cache": False}), encoding="utf-8")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    made = everything(load_model(parse_source(str(folder))), opened[1])
+    assert {i: g.ids for i, g in made.items()} == {i: g.ids for i, g in everything(*opened).items()}
+
+
+def test_weights_that_are_missing_are_not_made_up(tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    state.pop("model.norm.weight")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 of its weights are not in its files \(model.norm.weight\)"):
+        load_model(parse_source(str(folder)))
+
+
+def test_a_tokenizer_of_another_model_is_one_sentence(opened: tuple[Any, Any]) -> None:
+    model, tokenizer = opened
+    known = model.get_input_embeddings().num_embeddings
+    with pytest.raises(UserError, match=f"has a token {known}, and the model knows {known}"):
+        generate_batch(model, tokenizer, [Encoded([1, known], "", False)], max_new_tokens=2)
+
+
+def test_a_chat_template_that_fails_is_one_sentence(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(parse_source(str(tiny_model)))
+    tokenizer.chat_template = "{{ raise_exception('no system prompts') }}"
+    with pytest.raises(UserError, match=r"chat template of the model's tokenizer fails .no system prompts"):
+        encode_prompt(tokenizer, prompts("chat")[0], 900)
 
 
 def test_a_shared_beginning_is_run_once_and_changes_nothing(
@@ -142,8 +245,6 @@ def test_a_shared_beginning_is_run_once_and_changes_nothing(
 
 
 def test_a_changed_chat_template_is_another_model(tiny_model: Path, tmp_path: Path) -> None:
-    import shutil
-
     from sami_train.models import source_fingerprint
 
     copy = tmp_path / "copy"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +21,9 @@ from conftest import tiny_model as model_of
 
 from sami_train.config import Recipe
 from sami_train.constitutions import load_principle_set
-from sami_train.data import Query
+from sami_train.data import Query, read_queries
 from sami_train.errors import UserError
+from sami_train.files import append_rows, read_rows, replace_rows
 from sami_train.models import load_model, parse_source
 from sami_train.pairs import split_queries
 from sami_train.prompts import load_template
@@ -367,8 +370,8 @@ def test_stop_if_keeps_the_checkpoint_and_holds_when_run_again(tiny_model: Path,
 def test_a_folder_of_another_run_is_refused(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a run with learning_rate = 0\.001 was begun here, now it is 0\.002"):
         train(recipe(save_steps=1, learning_rate=2e-3), parse_source(str(tiny_model)), data(), undisturbed)
-    (tmp_path / "inputs.json").write_bytes((undisturbed / "inputs.json").read_bytes())
-    (tmp_path / "recipe.yaml").write_bytes((undisturbed / "recipe.yaml").read_bytes())
+    for name in ("inputs.json", "recipe.yaml", "unseen.jsonl"):
+        (tmp_path / name).write_bytes((undisturbed / name).read_bytes())
     other = TrainingData(QUERIES[1:], data().principles, data().templates)
     with pytest.raises(UserError, match="a run with other queries was begun here"):
         train(recipe(), parse_source(str(tiny_model)), other, tmp_path)
@@ -451,6 +454,118 @@ def test_lora_on_tied_embeddings_is_refused() -> None:
 
     with pytest.raises(UserError, match="embeddings and head share their weights"):
         add_adapter(model_of("gemma3"), recipe(use_peft=True, lora_target_modules=["embed_tokens", "q_proj"]))
+
+
+def test_lora_on_the_head_is_refused() -> None:
+    pytest.importorskip("peft", reason="peft is not installed (pip install 'sami-harness[peft]')")
+    from sami_train.adapters import add_adapter
+
+    with pytest.raises(UserError, match="head cannot have an adapter"):
+        add_adapter(model_of("llama"), recipe(use_peft=True, lora_target_modules=["lm_head", "q_proj"]))
+
+
+def test_lora_dropout_that_a_layer_does_not_take_is_named() -> None:
+    pytest.importorskip("peft", reason="peft is not installed (pip install 'sami-harness[peft]')")
+    from sami_train.adapters import add_adapter
+
+    with pytest.raises(UserError, match=r"^lora_dropout: .* set it to 0"):
+        add_adapter(model_of("mixtral"), recipe(use_peft=True, lora_dropout=0.1))
+
+
+def test_settings_that_transformers_refuses_to_write_cost_no_training(tiny_model: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    settings = recipe(iterations=1, eval_queries=0)
+    for place, extra in (("refused", {"temperature": 0.9}), ("taken", {"repetition_penalty": 1.1})):
+        (base / "generation_config.json").write_text(json.dumps({**tokens, **extra}), encoding="utf-8")
+        train(settings, parse_source(str(base)), data(), tmp_path / place)
+        written = json.loads((final_model(tmp_path / place, settings) / "generation_config.json").read_text())
+        assert tokens.items() <= written.items()
+        assert ("repetition_penalty" in written) == (place == "taken")
+
+
+def test_two_principles_of_one_name_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    twice = data()
+    twice = dataclasses.replace(twice, principles={"dialogue": [*twice.principles["dialogue"]] * 2})
+    with pytest.raises(UserError, match=r"principles: the id '[a-z-]+' \(dialogue\) is in more than one of the sets"):
+        train(recipe(), parse_source(str(tiny_model)), twice, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def meanwhile(what: str, done: int, *_: Any) -> None:
+        if not refused:
+            with pytest.raises(UserError) as error:
+                train(recipe(iterations=1), parse_source(str(tiny_model)), data(), tmp_path)
+            refused.append(str(error.value))
+
+    train(recipe(iterations=1), parse_source(str(tiny_model)), data(), tmp_path, progress=meanwhile)
+    assert len(refused) == 1
+    assert "another run is training here" in refused[0]
+
+
+def test_a_folder_in_which_nothing_was_made_is_free(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing of the query fits; raise max_prompt_tokens"):
+        train(recipe(iterations=1, max_prompt_tokens=16), parse_source(str(tiny_model)), data(), tmp_path)
+    train(recipe(iterations=1), parse_source(str(tiny_model)), data(), tmp_path)
+    with pytest.raises(UserError, match="a run with max_new_tokens = 12 was begun here"):
+        train(recipe(iterations=1, max_new_tokens=9), parse_source(str(tiny_model)), data(), tmp_path)
+
+
+def test_rows_are_put_back_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "evaluations.jsonl"
+    append_rows(file, [{"step": n} for n in range(1, 5)])
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            replace_rows(file, [{"step": 1}])
+    assert [row["step"] for row in read_rows(file)] == [1, 2, 3, 4]
+    replace_rows(file, [{"step": 1}])
+    assert [row["step"] for row in read_rows(file)] == [1]
+    replace_rows(file, [])
+    assert read_rows(file) == []
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_baseline_is_watched_while_it_trains(tiny_model: Path, tmp_path: Path, method: str) -> None:
+    pytest.importorskip("trl", reason="trl is not installed (pip install 'sami-harness[trl]')")
+    notes: list[str] = []
+    settings = {"iterations": 1, "batches_at_start": 3, "method": method, "beta": 0.1}
+    for place, changes in (("watched", {"eval_steps": 1, "save_steps": 1}), ("not", {})):
+        chosen = recipe(**settings, **changes)
+        train(chosen, parse_source(str(tiny_model)), data(), tmp_path / place, note=notes.append)
+    rows = [json.loads(line) for line in (tmp_path / "watched" / "iteration-1" / "evaluations.jsonl").open()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    watched, alone = (weights(tmp_path / place / "iteration-1" / "model") for place in ("watched", "not"))
+    assert all(torch.equal(watched[name], alone[name]) for name in alone)
+    assert any("save_steps does nothing" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"query": "bad \\ud800 text"}', "this line is not JSON"),
+        ('{"query": "' + "[" * 10 + '", "id": ' + "9" * 5000 + "}", "this line is not JSON"),
+        ("[" * 100_000, "this line is not JSON"),
+    ],
+)
+def test_odd_rows_are_one_sentence(tmp_path: Path, line: str, said: str) -> None:
+    file = tmp_path / "queries.jsonl"
+    file.write_text('{"query": "fine"}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"queries.jsonl:2: {said}"):
+        read_queries(file)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path: Path) -> None:
+    file = tmp_path / "queries.jsonl"
+    file.write_text('\ufeff{"query": "What is \\ud83c\\udf33?"}\n', encoding="utf-8")
+    assert [query.text for query in read_queries(file)] == ["What is 🌳?"]
 
 
 def test_lora_on_layers_that_are_not_there(tiny_model: Path, tmp_path: Path) -> None:
