@@ -199,6 +199,10 @@ def _finished(folder: Path, recipe: Recipe, inputs: Mapping[str, str]) -> dict[s
     summary = read_json(folder / "summary.json")
     if summary is not None:
         _same_inputs(folder, recipe, inputs)
+        if not (final_model(folder, recipe) / "config.json").is_file():
+            raise UserError(
+                f"{final_model(folder, recipe)}: the run is finished, and its model is gone; delete {folder} to train it anew"
+            )
     return summary
 
 

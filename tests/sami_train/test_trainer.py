@@ -506,6 +506,15 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny_model: Path, tmp_path: 
     assert "another run is training here" in refused[0]
 
 
+def test_a_finished_run_without_its_model_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    settings = recipe(iterations=1, batches_at_start=1, eval_queries=0)
+    done = train(settings, parse_source(str(tiny_model)), data(), tmp_path)
+    assert train(settings, parse_source(str(tiny_model)), data(), tmp_path) == done
+    shutil.rmtree(final_model(tmp_path, settings))
+    with pytest.raises(UserError, match="the run is finished, and its model is gone"):
+        train(settings, parse_source(str(tiny_model)), data(), tmp_path)
+
+
 def test_a_folder_in_which_nothing_was_made_is_free(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing of the query fits; raise max_prompt_tokens"):
         train(recipe(iterations=1, max_prompt_tokens=16), parse_source(str(tiny_model)), data(), tmp_path)
