@@ -34,7 +34,12 @@ def save_checkpoint(
         if world.main:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
-        world.barrier()
+    except OSError as reason:
+        error = UserError(
+            f"{folder}: the checkpoint cannot be written ({reason.strerror}); free some space and run again"
+        )
+    world.together(error)
+    try:
         with _quiet():
             dcp.save(
                 _tensors(parameters, optimizer, world),

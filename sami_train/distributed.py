@@ -156,6 +156,11 @@ def spread_weights(model: Any, state: dict[str, Any], buffers: dict[str, Any], w
     for module in model.modules():
         if hasattr(module, "reshard"):
             module.reshard()  # shared weights (a tied head) are one again
+    (known, *_) = world.gather(sorted(state))
+    if lacking := sorted(model.state_dict().keys() - set(known)):
+        raise UserError(
+            f"the model's weight {lacking[0]} would not be spread over the processes; its architecture is not supported"
+        )
     set_model_state_dict(
         model, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     )
@@ -163,10 +168,6 @@ def spread_weights(model: Any, state: dict[str, Any], buffers: dict[str, Any], w
         if world.main:
             buffer.copy_(buffers[name])
         dist.broadcast(buffer, src=0)
-    if any(p.is_meta for p in model.parameters()):
-        raise UserError(
-            "some weights of the model were not spread over the processes; its architecture is not supported"
-        )
 
 
 def whole_state(model: Any, world: World) -> dict[str, Any]:

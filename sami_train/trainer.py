@@ -313,7 +313,7 @@ class _Run:
         summary = {"iteration": number, "queries": len(contrasts), **training.run()}
         try:
             self.weights.save(place / "model", summary, self.data.provenance)
-        except Exception:
+        except UserError:
             training.keep()
             raise
         if self.world.main:

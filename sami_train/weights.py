@@ -48,6 +48,13 @@ class Weights:
         recipe = self.recipe
         model = self._load(self.base, recipe.master_dtype, adapters=recipe.use_peft).eval()
         self._holds = None
+        if getattr(model, "hf_device_map", None):
+            raise UserError(
+                f"'{self.base}' does not fit one GPU, and training in one process needs it there; start the run with torchrun, "
+                "a process for each GPU"
+            )
+        if self.world.size > 1:
+            model.reshard()  # sampling leaves the root gathered, and it is the shards that must know what is frozen
         if recipe.freeze_embeddings:
             model.get_input_embeddings().weight.requires_grad_(False)
         if recipe.gradient_checkpointing:
@@ -161,8 +168,7 @@ class Weights:
             shutil.rmtree(work, ignore_errors=True)
             try:
                 exported = merged_state(self._empty(model.config), state, recipe) if recipe.use_peft else state
-                model.generation_config = self._settings(model.generation_config)
-                model.save_pretrained(work, state_dict=exported)
+                self._export(model, exported, work)
                 self.tokenizer.save_pretrained(work)
                 if recipe.use_peft:
                     save_adapter(state, recipe, str(self.base), work / "adapter")
@@ -175,20 +181,30 @@ class Weights:
                 error = UserError(f"{target}: the model cannot be written ({why}); free some space and run again")
             except UserError as reason:
                 error = reason
+            except Exception as reason:  # noqa: BLE001 - the others wait for what the first process says
+                error = UserError(f"{target}: the model cannot be written ({type(reason).__name__}: {reason})")
         world.together(error)
         if recipe.use_peft:
             self.release()  # its weights have the adapter merged in
         else:
             self._holds = (str(target), recipe.master_dtype)
 
-    def _settings(self, plain: Any) -> Any:
-        """The generation settings that came with the base, for the exported model; `plain` where transformers refuses them."""
-        settings = generation_settings(self.base)
+    def _export(self, model: Any, state: dict[str, Any], folder: Path) -> None:
+        """Write model and state with the generation settings that came with the base, unless transformers refuses them.
+
+        The model keeps its own: responses are sampled from it, and must be those of the model read back.
+        """
+        plain, settings = model.generation_config, generation_settings(self.base)
         try:
             settings.validate(strict=True)
+            model.generation_config = settings
         except ValueError:
-            return plain
-        return settings
+            pass
+        try:
+            tied = set(getattr(model, "_tied_weights_keys", None) or ()) if _is_tied(model) else set()
+            model.save_pretrained(folder, state_dict={name: value for name, value in state.items() if name not in tied})
+        finally:
+            model.generation_config = plain
 
     def _card(self, summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
         from sami_train.card import licence_of, model_card, versions
@@ -202,6 +218,11 @@ class Weights:
             metrics=summary,
             versions=versions(),
         )
+
+
+def _is_tied(model: Any) -> bool:
+    """Whether the head is the embeddings' own matrix, which is written once."""
+    return bool(model.config.get_text_config().tie_word_embeddings)
 
 
 def _empty_model(config: Any, dtype: str, trust_remote_code: bool) -> Any:

@@ -196,7 +196,10 @@ def test_a_long_prompt_loses_of_its_query_alone(backend: TransformersBackend, st
 
 
 def test_a_prompt_that_cannot_fit_says_what_to_do(backend: TransformersBackend) -> None:
-    with pytest.raises(UserError, match=r"more than the 40 allowed; raise .*max_prompt_tokens or use fewer principles"):
+    with pytest.raises(
+        UserError,
+        match=r"40 are allowed, so nothing of the query fits; raise .*max_prompt_tokens or use fewer principles",
+    ):
         made(backend, requests(), Sampling(max_new_tokens=4, max_prompt_tokens=40))
 
 

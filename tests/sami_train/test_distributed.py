@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         }
         for size in (1, 8, 16)
     },
+    "frozen": {"freeze_embeddings": True},
     "lora": {"use_peft": True, "gradient_checkpointing": True, "constitutions_per_query": 3},
 }
 
@@ -96,6 +98,37 @@ def test_two_processes_train_as_one(tiny_model: Path, tmp_path: Path, name: str)
     assert max((trained[n] - base[n]).abs().max().item() for n in base) > 1e-4
     if name == "lora":
         assert (tmp_path / "two" / "iteration-2" / "model" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def tied_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a head that is its embeddings' own matrix."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("tied") / "tied-llama")
+    config = AutoConfig.from_pretrained(folder, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["plain", "frozen"])
+def test_two_processes_train_a_tied_model_as_one(tied_model: Path, tmp_path: Path, name: str) -> None:
+    finish(start(tied_model, tmp_path / "one", name, 1))
+    finish(start(tied_model, tmp_path / "two", name, 2))
+    assert_same_run(tmp_path / "one", tmp_path / "two", 1e-6)
+    base = __import__("safetensors.torch").torch.load_file(tied_model / "model.safetensors")
+    trained = weights(tmp_path / "two", 2)
+    assert trained.keys() == base.keys()
+    moved = {name for name in base if (trained[name] - base[name]).abs().max().item() > 1e-6}
+    assert ("model.embed_tokens.weight" in moved) == (name == "plain")
+    assert "model.layers.0.mlp.up_proj.weight" in moved
 
 
 def test_neither_micro_batches_nor_processes_change_the_update(tiny_model: Path, tmp_path: Path) -> None:

@@ -484,6 +484,26 @@ def test_settings_that_transformers_refuses_to_write_cost_no_training(tiny_model
         assert ("repetition_penalty" in written) == (place == "taken")
 
 
+def test_settings_of_the_base_do_not_part_a_resumed_run_from_a_whole_one(tiny_model: Path, tmp_path: Path) -> None:
+    """The model is sampled from after it was written, and again after it was read back."""
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "repetition_penalty": 3.0}
+    (base / "generation_config.json").write_text(json.dumps(tokens), encoding="utf-8")
+    settings = recipe(eval_queries=0)
+    train(settings, parse_source(str(base)), data(), tmp_path / "whole")
+
+    def stop(what: str, *_: Any) -> None:
+        if what == "iteration 2 responses":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, parse_source(str(base)), data(), tmp_path / "stopped", progress=stop)
+    train(settings, parse_source(str(base)), data(), tmp_path / "stopped")
+    for number in (1, 2):
+        one, two = (tmp_path / run / f"iteration-{number}" / "pairs.jsonl" for run in ("whole", "stopped"))
+        assert one.read_text() == two.read_text()
+
+
 def test_two_principles_of_one_name_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     twice = data()
     twice = dataclasses.replace(twice, principles={"dialogue": [*twice.principles["dialogue"]] * 2})
