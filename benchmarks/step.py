@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -237,6 +238,7 @@ def measure(options: argparse.Namespace, name: str, dtype: str, size: int) -> No
     seconds, plain_loss, losses = times(options, model, size, dtype)
     del model
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # back to the system, before the children need it
     memory = {} if options.no_memory else {v: memory_in_child(options, name, size, dtype, v) for v in seconds}
     median = {variant: statistics.median(values) for variant, values in seconds.items()}
     if options.output:

@@ -51,7 +51,7 @@ class Recipe(BaseModel):
     name: str = Field(description="what the recipe is called")
     description: str = Field("", description="one sentence for people")
     method: Literal["sami", "dpo", "sft"] = Field(
-        "sami", description="sami; or a baseline on the same pairs, through TRL: dpo, sft"
+        "sami", description="sami; or a baseline on pairs of the same kind, through TRL: dpo, sft"
     )
 
     model: str | None = Field(

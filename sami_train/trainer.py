@@ -326,6 +326,8 @@ class _Run:
         from sami_train.sampling import uses_vllm
 
         self.weights.check_adapters()
+        if self.recipe.caches_gradients:
+            self.weights.check_no_dropout()
         if self.recipe.method != "sami" or uses_vllm(self.recipe, self.world):
             return  # with vLLM the model is not loaded yet: the check before the first step must do
         model = self.weights.for_sampling(self.source)
@@ -456,16 +458,26 @@ class _Training:
 
     def _check_alive(self, model: Any) -> None:
         """One more forward pass: the last step's loss was that of the weights before it."""
+        if not self._is_alive(model):
+            raise UserError(
+                f"{self.place}: after the last step the model gives no finite log-probabilities; no model was written; lower "
+                "learning_rate, in another folder (-o)"
+            )
+
+    def _is_alive(self, model: Any) -> bool:
+        """Whether the model gives a response finite log-probabilities. On every process alike."""
         from sami_train.step import reference_logprobs
 
-        example = self.examples[-1]
-        values = reference_logprobs(model, example, self.recipe, self.world)
-        if not all(map(math.isfinite, values)):
+        was_training = model.training
+        model.eval()
+        values = reference_logprobs(model, self.examples[-1], self.recipe, self.world)
+        model.train(was_training)
+        return all(self.world.gather(all(map(math.isfinite, values))))
+
+    def _keep_if_alive(self, model: Any) -> None:
+        """Keep the weights as they are, unless they are broken: then the checkpoint before stays."""
+        if self._is_alive(model):
             self.keep()
-            raise UserError(
-                f"{self.place}: after the last step the model gives no finite log-probabilities (query '{example.query_id}'); "
-                "no model was written; lower learning_rate"
-            )
 
     def _sami(self, model: Any, parameters: Mapping[str, Any], reference: Any) -> None:
         from sami_train.checkpoint import load_checkpoint, save_checkpoint
@@ -491,13 +503,15 @@ class _Training:
                 result = accumulate(model, self.batches[step], recipe, world, reference=reference, on_query=show)
                 norm = total_norm(list(parameters.values()), recipe.max_grad_norm)
                 if not math.isfinite(norm):
-                    ids = ", ".join(f"'{e.query_id}'" for e in self.batches[step][:3])
+                    ids = ", ".join(
+                        f"'{e.query_id}'" for e in self.batches[step][-(recipe.gradient_queries or 0) :][:3]
+                    )
                     raise UserError(
                         f"the gradient of its {queries} queries ({ids}, ...) is not finite; what came before is kept; "
                         "lower learning_rate"
                     )
             except UserError as error:
-                self.keep()
+                self._keep_if_alive(model)
                 raise UserError(f"{self.place}: step {step + 1}: {error}") from None
             rate = recipe.learning_rate_at(step, len(self.batches))
             set_learning_rate(optimizer, rate)
@@ -514,6 +528,11 @@ class _Training:
                 self._evaluate(model, step + 1)
                 model.train()
             if recipe.save_steps and (step + 1) % recipe.save_steps == 0:
+                if not self._is_alive(model):
+                    raise UserError(
+                        f"{self.place}: step {step + 1}: after it the model gives no finite log-probabilities; the checkpoint "
+                        "before is kept; lower learning_rate, in another folder (-o)"
+                    )
                 self.keep()  # after the evaluation: a run that goes on from here has it
         self.keep = functools.partial(save_checkpoint, checkpoint, parameters, optimizer, len(self.batches), world)
 
@@ -599,7 +618,7 @@ class _Training:
         try:
             figures, _, samples = self.unseen.measure(model, self.base["reference"])
         except UserError as error:
-            self.keep()
+            self._keep_if_alive(model)
             raise UserError(f"{self.place}: step {step}: {error}") from None
         row = {"iteration": self.number, "step": step, **figures}
         if self.world.main:

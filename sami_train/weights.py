@@ -70,6 +70,16 @@ class Weights:
         if self.recipe.use_peft:
             add_adapter(self._empty(load_config(self.base, trust_remote_code=self.trust_remote_code)), self.recipe)
 
+    def check_no_dropout(self) -> None:
+        """Raises UserError where the base has dropout of its own, under which two passes over a row disagree."""
+        config = load_config(self.base, trust_remote_code=self.trust_remote_code).get_text_config()
+        rates = {name: value for name, value in config.to_dict().items() if name.endswith(("dropout", "pdrop"))}
+        if found := next((name for name, value in rates.items() if isinstance(value, float | int) and value > 0), None):
+            raise UserError(
+                f"gradient caching runs every row twice, which must agree, and '{self.base}' has {found}: {rates[found]}; set "
+                "gradient_caching: false, or that to 0 in its config.json"
+            )
+
     def trainable(self) -> dict[str, Any]:
         """The parameters that are trained, by name. Shards, where there are any: a forward without a backward pass leaves the
         root's weights gathered, and then the model's parameters are not those that the optimizer must hold."""

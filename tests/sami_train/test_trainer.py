@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -257,16 +258,29 @@ def test_a_kill_between_two_renames_loses_no_checkpoint(tiny_model: Path, tmp_pa
 
 def test_a_model_that_is_broken_after_its_last_step_is_not_written(tiny_model: Path, tmp_path: Path) -> None:
     wild = recipe(learning_rate=1e38, optim="rmsprop", warmup_steps=0, iterations=1, batches_at_start=1, eval_queries=0)
-    with pytest.raises(UserError, match=r"after the last step .* no finite log-probabilities .*lower learning_rate"):
+    with pytest.raises(UserError, match=r"after the last step .* no finite log-probabilities; .*lower learning_rate"):
         train(wild, parse_source(str(tiny_model)), data(), tmp_path)
     assert not (tmp_path / "iteration-1" / "model").exists()
 
 
-def test_an_evaluation_that_finds_a_broken_model_keeps_the_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
-    wild = recipe(learning_rate=1e30, warmup_steps=0, iterations=1, batches_at_start=3, eval_steps=1)
-    with pytest.raises(UserError, match=r"step 1: .* for the unseen query 'q\d+'"):
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"eval_steps": 2}, r"step 2: .* for the unseen query 'q\d+'"),
+        (
+            {"eval_queries": 0},
+            r"step 2: after it the model gives no finite log-probabilities; the checkpoint before is kept",
+        ),
+    ],
+)
+def test_a_broken_model_does_not_replace_the_checkpoint(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr(Recipe, "learning_rate_at", lambda _, step, __: 1e30 if step else 1e-3)
+    wild = recipe(iterations=1, batches_at_start=3, save_steps=1, **changes)
+    with pytest.raises(UserError, match=said):
         train(wild, parse_source(str(tiny_model)), data(), tmp_path)
-    assert (tmp_path / "iteration-1" / "checkpoint" / "progress.json").is_file()
+    assert json.loads((tmp_path / "iteration-1" / "checkpoint" / "progress.json").read_text()) == {"step": 1}
 
 
 def test_a_full_disk_at_the_export_keeps_the_steps(
@@ -394,10 +408,23 @@ def test_too_few_pairs_left_is_said(undisturbed: Path, tiny_model: Path, tmp_pat
     ]
 
 
-def test_a_nan_loss_names_the_query_and_keeps_the_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
-    wild = recipe(learning_rate=1e30, warmup_steps=0, iterations=1, batches_at_start=3, save_steps=1, eval_queries=0)
-    with pytest.raises(UserError, match=r"step 2: the (loss of query 'q\d+'|gradient) is not finite"):
-        train(wild, parse_source(str(tiny_model)), data(), tmp_path)
+def test_a_nan_loss_names_the_query_and_keeps_the_checkpoint(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sami_train import step as steps
+
+    begun: list[int] = []
+    real, accumulate = steps.sami_loss, steps.accumulate
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        begun.append(1)
+        return accumulate(*arguments, **options)
+
+    monkeypatch.setattr(steps, "accumulate", counted)
+    monkeypatch.setattr(steps, "sami_loss", lambda *a: real(*a) * (math.nan if len(begun) == 2 else 1.0))
+    settings = recipe(iterations=1, batches_at_start=3, eval_queries=0)
+    with pytest.raises(UserError, match=r"step 2: the (loss of query 'q\d+'|gradient) .*is not finite"):
+        train(settings, parse_source(str(tiny_model)), data(), tmp_path)
     assert json.loads((tmp_path / "iteration-1" / "checkpoint" / "progress.json").read_text()) == {"step": 1}
     assert len((tmp_path / "iteration-1" / "metrics.jsonl").read_text().splitlines()) == 1
 
@@ -502,6 +529,15 @@ def test_settings_of_the_base_do_not_part_a_resumed_run_from_a_whole_one(tiny_mo
     for number in (1, 2):
         one, two = (tmp_path / run / f"iteration-{number}" / "pairs.jsonl" for run in ("whole", "stopped"))
         assert one.read_text() == two.read_text()
+
+
+def test_gradient_caching_under_dropout_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}), encoding="utf-8")
+    settings = recipe(iterations=1, gradient_caching=True)
+    with pytest.raises(UserError, match=r"has attention_dropout: 0\.1; set gradient_caching: false"):
+        train(settings, parse_source(str(base)), data(), tmp_path / "run")
 
 
 def test_two_principles_of_one_name_are_refused(tiny_model: Path, tmp_path: Path) -> None:
