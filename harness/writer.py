@@ -21,7 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness.models.base import Request, Sampling
 from harness.store import fingerprint
 from harness.store.files import make_folder, writing
-from sami_train.constitutions import NEAR_DUPLICATE, Principle, PrincipleSet, Split, TaskKind, findings, similarity
+from sami_train.constitutions import (
+    NEAR_DUPLICATE,
+    Principle,
+    PrincipleSet,
+    Split,
+    TaskKind,
+    findings,
+    nearest_sides,
+    similarity,
+)
 from sami_train.errors import UserError, nearest
 from sami_train.files import append_rows, read_rows
 from sami_train.prompts import Prompt, Style
@@ -416,13 +425,13 @@ def check_principle(one: Principle, accepted: Sequence[Principle], examples: Seq
     """What is wrong with a principle whose sentences are sound, by itself or beside the `accepted` ones."""
     sides = Sides(one.definition, one.antithesis)
     for example in examples:
-        if _nearest_sides(sides, example) >= NEAR_DUPLICATE:
+        if nearest_sides(sides, example) >= NEAR_DUPLICATE:
             return Refused("copies_example", "it repeats an example instead of describing the principle asked for")
     if similarity(*sides) >= NEAR_DUPLICATE:
         return Refused("copy", "the antithesis must say the contrary in words of its own, not repeat the definition")
     for other in accepted:
         # The sides of a learned principle are both trained on, so a held-out one must be unlike either.
-        if _nearest_sides(sides, Sides(other.definition, other.antithesis)) >= NEAR_DUPLICATE:
+        if nearest_sides(sides, other) >= NEAR_DUPLICATE:
             reason: Reason = "near_duplicate" if one.split == other.split else "held_out_leak"
             return Refused(reason, f"it says nearly the same as the principle '{other.id}'")
     for found in findings(PrincipleSet(name="draft", principles=(*accepted, one))):
@@ -452,10 +461,6 @@ def warnings_for(one: Principle, opening: str) -> tuple[str, ...]:
 
 def _words(sentence: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(sentence)]
-
-
-def _nearest_sides(one: Sides, other: Sides) -> float:
-    return max(similarity(a, b) for a in one for b in other)
 
 
 def parse_names(text: str, taken: Sequence[str]) -> list[str]:

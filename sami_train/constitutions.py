@@ -13,7 +13,7 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -255,9 +255,9 @@ def lint(principle_set: PrincipleSet) -> list[str]:
 def findings(principle_set: PrincipleSet) -> list[Finding]:
     """What is suspicious in a principle set; an empty list means clean.
 
-    Looks for a held-out principle (by id, or a near-duplicate of its wording) among the learned ones, for near-duplicates
-    in general, for an antithesis that is a copy of its definition or no sentence at all, and for two sides so unlike in
-    length that a judge could tell them apart by it.
+    Looks for a held-out principle whose wording, of either side, is nearly that of a side of a learned one (both sides are
+    trained on), for near-duplicates in general, for an antithesis that is a copy of its definition or no sentence at all,
+    and for two sides so unlike in length that a judge could tell them apart by it.
     """
     found: list[Finding] = []
     principles = principle_set.principles
@@ -279,10 +279,10 @@ def findings(principle_set: PrincipleSet) -> list[Finding]:
         for other in principles[index + 1 :]:
             if not set(one.task) & set(other.task):
                 continue
-            if similarity(one.definition, other.definition) >= NEAR_DUPLICATE:
+            if nearest_sides(one, other) >= NEAR_DUPLICATE:
                 is_leak = one.split != other.split
                 leak = " (one is learned, the other held out)" if is_leak else ""
-                message = f"{one.id} and {other.id}: nearly the same definition{leak}; drop or reword one"
+                message = f"{one.id} and {other.id}: nearly the same sentence{leak}; drop or reword one"
                 found.append(Finding("held_out_leak" if is_leak else "near_duplicate", (one.id, other.id), message))
     return found
 
@@ -297,6 +297,21 @@ _COMMON = frozenset(
     {"the", "a", "an", "and", "or", "of", "to", "in", "on", "by", "for", "with", "is", "are", "be", "it", "its"}
     | {"that", "this", "as", "should", "not", "response", "summary", "summaries"}
 )
+
+
+class TwoSided(Protocol):
+    """What has the two sentences of a principle."""
+
+    @property
+    def definition(self) -> str: ...
+
+    @property
+    def antithesis(self) -> str: ...
+
+
+def nearest_sides(one: TwoSided, other: TwoSided) -> float:
+    """The greatest similarity of a side of one principle and a side of the other."""
+    return max(similarity(a, b) for a in (one.definition, one.antithesis) for b in (other.definition, other.antithesis))
 
 
 def similarity(one: str, other: str) -> float:

@@ -186,6 +186,15 @@ def test_names_are_slugs_without_headings_sentences_and_repetitions() -> None:
 # --- lint
 
 
+def test_lint_finds_a_held_out_definition_that_is_a_learned_antithesis() -> None:
+    learned = principle("plain", Sides("Write so that a child follows.", "Use rare words wherever possible."))
+    held_out = principle(
+        "ornate", Sides("Use rare words wherever possible.", "Say it plainly, in few steps."), split="held_out"
+    )
+    found = findings(PrincipleSet(name="mine", principles=(learned, held_out)))
+    assert [(f.kind, f.ids) for f in found] == [("held_out_leak", ("plain", "ornate"))]
+
+
 def test_lint_finds_sides_of_unlike_length() -> None:
     sides = Sides("Be brief and clear.", "Go on " * 7 + "for ever.")
     found = PrincipleSet(name="mine", principles=(principle("one", sides),))
