@@ -30,6 +30,7 @@ from sami_train.constitutions import (
     Element,
     Principle,
     PrincipleSet,
+    distinct,
     load_principle_set,
     sample_constitutions,
 )
@@ -232,7 +233,9 @@ class Plan:
     def training_principles(self, name: str) -> dict[str, list[Principle]]:
         """The learned principles by kind of task; held-out ones never get here."""
         kinds = {query.task for query in self.training_queries(name)}
-        return {kind: [p for s in self.sets.values() for p in s.select(kind, "learned")] for kind in sorted(kinds)}
+        return {
+            kind: distinct(p for s in self.sets.values() for p in s.select(kind, "learned")) for kind in sorted(kinds)
+        }
 
     def training_provenance(self, name: str) -> dict[str, Any]:
         """Where a trained model's queries and principles come from, for its model card."""

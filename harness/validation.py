@@ -454,7 +454,7 @@ def _check_training(
         return
     if len(sets) == len(spec.principles.sets):
         for kind in sorted({KINDS[spec.tasks[task].task] for task in wanted if spec.tasks[task].task in KINDS}):
-            n = sum(len(s.select(kind, "learned")) for s in sets.values())
+            n = len({principle.id for s in sets.values() for principle in s.select(kind, "learned")})
             if n < recipe.principles_per_constitution:
                 need = f"training on {kind} needs {recipe.principles_per_constitution} learned principles or more"
                 found.add(location, f"{need}, and the sets have {n}; add a set, or set 'tasks' to others")

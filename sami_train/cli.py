@@ -193,6 +193,7 @@ def inputs(recipe: Recipe, folders: Sequence[Path]) -> tuple[Source, TrainingDat
     Raises:
         UserError: something is not named, not found, or too little for the recipe.
     """
+    from sami_train.constitutions import distinct
     from sami_train.data import read_queries, without_duplicates
     from sami_train.models import parse_source
     from sami_train.prompts import load_template
@@ -210,7 +211,7 @@ def inputs(recipe: Recipe, folders: Sequence[Path]) -> tuple[Source, TrainingDat
             f"{files}: there is no training query (rows that say 'part: train', or no part); name another file"
         )
     kinds = sorted({query.task for query in queries})
-    principles = {kind: [p for s in sets for p in s.select(kind, "learned")] for kind in kinds}
+    principles = {kind: distinct(p for s in sets for p in s.select(kind, "learned")) for kind in kinds}
     for kind in kinds:
         if len(principles[kind]) < recipe.principles_per_constitution:
             raise UserError(

@@ -11,7 +11,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
 
@@ -121,6 +121,22 @@ class Constitution(NamedTuple):
     def shuffled(self, rng: random.Random) -> Constitution:
         """The same elements in a random order."""
         return Constitution(tuple(rng.sample(self.elements, len(self.elements))))
+
+
+def distinct(principles: Iterable[Principle]) -> list[Principle]:
+    """The principles of several sets, one that is in two of them once.
+
+    Raises:
+        UserError: two have one id and different texts.
+    """
+    found: dict[str, Principle] = {}
+    for principle in principles:
+        known = found.setdefault(principle.id, principle)
+        if (known.definition, known.antithesis) != (principle.definition, principle.antithesis):
+            raise UserError(
+                f"the principle id '{principle.id}' has different texts in two of the sets; rename one of them"
+            )
+    return list(found.values())
 
 
 def sample_constitutions(

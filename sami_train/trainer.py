@@ -28,7 +28,7 @@ from typing import Any
 
 from sami_train.adapters import require_adapters
 from sami_train.config import Recipe, dump_recipe, same_run
-from sami_train.constitutions import Principle
+from sami_train.constitutions import Principle, distinct
 from sami_train.data import Query
 from sami_train.distributed import World
 from sami_train.errors import UserError
@@ -153,12 +153,8 @@ def _require_packages(recipe: Recipe, world: World) -> None:
 def _check_principles(data: TrainingData) -> None:
     """Raises UserError where two principles of one kind of task have the same id, as those of two sets may."""
     for kind, principles in data.principles.items():
-        ids = [principle.id for principle in principles]
-        if twice := next((name for name in ids if ids.count(name) > 1), None):
-            raise UserError(
-                f"principles: the id '{twice}' ({kind}) is in more than one of the sets; name each set once, or rename "
-                "the principle"
-            )
+        if len(distinct(principles)) < len(principles):
+            raise UserError(f"a principle of {kind} is there twice; give each once")
 
 
 @contextlib.contextmanager

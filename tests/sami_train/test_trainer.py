@@ -21,7 +21,7 @@ import torch
 from conftest import tiny_model as model_of
 
 from sami_train.config import Recipe
-from sami_train.constitutions import load_principle_set
+from sami_train.constitutions import distinct, load_principle_set
 from sami_train.data import Query, read_queries
 from sami_train.errors import UserError
 from sami_train.files import append_rows, read_rows, replace_rows
@@ -540,12 +540,15 @@ def test_gradient_caching_under_dropout_is_refused(tiny_model: Path, tmp_path: P
         train(settings, parse_source(str(base)), data(), tmp_path / "run")
 
 
-def test_two_principles_of_one_name_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    twice = data()
-    twice = dataclasses.replace(twice, principles={"dialogue": [*twice.principles["dialogue"]] * 2})
-    with pytest.raises(UserError, match=r"principles: the id '[a-z-]+' \(dialogue\) is in more than one of the sets"):
+def test_a_principle_that_is_there_twice_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    once = data().principles["dialogue"]
+    twice = dataclasses.replace(data(), principles={"dialogue": [*once, once[0]]})
+    with pytest.raises(UserError, match="a principle of dialogue is there twice"):
         train(recipe(), parse_source(str(tiny_model)), twice, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    assert distinct([*once, *once]) == list(once)
+    with pytest.raises(UserError, match=f"the principle id '{once[0].id}' has different texts in two of the sets"):
+        distinct([*once, once[0].model_copy(update={"definition": "Something else."})])
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tiny_model: Path, tmp_path: Path) -> None:
