@@ -428,6 +428,7 @@ class _Training:
         self.metrics, self.evaluations = place / "metrics.jsonl", place / "evaluations.jsonl"
         self.keep: Callable[[], object] = lambda: None
         self.history: list[dict[str, Any]] = []
+        self.warned: set[str] = set()
         self.base: dict[str, Any] = {}
         self.steps_before = sum(self.recipe.batches(n) for n in range(1, number))
 
@@ -582,6 +583,8 @@ class _Training:
         row = {"iteration": self.number, "step": step, **figures}
         row.update({f"filtered/{rule}": count for rule, count in self.filtered.items()})
         self.history.append(row)
+        if self.unseen is None:
+            self._watch_steps(row)
         if self.world.main:
             append_rows(self.metrics, [row])
         if self.run_.trackers:
@@ -589,6 +592,15 @@ class _Training:
         self.run_.progress(
             self.label, step, len(self.batches), f"loss {row['loss']:.3f} · {row['tokens_per_second']:.0f} tok/s"
         )
+
+    def _watch_steps(self, row: Mapping[str, float]) -> None:
+        """Where nothing is evaluated, warn by what the steps themselves show; the first one's figures are the base's."""
+        signs = ("logps/diagonal", "kl")
+        base, now = ({key: of[key] for key in signs if key in of} for of in (self.history[0], row))
+        for alarm in alarms(self.recipe.warn_if, base=base, now=now):
+            if alarm.sign not in self.warned:
+                self.warned.add(alarm.sign)
+                self.run_.note(f"iteration {self.number}, step {row['step']}, on its own queries: {alarm.sentence}")
 
     def _reference(self, model: Any) -> dict[str, list[float]]:
         """The base's log-probabilities of the responses, kept row by row: what the KL penalty pulls towards.

@@ -540,6 +540,16 @@ def test_gradient_caching_under_dropout_is_refused(tiny_model: Path, tmp_path: P
         train(settings, parse_source(str(base)), data(), tmp_path / "run")
 
 
+def test_steps_warn_where_nothing_is_evaluated(tiny_model: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    settings = recipe(
+        iterations=1, batches_at_start=3, eval_queries=0, beta=0.1, warn_if={"kl": 1e-6, "logps_drop": 100.0}
+    )
+    train(settings, parse_source(str(tiny_model)), data(), tmp_path, note=notes.append)
+    (said,) = [note for note in notes if "on its own queries" in note]
+    assert re.match(r"iteration 1, step [23], on its own queries: The model leaves its base: the KL", said)
+
+
 def test_a_principle_that_is_there_twice_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     once = data().principles["dialogue"]
     twice = dataclasses.replace(data(), principles={"dialogue": [*once, once[0]]})
