@@ -71,7 +71,6 @@ def _places(count: int, world: World) -> range:
 
 def _summary(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
     accuracies = [(row["accuracy/row"] + row["accuracy/col"]) / 2 for row in rows]
-    low, high = mean_interval(accuracies)
     bounds = [row["mi_lower_bound"] for row in rows]
     losses = [row["loss"] for row in rows]
     summary = {
@@ -79,13 +78,24 @@ def _summary(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
         "loss": statistics.fmean(losses),
         "loss_ci": mean_interval(losses),
         "accuracy": statistics.fmean(accuracies),
-        "accuracy_ci": [max(0.0, low), min(1.0, high)],
+        "accuracy_ci": share_interval(accuracies),
         "mi_lower_bound": statistics.fmean(bounds),
         "mi_lower_bound_ci": mean_interval(bounds),
         "logps/diagonal": statistics.fmean(row["logps/diagonal"] for row in rows),
         "logps/off_diagonal": statistics.fmean(row["logps/off_diagonal"] for row in rows),
     }
     return {**summary, "kl": statistics.fmean(row["kl"] for row in rows)} if "kl" in rows[0] else summary
+
+
+def share_interval(values: Sequence[float]) -> list[float]:
+    """The same of values in [0, 1]. Where all n of them are equal, what Clopper and Pearson (1934) leave for other values:
+    queries that show this one are at least 0.025^(1/n) of all, and the others may show anything.
+    """
+    if len(set(values)) > 1:
+        low, high = mean_interval(values)
+        return [max(0.0, low), min(1.0, high)]
+    alike = 0.025 ** (1 / len(values))
+    return [alike * values[0], alike * values[0] + 1 - alike]
 
 
 def mean_interval(values: Sequence[float]) -> list[float]:
