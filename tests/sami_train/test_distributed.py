@@ -164,6 +164,17 @@ def test_two_killed_processes_go_on_as_two_or_as_one(tiny_model: Path, tmp_path:
         assert_same_run(tmp_path / "undisturbed", folder, 1e-6)
 
 
+def test_a_checkpoint_that_cannot_be_made_ends_all_processes(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "iteration-1").mkdir()
+    (tmp_path / "iteration-1" / ".checkpoint-being-written").write_text(
+        "a file where a folder is to be", encoding="utf-8"
+    )
+    process = start(tiny_model, tmp_path, "plain", 2)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "checkpoint: the checkpoint cannot be written (File exists)" in output
+
+
 def test_an_error_ends_all_processes_with_one_sentence(tiny_model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
