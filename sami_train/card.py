@@ -83,10 +83,14 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a checkpoint depends on; nothing heavy is imported."""
+def versions(recipe: Recipe) -> dict[str, str]:
+    """Versions of Python and of the packages that a recipe's checkpoint depends on; nothing heavy is imported."""
     found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "sami-harness"):
+    used = ["torch", "transformers", "sami-harness"]
+    used += ["peft"] if recipe.use_peft else []
+    used += ["trl"] if recipe.method != "sami" else []
+    used += ["torchao"] if recipe.optim == "adamw_torch_8bit" else []
+    for package in used:
         loaded = getattr(sys.modules.get(package), "__version__", None)
         try:
             found[package] = str(loaded or metadata.version(package))
@@ -309,7 +313,9 @@ def _last_part(path: str) -> str:
 def _shown(source: Source) -> str:
     if source.kind == "folder":
         return Path(source.name).name
-    return f"{source}@{source.revision}" if source.revision else str(source)
+    snapshot = _hub_snapshot(source) if source.kind == "hub" else None
+    revision = snapshot.name if snapshot else source.revision
+    return f"{source}@{revision}" if revision else str(source)
 
 
 def _visible(text: str) -> str:

@@ -226,7 +226,7 @@ class Weights:
             data=provenance,
             principles=provenance,
             metrics=summary,
-            versions=versions(),
+            versions=versions(recipe=self.recipe),
         )
 
 

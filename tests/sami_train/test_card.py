@@ -34,7 +34,7 @@ def card(**changes: Any) -> str:
     base = parse_source("embedded/gemma-3-270m")
     fields: dict[str, Any] = {
         "recipe": load_recipe("embedded/gemma-3-270m"), "base": base, "licence": licence_of(base),
-        "data": DATA, "principles": SETS, "metrics": METRICS, "versions": versions(),
+        "data": DATA, "principles": SETS, "metrics": METRICS, "versions": versions(Recipe(name="r", learning_rate=1e-5)),
     }  # fmt: skip
     return model_card(**{**fields, **changes})
 
@@ -187,6 +187,13 @@ def test_licences_without_a_folder() -> None:
 
 
 def test_versions_name_the_packages() -> None:
-    found = versions()
+    found = versions(Recipe(name="r", learning_rate=1e-5))
     assert found.keys() == {"python", "torch", "transformers", "sami-harness"}
     assert found["torch"].startswith("2.")
+    other = versions(Recipe(name="r", learning_rate=1e-5, method="sft", use_peft=True, optim="adamw_torch_8bit"))
+    assert other.keys() - found.keys() == {"peft", "trl", "torchao"}
+
+
+def test_the_commit_of_a_base_from_the_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sami_train.card._hub_snapshot", lambda _: Path("/cache/snapshots/0a1b2c"))
+    assert "org/model@0a1b2c" in card(base=Source("hub", "org/model"))
