@@ -101,8 +101,8 @@ def train_baseline(
     Args:
         recipe: what to train with; `gradient_queries` and `loss_scale` mean what they mean for SAMI.
         model: a causal language model in float32 with or without adapters in it (`sami_train.adapters`), or a PEFT model around
-            one with an adapter that is trained. DPO's reference
-            is the model as it is handed in; its log-probabilities are computed once, before the first step.
+            one with an adapter that is trained. DPO's reference is the model as it is handed in; its log-probabilities are
+            computed once, before the first step.
         tokenizer: of the model; TRL takes its padding token, which no loss sees.
         examples: those that passed the filters, in order; step n takes the n-th `batch_size` of them, the last step what is left.
         steps: gradient steps; the examples suffice for them.

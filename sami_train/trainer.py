@@ -506,7 +506,7 @@ class _Training:
                     )
                     raise UserError(
                         f"the gradient of its {queries} queries ({ids}, ...) is not finite; what came before is kept; "
-                        "lower learning_rate"
+                        "lower learning_rate, in another folder (-o)"
                     )
             except UserError as error:
                 self._keep_if_alive(model)
@@ -548,10 +548,7 @@ class _Training:
                 and step < len(self.batches)
                 and step % self.recipe.eval_steps == 0
             ):
-                was_training = model.training
-                model.eval()
                 self._evaluate(model, step)
-                model.train(was_training)
 
         train_baseline(
             self.recipe,
