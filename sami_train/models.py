@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
@@ -281,11 +282,16 @@ def _pretrained(kind: Any, source: Source, **options: Any) -> Any:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' progress bars and advice off the screen; our own display says what matters."""
-    from transformers.utils import logging
+    """Keep transformers' progress bars and advice off the screen; our own display says what matters.
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers imports torchao where it is installed, which warns of kernels for GPUs that it does not find.
+    """
+    from transformers.utils import logging as of_transformers
+
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def default_device() -> str:

@@ -296,7 +296,10 @@ class _Trackio:
             )
 
     def log(self, row: Mapping[str, float | int | str], step: int) -> None:
-        self._run.log(dict(row), step=step)
+        named = {
+            "iteration_step" if name == "step" else name: value for name, value in row.items()
+        }  # trackio's own is step
+        self._run.log(named, step=step)
 
     def text(self, name: str, rows: Sequence[Mapping[str, str]], step: int) -> None:
         self._run.log({name: self._trackio.Table(data=[dict(row) for row in rows])}, step=step)
