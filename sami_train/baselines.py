@@ -242,7 +242,7 @@ def _arguments(recipe: Recipe, folder: Path, *, steps: int, rows: int, accumulat
         "gradient_accumulation_steps": accumulation,
         "train_sampling_strategy": "sequential",
         "max_length": None,
-        "max_grad_norm": recipe.max_grad_norm,
+        "max_grad_norm": recipe.max_grad_norm or math.inf,  # transformers has no norm to tell where it does not clip
         "bf16": recipe.bf16,
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},

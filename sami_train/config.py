@@ -164,8 +164,8 @@ class Recipe(BaseModel):
     )
     max_grad_norm: float = Field(
         1.0,
-        gt=0,
-        description="the gradient of a step is clipped to this length (2-norm over all weights), after loss_scale",
+        ge=0,
+        description="the gradient of a step is clipped to this length (2-norm over all weights), after loss_scale; 0: never",
     )
     gradient_queries: int | None = Field(
         None, ge=1, description="queries of a batch that its gradient comes from, the last ones; null: all of them"

@@ -8,6 +8,7 @@ runs on CPUs over gloo (where it is tested) and on GPUs over NCCL.
 from __future__ import annotations
 
 import datetime
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -183,8 +184,8 @@ def whole_state(model: Any, world: World) -> dict[str, Any]:
 
 
 def total_norm(parameters: Sequence[Any], limit: float) -> float:
-    """Clip the gradients to `limit` and return their norm before that, over all processes."""
+    """Clip the gradients to `limit` (0: leave them) and return their norm before that, over all processes."""
     import torch
 
-    norm = torch.nn.utils.clip_grad_norm_(list(parameters), limit)
+    norm = torch.nn.utils.clip_grad_norm_(list(parameters), limit or math.inf)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

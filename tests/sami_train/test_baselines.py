@@ -110,7 +110,7 @@ def by_hand(recipe: Recipe, model: Any, examples: Sequence[Example]) -> tuple[An
         beta1, beta2 = recipe.adam_beta1, recipe.adam_beta2
         with torch.no_grad():
             for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
-                g = g * min(1.0, recipe.max_grad_norm / norm)
+                g = g * min(1.0, (recipe.max_grad_norm or math.inf) / norm)
                 m.mul_(beta1).add_(g, alpha=1 - beta1)
                 v.mul_(beta2).add_(g * g, alpha=1 - beta2)
                 p.mul_(1 - rate * recipe.weight_decay)
@@ -187,13 +187,14 @@ def test_other_version_of_trl_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ("model", "count", "changes"),
     [
         ("llama", 7, {"method": "sft"}),
+        ("llama", 7, {"method": "sft", "max_grad_norm": 0}),
         ("llama", 7, {"method": "dpo"}),
         ("llama", 6, {"method": "dpo", "contrast": "positive_vs_rest", "principles_per_constitution": 2, "gradient_queries": 3}),
         ("llama", 6, {"method": "sft", "loss_scale": 0.5, "gradient_checkpointing": True, "per_device_train_batch_size": 1}),
         ("mixtral", 6, {"method": "sft"}),
     ],
     indirect=["model"],
-    ids=["sft", "dpo", "dpo-positive-vs-rest", "sft-scaled", "sft-experts"],
+    ids=["sft", "sft-unclipped", "dpo", "dpo-positive-vs-rest", "sft-scaled", "sft-experts"],
 )  # fmt: skip
 def test_equals_the_definition(model: Any, count: int, changes: dict[str, Any], tmp_path: Path) -> None:
     examples, chosen = made_up(count, 3), recipe(**changes)
