@@ -52,6 +52,7 @@ from harness.store import (
 from harness.store.files import make_folder, writing
 from harness.validation import check
 from sami_train.errors import UserError
+from sami_train.launch import cores
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -264,7 +265,8 @@ class _Runner:
 
         assert stage.model is not None
         self._close_model()
-        device = str(self._engine_settings()["device"])
+        engine = self._engine_settings()
+        device = str(engine["device"])
         name, model = stage.model, self.spec.models[stage.model]
         assert model.train is not None
         data = TrainingData(
@@ -275,7 +277,8 @@ class _Runner:
         )
         recipe = self.plan.recipe(name)
         devices = self._devices(device) if recipe.method == "sami" else 1  # the baselines train in one process
-        how = {"world": World(device=device)} if devices == 1 else {"devices": devices, "kind": device}
+        many = {"devices": devices, "kind": device, "threads": engine["threads"]}
+        how = {"world": World(device=device)} if devices == 1 else many
         with writing(place):
             (train if devices == 1 else train_on_many)(
                 recipe,
@@ -641,8 +644,8 @@ def best_threads() -> int:
     """All the cores this process may use, unless a short probe finds one thread faster (a busy machine)."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores == 1:
+    count = cores()
+    if count == 1:
         return 1
     matrix = torch.randn(512, 512)
 
@@ -656,7 +659,7 @@ def best_threads() -> int:
             times.append(time.perf_counter() - began)
         return sorted(times)[len(times) // 2]
 
-    return cores if seconds(cores) < seconds(1) else 1
+    return count if seconds(count) < seconds(1) else 1
 
 
 def remember_rate(key: str, seconds: float) -> None:

@@ -269,7 +269,7 @@ class EngineSpec(_Part):
     )
     dtype: DType = Field(default="auto", description="of the weights, where the model says nothing else")
     batch_size: CountOrAuto = Field(default="auto", description="prompts generated together")
-    threads: CountOrAuto = Field(default="auto", description="CPU threads")
+    threads: CountOrAuto = Field(default="auto", description="CPU threads; processes that train together share them")
     devices: CountOrAuto = Field(
         default="auto", description="processes that train together, with a device each; auto: all GPUs, or one CPU"
     )

@@ -41,11 +41,14 @@ def train_on_many(
     *,
     devices: int,
     kind: str,
+    threads: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress = lambda *_: None,
     note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """`train`, by `devices` processes with a device each of a kind, cuda or cpu; returns the summary.
+
+    They share `threads` threads of the CPU evenly, by default one for every core.
 
     Raises:
         UserError: what `train` raises, or a process ended by itself; its last words are in ``processes.log``.
@@ -58,7 +61,7 @@ def train_on_many(
     with scratch as place:
         job = Path(place) / "job.json"
         write_json(job, _as_json(recipe, source, data, folder, kind, trust_remote_code))
-        with (folder / LOG).open("ab") as log, _processes(job, devices, kind, log) as processes:
+        with (folder / LOG).open("ab") as log, _processes(job, devices, kind, threads, log) as processes:
             for event in _events(processes, folder / LOG):
                 if "error" in event:
                     raise UserError(event["error"])
@@ -89,10 +92,13 @@ def _as_json(
 
 
 @contextmanager
-def _processes(job: Path, devices: int, kind: str, log: IO[bytes]) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _processes(
+    job: Path, devices: int, kind: str, threads: int | None, log: IO[bytes]
+) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The processes, each in a group of its own; ended when the block is left."""
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     environment |= {"WORLD_SIZE": str(devices), "LOCAL_WORLD_SIZE": str(devices)}
+    environment["OMP_NUM_THREADS"] = str(max(1, (threads or cores()) // devices))
     if kind == "cpu":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     started: list[subprocess.Popen[bytes]] = []
@@ -115,6 +121,11 @@ def _processes(job: Path, devices: int, kind: str, log: IO[bytes]) -> Iterator[l
             process.wait()
             assert process.stdin is not None
             process.stdin.close()
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_port() -> int:

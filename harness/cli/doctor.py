@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.cli._arguments import add_json, add_verb
 from sami_train.errors import UserError
+from sami_train.launch import cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,20 +105,19 @@ def _machine() -> Iterator[Finding]:
     from harness.cli._screen import gigabytes
 
     yield Finding("machine", "system", "ok", f"{platform.system()} {platform.release()}, {platform.machine()}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that is missing
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         detail = f"cannot be imported ({reason})"
         yield Finding("machine", "torch", "missing", detail, "pip install --force-reinstall torch")
-        yield Finding("machine", "CPU", "ok", f"{cores} cores")
+        yield Finding("machine", "CPU", "ok", f"{cores()} cores")
     else:
         from harness.models.local import best_dtype
 
         native = best_dtype("cpu") == "bfloat16"
         bf16 = "bfloat16 native" if native else "bfloat16 emulated (float32 is used)"
-        yield Finding("machine", "CPU", "ok", f"{cores} cores, {torch.get_num_threads()} torch threads, {bf16}")
+        yield Finding("machine", "CPU", "ok", f"{cores()} cores, {torch.get_num_threads()} torch threads, {bf16}")
         if torch.cuda.is_available():
             for index in range(torch.cuda.device_count()):
                 device = torch.cuda.get_device_properties(index)

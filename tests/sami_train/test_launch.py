@@ -18,7 +18,7 @@ from sami_train.config import Recipe
 from sami_train.constitutions import load_principle_set
 from sami_train.data import Query
 from sami_train.errors import UserError
-from sami_train.launch import LOG, train_on_many
+from sami_train.launch import LOG, cores, train_on_many
 from sami_train.models import Source
 from sami_train.prompts import load_template
 from sami_train.trainer import TrainingData, train
@@ -57,6 +57,24 @@ def test_two_processes_train_as_one(source: Source, tmp_path: Path) -> None:
     assert all(isinstance(done, int) and isinstance(total, int) for _, done, total, _ in events)
     again = train_on_many(recipe, source, data(), tmp_path / "many", devices=2, kind="cpu")
     assert again == many
+
+
+@pytest.mark.parametrize(("threads", "each"), [(5, "2"), (1, "1"), (None, str(max(1, cores() // 2)))])
+def test_the_processes_share_the_threads(
+    threads: int | None, each: str, source: Source, tmp_path: Path, monkeypatch: Any
+) -> None:
+    told: list[str] = []
+    real = subprocess.Popen
+
+    def popen(*arguments: Any, **options: Any) -> Any:
+        told.append(options["env"]["OMP_NUM_THREADS"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(sami_train.launch.subprocess, "Popen", popen)
+    refused = Recipe.model_validate({**RECIPE, "batch_size": 50})  # before anything is trained
+    with pytest.raises(UserError, match="needs 50 queries"):
+        train_on_many(refused, source, data(), tmp_path, devices=2, kind="cpu", threads=threads)
+    assert told == [each, each]
 
 
 def test_what_training_refuses_is_told(source: Source, tmp_path: Path) -> None:
