@@ -38,7 +38,7 @@ from sami_train.data import Query
 from sami_train.errors import UserError
 from sami_train.models import Source, check_source, parse_source, source_fingerprint
 from sami_train.prompts import Prompt, Template, load_template
-from sami_train.trainer import final_model
+from sami_train.run_folder import final_model
 
 ROW_VERSION = 1
 """Enters every fingerprint; a change of what rows mean makes them all anew."""

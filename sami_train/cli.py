@@ -149,7 +149,8 @@ def _run(options: argparse.Namespace) -> int:
 
     from sami_train.display import Display
     from sami_train.distributed import start
-    from sami_train.trainer import final_model, train
+    from sami_train.run_folder import final_model
+    from sami_train.trainer import train
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -12,31 +12,28 @@ Whatever is finished is never done again: pairs are kept row by row, an iteratio
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
-import hashlib
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sami_train.adapters import require_adapters
-from sami_train.config import Recipe, dump_recipe, same_run
+from sami_train.config import Recipe
 from sami_train.constitutions import Principle, distinct
 from sami_train.data import Query
 from sami_train.distributed import World
 from sami_train.errors import UserError
 from sami_train.files import append_rows, read_json, read_rows, replace_rows, write_json
-from sami_train.models import Source, source_fingerprint
+from sami_train.models import Source
 from sami_train.optimizers import require_optimizer
 from sami_train.pairs import Contrast, Example, plan_contrasts, split_queries
 from sami_train.prompts import Template
+from sami_train.run_folder import alone, check_nodes, claim, finished, inputs_of
 from sami_train.watch import Alarm, alarms
 
 Progress = Callable[[str, int, int, str], None]
@@ -81,9 +78,10 @@ def train(
             disk, a folder that holds another run, a package that is missing.
     """
     world = world or World()
-    inputs = _inputs(source, data)
-    if finished := _finished(folder, recipe, inputs):
-        return finished
+    inputs = inputs_of(source, data)
+    check_nodes(folder, recipe, inputs, world)
+    if summary := finished(folder, recipe, inputs):
+        return summary
     _require_packages(recipe, world)
     _check_principles(data)
     first, second, unseen = split_queries(data.queries, recipe)
@@ -95,8 +93,8 @@ def train(
     if recipe.save_steps and recipe.method != "sami":
         note(f"the method '{recipe.method}' keeps no checkpoints inside an iteration: save_steps does nothing")
     with ExitStack() as stack:
-        stack.enter_context(_alone(folder, world))
-        _claim(folder, recipe, inputs, world)
+        stack.enter_context(alone(folder, world))
+        claim(folder, recipe, inputs, world)
         trackers = None
         if recipe.report_to and world.main:
             from sami_train.tracking import open_trackers
@@ -128,11 +126,6 @@ def train(
     return summary
 
 
-def final_model(folder: Path, recipe: Recipe) -> Path:
-    """Where the trained model of a finished run lies."""
-    return folder / f"iteration-{recipe.iterations}" / "model"
-
-
 def _require_packages(recipe: Recipe, world: World) -> None:
     """Say what is missing before anything is loaded or sampled."""
     from sami_train.sampling import uses_vllm
@@ -155,99 +148,6 @@ def _check_principles(data: TrainingData) -> None:
     for kind, principles in data.principles.items():
         if len(distinct(principles)) < len(principles):
             raise UserError(f"a principle of {kind} is there twice; give each once")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, world: World) -> Iterator[None]:
-    """Hold the run's folder, which the first process makes, so that no second run writes there.
-
-    Raises:
-        UserError: another run holds it, or it cannot be made.
-    """
-    error, handle = None, None
-    if world.main:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = (folder / ".training.lock").open("ab")
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            error = UserError(
-                f"{folder}: another run is training here; wait for it, stop it, or name another folder with -o"
-            )
-        except OSError as reason:
-            error = UserError(f"{folder}: the folder cannot be written ({reason.strerror}); name another one with -o")
-    try:
-        world.together(error)
-        yield
-    finally:
-        if handle is not None:
-            handle.close()  # which lets go; so does the end of the process, however it ends
-
-
-def _finished(folder: Path, recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any] | None:
-    """The summary of a finished run of this recipe on these inputs. Raises UserError where it is another run's."""
-    try:
-        is_file = folder.exists() and not folder.is_dir()
-    except OSError as reason:
-        raise UserError(f"{folder}: the folder cannot be read ({reason.strerror}); name another one with -o") from None
-    if is_file:
-        raise UserError(f"{folder}: this is a file; name a folder with -o")
-    summary = read_json(folder / "summary.json")
-    if summary is not None:
-        _same_inputs(folder, recipe, inputs)
-        if not (final_model(folder, recipe) / "config.json").is_file():
-            raise UserError(
-                f"{final_model(folder, recipe)}: the run is finished, and its model is gone; delete {folder} to train it anew"
-            )
-    return summary
-
-
-def _inputs(source: Source, data: TrainingData) -> dict[str, str]:
-    """Digests of all that a recipe is applied to."""
-    return {
-        "model": source_fingerprint(source) if source.kind == "folder" else f"{source} {source.revision or ''}".strip(),
-        "queries": _digest([[q.id, q.text, q.task] for q in data.queries]),
-        "principles": _digest(
-            {k: [[p.id, p.definition, p.antithesis] for p in ps] for k, ps in data.principles.items()}
-        ),
-        "templates": _digest({kind: template.hash for kind, template in data.templates.items()}),
-    }
-
-
-def _claim(folder: Path, recipe: Recipe, inputs: Mapping[str, str], world: World) -> None:
-    """Write down what the folder's run is, or make sure that the run begun there, which has made something, is this one.
-
-    Raises:
-        UserError: the folder holds the run of another recipe, model, principles or queries, or cannot be made.
-    """
-    error = None
-    made = (*folder.glob("*.jsonl"), *folder.glob("iteration-*/*.jsonl"))
-    begun = (folder / "inputs.json").is_file() and bool(made)
-    world.barrier()  # all have looked before the first process writes
-    try:
-        if begun:
-            _same_inputs(folder, recipe, inputs)
-        elif world.main:
-            (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-            write_json(folder / "inputs.json", dict(inputs))
-    except OSError as reason:
-        error = UserError(f"{folder}: the folder cannot be written ({reason.strerror}); name another one with -o")
-    except UserError as reason:
-        error = reason
-    world.together(error)
-
-
-def _same_inputs(folder: Path, recipe: Recipe, inputs: Mapping[str, str]) -> None:
-    """Raises UserError when the folder's run is of another recipe, model, principles or queries."""
-    same_run(folder / "recipe.yaml", recipe)
-    known = read_json(folder / "inputs.json") or {}
-    for key, value in inputs.items():
-        if known.get(key) != value:
-            raise UserError(f"{folder}: a run with other {key} was begun here; name another folder with -o")
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class _Run:

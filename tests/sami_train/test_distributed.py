@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -57,6 +58,25 @@ def start(model: Path, folder: Path, name: str, processes: int) -> subprocess.Po
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+
+
+def start_nodes(model: Path, runs: list[tuple[Path, str]]) -> list[subprocess.Popen[str]]:
+    """A process for every (folder, settings), each the only one of its node."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(runs))}
+    shared |= {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__)), str(model), str(folder), name],
+            env={**os.environ, **shared, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, (folder, name) in enumerate(runs)
+    ]
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -173,6 +193,33 @@ def test_a_checkpoint_that_cannot_be_made_ends_all_processes(tiny_model: Path, t
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "checkpoint: the checkpoint cannot be written (File exists)" in output
+
+
+def test_two_nodes_train_as_one_process(tiny_model: Path, tmp_path: Path) -> None:
+    finish(start(tiny_model, tmp_path / "one", "plain", 1))
+    for process in start_nodes(tiny_model, [(tmp_path / "two", "plain")] * 2):
+        finish(process)
+    assert_same_run(tmp_path / "one", tmp_path / "two", 1e-6)
+    assert not list((tmp_path / "two").glob(".seen-*"))
+
+
+@pytest.mark.parametrize(
+    ("second", "complaint"),
+    [
+        (("elsewhere", "plain"), "does not see in this folder what process 0 on"),
+        (("here", "frozen"), "was started with another recipe than process 0"),
+    ],
+)
+def test_nodes_that_do_not_belong_together_end(
+    second: tuple[str, str], complaint: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Without the check the one would wait for the other, for hours, or keep half a checkpoint."""
+    for process in start_nodes(tiny_model, [(tmp_path / "here", "plain"), (tmp_path / second[0], second[1])]):
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert f"UserError: {tmp_path}" in output or "UserError: process 1 on" in output
+        assert complaint in output
+    assert not list(tmp_path.glob("*/*.jsonl"))
 
 
 def test_an_error_ends_all_processes_with_one_sentence(tiny_model: Path, tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from sami_train.files import append_rows, read_rows, replace_rows
 from sami_train.models import load_model, parse_source
 from sami_train.pairs import split_queries
 from sami_train.prompts import load_template
-from sami_train.trainer import TrainingData, final_model, train
+from sami_train.run_folder import final_model
+from sami_train.trainer import TrainingData, train
 
 
 def some_queries(count: int) -> list[Query]:

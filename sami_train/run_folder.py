@@ -1,0 +1,172 @@
+"""A run's folder: one run holds it at a time, and it is the run of one recipe on the same inputs, seen by every process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sami_train.config import Recipe, dump_recipe, same_run
+from sami_train.distributed import World
+from sami_train.errors import UserError
+from sami_train.files import read_json, write_json
+from sami_train.models import Source, source_fingerprint
+
+if TYPE_CHECKING:
+    from sami_train.trainer import TrainingData
+
+PATIENCE = 10.0
+"""Seconds that a file written on one node may take to be seen on another."""
+
+
+def inputs_of(source: Source, data: TrainingData) -> dict[str, str]:
+    """Digests of all that a recipe is applied to."""
+    return {
+        "model": source_fingerprint(source) if source.kind == "folder" else f"{source} {source.revision or ''}".strip(),
+        "queries": _digest([[q.id, q.text, q.task] for q in data.queries]),
+        "principles": _digest(
+            {k: [[p.id, p.definition, p.antithesis] for p in ps] for k, ps in data.principles.items()}
+        ),
+        "templates": _digest({kind: template.hash for kind, template in data.templates.items()}),
+    }
+
+
+def check_nodes(folder: Path, recipe: Recipe, inputs: Mapping[str, str], world: World) -> None:
+    """Make sure that all processes were started on the same run, and that all nodes see its folder.
+
+    Raises:
+        UserError: on every process, where one has another recipe, model, principles or queries, or does not see what the first
+            process writes: it would wait for the others in vain, and checkpoints would lack its part.
+    """
+    host = socket.gethostname()
+    settings = recipe.model_copy(
+        update={"model": None, "queries": (), "principles": ()}
+    )  # what they name is in `inputs`
+    everywhere = world.gather((host, {"recipe": _digest(dump_recipe(settings)), **inputs}))
+    first_host, first = everywhere[0]
+    for rank, (other_host, other) in enumerate(everywhere):
+        if other != first:
+            what = ", ".join(key for key in first if first[key] != other[key])
+            raise UserError(
+                f"process {rank} on {other_host} was started with another {what} than process 0 on {first_host}; start the "
+                "same command on the same files on every node"
+            )
+    if world.size == world.local_size:
+        return
+    error = None
+    mark = folder / str(world.gather(f".seen-{secrets.token_hex(8)}")[0])
+    if world.main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError as reason:
+            error = _not_writable(folder, reason)
+    world.together(error)
+    latest = time.monotonic() + PATIENCE
+    while not mark.exists() and time.monotonic() < latest:
+        time.sleep(0.2)
+    blind = [name for name in world.gather(None if mark.exists() else host) if name is not None]
+    if world.main:
+        mark.unlink(missing_ok=True)
+    if blind:
+        raise UserError(
+            f"{folder}: {blind[0]} does not see in this folder what process 0 on {first_host} writes; name one with -o on a "
+            "disk that all nodes share"
+        )
+
+
+def finished(folder: Path, recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any] | None:
+    """The summary of a finished run of this recipe on these inputs. Raises UserError where it is another run's."""
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+    except OSError as reason:
+        raise UserError(f"{folder}: the folder cannot be read ({reason.strerror}); name another one with -o") from None
+    if is_file:
+        raise UserError(f"{folder}: this is a file; name a folder with -o")
+    summary = read_json(folder / "summary.json")
+    if summary is not None:
+        _same_inputs(folder, recipe, inputs)
+        if not (final_model(folder, recipe) / "config.json").is_file():
+            raise UserError(
+                f"{final_model(folder, recipe)}: the run is finished, and its model is gone; delete {folder} to train it anew"
+            )
+    return summary
+
+
+def final_model(folder: Path, recipe: Recipe) -> Path:
+    """Where the trained model of a finished run lies."""
+    return folder / f"iteration-{recipe.iterations}" / "model"
+
+
+@contextlib.contextmanager
+def alone(folder: Path, world: World) -> Iterator[None]:
+    """Hold the run's folder, which the first process makes, so that no second run writes there.
+
+    Raises:
+        UserError: another run holds it, or it cannot be made.
+    """
+    error, handle = None, None
+    if world.main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = (folder / ".training.lock").open("ab")
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            error = UserError(
+                f"{folder}: another run is training here; wait for it, stop it, or name another folder with -o"
+            )
+        except OSError as reason:
+            error = _not_writable(folder, reason)
+    try:
+        world.together(error)
+        yield
+    finally:
+        if handle is not None:
+            handle.close()  # which lets go; so does the end of the process, however it ends
+
+
+def claim(folder: Path, recipe: Recipe, inputs: Mapping[str, str], world: World) -> None:
+    """Write down what the folder's run is, or make sure that the run begun there, which has made something, is this one.
+
+    Raises:
+        UserError: the folder holds the run of another recipe, model, principles or queries, or cannot be made.
+    """
+    error = None
+    made = (*folder.glob("*.jsonl"), *folder.glob("iteration-*/*.jsonl"))
+    begun = (folder / "inputs.json").is_file() and bool(made)
+    world.barrier()  # all have looked before the first process writes
+    try:
+        if begun:
+            _same_inputs(folder, recipe, inputs)
+        elif world.main:
+            (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+            write_json(folder / "inputs.json", dict(inputs))
+    except OSError as reason:
+        error = _not_writable(folder, reason)
+    except UserError as reason:
+        error = reason
+    world.together(error)
+
+
+def _same_inputs(folder: Path, recipe: Recipe, inputs: Mapping[str, str]) -> None:
+    """Raises UserError when the folder's run is of another recipe, model, principles or queries."""
+    same_run(folder / "recipe.yaml", recipe)
+    known = read_json(folder / "inputs.json") or {}
+    for key, value in inputs.items():
+        if known.get(key) != value:
+            raise UserError(f"{folder}: a run with other {key} was begun here; name another folder with -o")
+
+
+def _not_writable(folder: Path, reason: OSError) -> UserError:
+    return UserError(f"{folder}: the folder cannot be written ({reason.strerror}); name another one with -o")
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:32]
