@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sami_train import response_logprobs, response_logprobs_naive, sami_loss
+from sami_train import response_logprobs_naive, sami_loss
 from sami_train.config import Recipe
 from sami_train.distributed import World
 from sami_train.models import load_model, parse_source
@@ -66,19 +66,15 @@ def batched_logprobs(model: Any, prompts: Sequence[list[int]], responses: Sequen
 
 def micro_step(path: str, model: Any, prompts: Ids, responses: Ids, bf16: bool) -> float:
     """One micro-step; returns the loss. Gradients are left on the model."""
-    if path == "cached":
+    if path not in PLAIN:
         recipe = Recipe(
-            name="benchmark", learning_rate=1.0, batch_size=1, bf16=bf16, gradient_caching=True,
+            name="benchmark", learning_rate=1.0, batch_size=1, bf16=bf16, gradient_caching=path == "cached",
             constitutions_per_query=len(prompts),
         )  # fmt: skip
         sides = tuple(str(n) for n in range(len(prompts)))
         example = Example("q", "dialogue", sides, tuple(map(tuple, prompts)), tuple(map(tuple, responses)), sides, None)
         return accumulate(model, [example], recipe, World()).figures["loss"]
-    paths: dict[str, Callable[..., Tensor]] = {
-        "plain": response_logprobs_naive,
-        "batched": batched_logprobs,
-        "packed": response_logprobs,
-    }
+    paths: dict[str, Callable[..., Tensor]] = {"plain": response_logprobs_naive, "batched": batched_logprobs}
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         loss = sami_loss(paths[path](model, prompts, responses))
     loss.backward()

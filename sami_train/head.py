@@ -9,6 +9,8 @@ known later.)
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -31,6 +33,29 @@ def keeps_logits(positions: int, vocabulary: int, item_size: int) -> bool:
     return positions * vocabulary * item_size <= KEPT_BYTES
 
 
+_IN_PLACE: ContextVar[bool] = ContextVar("gradients are added in place", default=False)
+
+
+@contextmanager
+def gradients_in_place(model: Any) -> Iterator[None]:
+    """Add the gradients of embeddings and head straight to their weights' `grad`, for ``backward()`` alone.
+
+    Both are as large as the vocabulary, and a micro-step touches few rows of the one and all of the other: else each would be
+    made whole, full of zeros, and then added. Does nothing to weights that are not trained.
+    """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for weight in (embeddings.weight, head.weight):
+        if weight.requires_grad and weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+    was, token = embeddings.sparse, _IN_PLACE.set(True)
+    embeddings.sparse = embeddings.weight.requires_grad
+    try:
+        yield
+    finally:
+        embeddings.sparse = was
+        _IN_PLACE.reset(token)
+
+
 def target_logprobs(model: Any, hidden: Tensor, targets: Tensor, *, block: int | None = None) -> Tensor:
     """log p(target | hidden state) by the model's own head: (N, H), (N,) -> (N,) in float32, in nats. Differentiable."""
     head = model.get_output_embeddings()
@@ -42,6 +67,7 @@ def target_logprobs(model: Any, hidden: Tensor, targets: Tensor, *, block: int |
         targets,
         block or block_size(len(targets), kind),
         getattr(model.config, "final_logit_softcapping", None),
+        head.weight.grad if _IN_PLACE.get() else None,
     )
     return values
 
@@ -51,15 +77,24 @@ class _TargetLogprobs(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, block: int, cap: float | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        block: int,
+        cap: float | None,
+        total: Tensor | None,
     ) -> Tensor:
-        ctx.block, ctx.cap = block, cap
+        """With a `total` the weight's gradient is added to it, and none is returned."""
+        ctx.block, ctx.cap, ctx.total = block, cap, total
         keep = keeps_logits(len(hidden), len(weight), hidden.element_size())
         kept: list[Tensor] = []
         normaliser = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
         chosen = torch.zeros_like(normaliser)
+        room = _room(weight, block, hidden.dtype)
         for part in _blocks(len(weight), block):
-            raw = _product(hidden, weight, bias, part)
+            raw = _product(hidden, _cast(weight, part, room), bias, part)
             logits = _capped(raw, cap)
             normaliser = torch.logaddexp(normaliser, logits.logsumexp(-1))
             place, inside = _place(targets, part)
@@ -74,10 +109,13 @@ class _TargetLogprobs(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser, *kept = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        total = ctx.total if ctx.needs_input_grad[1] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] and total is None else None
         grad_bias = torch.empty_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        room = _room(weight, ctx.block, hidden.dtype)
         for number, part in enumerate(_blocks(len(weight), ctx.block)):
-            logits = _capped(kept[number] if kept else _product(hidden, weight, bias, part), ctx.cap)
+            cast = _cast(weight, part, room)
+            logits = _capped(kept[number] if kept else _product(hidden, cast, bias, part), ctx.cap)
             grad = torch.sub(logits, normaliser[:, None]).exp_().neg_()
             place, inside = _place(targets, part)
             grad.scatter_add_(1, place[:, None], inside[:, None].to(grad.dtype))
@@ -88,12 +126,17 @@ class _TargetLogprobs(torch.autograd.Function):  # type: ignore[misc]
                 grad_bias[part] = grad.sum(0)
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden += grad @ weight[part].to(hidden.dtype)
-            if grad_weight is not None and grad_weight.dtype == grad.dtype:
+                grad_hidden += grad @ cast
+            if total is not None and total.dtype == grad.dtype:
+                total[part].addmm_(grad.t(), hidden)
+            elif total is not None:
+                total[part].add_(grad.t() @ hidden)
+            elif grad_weight is not None and grad_weight.dtype == grad.dtype:
                 torch.mm(grad.t(), hidden, out=grad_weight[part])
             elif grad_weight is not None:
                 grad_weight[part] = grad.t() @ hidden
-        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
+        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _blocks(vocabulary: int, size: int) -> Iterator[slice]:
@@ -101,12 +144,20 @@ def _blocks(vocabulary: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, vocabulary))
 
 
-def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, part: slice) -> Tensor:
+def _room(weight: Tensor, block: int, dtype: torch.dtype) -> Tensor | None:
+    """Room for a block of the weight in another number format; the blocks take turns in it."""
+    return None if weight.dtype == dtype else weight.new_empty((min(block, len(weight)), weight.shape[1]), dtype=dtype)
+
+
+def _cast(weight: Tensor, part: slice, room: Tensor | None) -> Tensor:
+    """The block of the weight, in the room's number format."""
+    return weight[part] if room is None else room[: part.stop - part.start].copy_(weight[part])
+
+
+def _product(hidden: Tensor, cast: Tensor, bias: Tensor | None, part: slice) -> Tensor:
     """The block's logits in the number format of the hidden states."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return torch.nn.functional.linear(
-            hidden, weight[part].to(hidden.dtype), None if bias is None else bias[part].to(hidden.dtype)
-        )
+        return torch.nn.functional.linear(hidden, cast, None if bias is None else bias[part].to(hidden.dtype))
 
 
 def _capped(logits: Tensor, cap: float | None) -> Tensor:

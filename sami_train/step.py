@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,21 @@ def accumulate(
     Raises:
         UserError: the loss of a query is not finite (on every device, naming the query).
     """
+    from sami_train.head import gradients_in_place
+
+    whole = world.size == 1  # shards have nowhere to add a whole gradient to
+    with gradients_in_place(model) if whole else nullcontext():
+        return _accumulate(model, batch, recipe, world, reference, on_query)
+
+
+def _accumulate(
+    model: Any,
+    batch: Sequence[Example],
+    recipe: Recipe,
+    world: World,
+    reference: Reference | None,
+    on_query: Callable[[int], None],
+) -> StepResult:
     used = batch[-recipe.gradient_queries :] if recipe.gradient_queries else batch
     micro_batches = _micro_batches(len(used), recipe.per_device_train_batch_size, world)
     rows: list[dict[str, float]] = []

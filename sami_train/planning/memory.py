@@ -127,6 +127,8 @@ def count_states(parameters: Parameters, recipe: Recipe, machine: Machine) -> St
     size, devices = _bytes(recipe.master_dtype), machine.devices
     gradients = math.ceil(parameters.trainable * size / devices)
     accumulated = gradients if micro_steps(recipe, machine) > 1 else 0
+    if recipe.method == "sami" and not machine.sharded:  # those of embeddings and head are there from the start
+        accumulated = max(accumulated, parameters.root_trainable * size)
     if machine.sharded and accumulated and recipe.gradient_sync == "last":
         accumulated += parameters.trainable * (4 if recipe.bf16 else size)
     return States(

@@ -12,7 +12,7 @@ import copy
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from sami_train.baselines import queries_at_once, require_trl, sequences_of_a_qu
 from sami_train.config import Recipe
 from sami_train.distributed import World
 from sami_train.errors import UserError
+from sami_train.head import gradients_in_place
 from sami_train.logprobs import pack, token_logprobs
 from sami_train.planning.shape import Architecture, build, count_parameters, essential
 from sami_train.step import compute
@@ -48,8 +49,8 @@ class Training:
     """Most bytes that live at once in every part of a micro-step, besides weights, gradients and moments.
 
     `forward`: through the layers. `head`: log-probabilities and their backward pass, everything kept for the layers' still
-    there. `layers`: their backward pass. `embeddings`: the gradients of the embeddings (0 where they are frozen). `kept` is what
-    lives when the layers' backward pass begins: what autograd holds for it, masks and copies of weights included. `mask` is
+    there. `layers`: their backward pass. `embeddings`: the gradients of the embeddings (0 where they are frozen, or sparse). `kept`
+    is what lives when the layers' backward pass begins: what autograd holds for it, masks and copies of weights included. `mask` is
     the block mask's part of `forward`.
     """
 
@@ -93,6 +94,8 @@ def _training(architecture: Architecture, recipe: Recipe, lengths: Lengths, kind
         architecture.layers,
         lambda layers: _peaks(_shortened(architecture, layers), recipe, dtype, kind, watch, step),
     )
+    if recipe.method == "sami" and not sharded:
+        found.pop("embeddings", None)  # their gradient is a sparse one
     if found.get("embeddings") and architecture.tied:
         # The two gradients of a tied matrix are summed in place, but into a third one where tensors only pretend.
         found["embeddings"] -= count_parameters(architecture, recipe).embedding * dtype.itemsize
@@ -122,9 +125,11 @@ def _sami_step(
 
     def step(model: Any, meter: Meter) -> None:
         meter.begin("forward")
-        with compute(recipe, world):
-            tokens = token_logprobs(model, packed)
-        tokens.sum().backward()
+        with nullcontext() if sharded else gradients_in_place(model):
+            model.get_input_embeddings().sparse = False  # tensors that only pretend are never sparse
+            with compute(recipe, world):
+                tokens = token_logprobs(model, packed)
+            tokens.sum().backward()
 
     masked = attention.needs_mask(kind, architecture.config)
     size = len(packed.input_ids) * len(packed.input_ids[0]) ** 2

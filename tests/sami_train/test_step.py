@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from conftest import tiny_model
 from sami_train.config import Recipe, load_recipe
 from sami_train.distributed import World, total_norm
 from sami_train.errors import UserError
+from sami_train.head import gradients_in_place
+from sami_train.logprobs import pack, response_logprobs, token_logprobs
 from sami_train.optimizers import make_optimizer, set_learning_rate
 from sami_train.pairs import Example
 from sami_train.step import accumulate, reference_logprobs
@@ -117,6 +120,59 @@ def test_gradient_is_the_formulas(name: str, shape: str, size: int) -> None:
         exact = expected[parameter]
         rounding = 2e-7 + 5e-6 * exact.abs().max().item()
         torch.testing.assert_close(gradient.double(), exact, rtol=2e-4, atol=rounding, msg=parameter)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("master", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", ["llama", "gemma3-softcap"])  # a head of its own, and one tied to the embeddings
+def test_gradients_added_in_place_are_those_made_anew(shape: str, master: torch.dtype, bf16: bool) -> None:
+    model = tiny_model(shape).to(master)
+    packed = [pack([(e.prompt_ids, e.response_ids)]) for e in examples(3)]
+
+    def backward(in_place: bool) -> dict[str, Any]:
+        model.zero_grad()
+        for each in packed:
+            with gradients_in_place(model) if in_place else nullcontext():
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                    tokens = token_logprobs(model, each)
+                (tokens * torch.linspace(-1, 1, len(tokens))).sum().backward()
+        return gradients(model)
+
+    expected, found = backward(False), backward(True)
+    assert found.keys() == expected.keys()
+    rounding = 1e-6 if master == torch.float32 and not bf16 else 0.02
+    for name, gradient in found.items():
+        assert gradient.layout == torch.strided
+        apart = (gradient - expected[name]).abs().max()
+        assert apart <= rounding * expected[name].abs().max(), name
+    place = model.get_output_embeddings().weight.grad.data_ptr()
+    accumulate(model, examples(1), recipe(), WORLD)
+    assert model.get_output_embeddings().weight.grad.data_ptr() == place
+
+
+def test_what_is_frozen_gets_no_gradient_and_an_error_leaves_no_trace() -> None:
+    model = tiny_model("llama")
+    embeddings = model.get_input_embeddings()
+    embeddings.weight.requires_grad_(False)
+    with gradients_in_place(model):
+        assert not embeddings.sparse
+    embeddings.weight.requires_grad_(True)
+    for weight in (embeddings.weight, model.get_output_embeddings().weight):
+        weight.grad = None
+
+    def broken() -> None:
+        with gradients_in_place(model):
+            assert embeddings.sparse
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken()
+    assert not embeddings.sparse
+    model.zero_grad()
+    response_logprobs(model, [[3, 4, 5]], [[6, 7]]).sum().backward()
+    assert embeddings.weight.grad is not None
+    assert embeddings.weight.grad.layout == torch.strided
+    assert model.get_output_embeddings().weight.grad is not None
 
 
 def three_steps(settings: Recipe, seed: int = 0) -> dict[str, torch.Tensor]:
