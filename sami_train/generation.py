@@ -199,7 +199,7 @@ def generate_batch(
     from transformers import StoppingCriteriaList
 
     pad = tokenizer.pad_token_id
-    known = model.get_input_embeddings().num_embeddings
+    known = len(model.get_input_embeddings().weight)
     if (highest := max(max(e.ids) for e in batch)) >= known:
         raise UserError(
             f"the tokenizer has a token {highest}, and the model knows {known}: they do not belong together; restore the "

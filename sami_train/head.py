@@ -41,19 +41,28 @@ def gradients_in_place(model: Any) -> Iterator[None]:
     """Add the gradients of embeddings and head straight to their weights' `grad`, for ``backward()`` alone.
 
     Both are as large as the vocabulary, and a micro-step touches few rows of the one and all of the other: else each would be
-    made whole, full of zeros, and then added. Does nothing to weights that are not trained.
+    made whole, full of zeros, and then added. Does nothing to weights that are not trained. Embeddings in fewer bits than float32
+    keep a whole gradient of their own, since rows that are added one by one would be rounded as often.
     """
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     for weight in (embeddings.weight, head.weight):
         if weight.requires_grad and weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-    was, token = embeddings.sparse, _IN_PLACE.set(True)
-    embeddings.sparse = embeddings.weight.requires_grad
+    sparse = adds_sparsely(embeddings.weight)
+    token = _IN_PLACE.set(True)
+    if sparse:
+        embeddings.sparse = True
     try:
         yield
     finally:
-        embeddings.sparse = was
+        if sparse:
+            embeddings.sparse = False
         _IN_PLACE.reset(token)
+
+
+def adds_sparsely(weight: Tensor) -> bool:
+    """Whether `gradients_in_place` adds to the gradient of embeddings only the rows that were looked up."""
+    return bool(weight.requires_grad and weight.dtype == torch.float32)
 
 
 def target_logprobs(model: Any, hidden: Tensor, targets: Tensor, *, block: int | None = None) -> Tensor:

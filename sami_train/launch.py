@@ -48,7 +48,7 @@ def train_on_many(
 ) -> dict[str, Any]:
     """`train`, by `devices` processes with a device each of a kind, cuda or cpu; returns the summary.
 
-    They share `threads` threads of the CPU evenly, by default one for every core.
+    They share `threads` threads of the CPU evenly, by default OMP_NUM_THREADS each, or one for every core.
 
     Raises:
         UserError: what `train` raises, or a process ended by itself; its last words are in ``processes.log``.
@@ -98,7 +98,8 @@ def _processes(
     """The processes, each in a group of its own; ended when the block is left."""
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     environment |= {"WORLD_SIZE": str(devices), "LOCAL_WORLD_SIZE": str(devices)}
-    environment["OMP_NUM_THREADS"] = str(max(1, (threads or cores()) // devices))
+    if threads or "OMP_NUM_THREADS" not in environment:
+        environment["OMP_NUM_THREADS"] = str(max(1, (threads or cores()) // devices))
     if kind == "cpu":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     started: list[subprocess.Popen[bytes]] = []

@@ -26,10 +26,17 @@ PATIENCE = 10.0
 """Seconds that a file written on one node may take to be seen on another."""
 
 
-def inputs_of(source: Source, data: TrainingData) -> dict[str, str]:
-    """Digests of all that a recipe is applied to."""
+def inputs_of(source: Source, data: TrainingData, world: World) -> dict[str, str]:
+    """Digests of all that a recipe is applied to. Raises UserError on every process where one cannot read the model."""
+    error, model = None, f"{source} {source.revision or ''}".strip()
+    try:
+        if source.kind == "folder":
+            model = source_fingerprint(source)
+    except UserError as reason:
+        error = reason
+    world.together(error)
     return {
-        "model": source_fingerprint(source) if source.kind == "folder" else f"{source} {source.revision or ''}".strip(),
+        "model": model,
         "queries": _digest([[q.id, q.text, q.task] for q in data.queries]),
         "principles": _digest(
             {k: [[p.id, p.definition, p.antithesis] for p in ps] for k, ps in data.principles.items()}
@@ -49,19 +56,20 @@ def check_nodes(folder: Path, recipe: Recipe, inputs: Mapping[str, str], world: 
     settings = recipe.model_copy(
         update={"model": None, "queries": (), "principles": ()}
     )  # what they name is in `inputs`
-    everywhere = world.gather((host, {"recipe": _digest(dump_recipe(settings)), **inputs}))
-    first_host, first = everywhere[0]
-    for rank, (other_host, other) in enumerate(everywhere):
+    known = {"recipe": _digest(dump_recipe(settings)), **inputs}
+    own = (host, known, str(folder.absolute()), world.local_size, f".seen-{secrets.token_hex(8)}")
+    everywhere = world.gather(own)
+    first_host, first, first_folder, _, name = everywhere[0]
+    for rank, (other_host, other, *_) in enumerate(everywhere):
         if other != first:
             what = ", ".join(key for key in first if first[key] != other[key])
             raise UserError(
                 f"process {rank} on {other_host} was started with another {what} than process 0 on {first_host}; start the "
                 "same command on the same files on every node"
             )
-    if world.size == world.local_size:
+    if all(local == world.size and other_host == first_host for other_host, _, _, local, _ in everywhere):
         return
-    error = None
-    mark = folder / str(world.gather(f".seen-{secrets.token_hex(8)}")[0])
+    error, mark = None, folder / str(name)
     if world.main:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -70,16 +78,25 @@ def check_nodes(folder: Path, recipe: Recipe, inputs: Mapping[str, str], world: 
             error = _not_writable(folder, reason)
     world.together(error)
     latest = time.monotonic() + PATIENCE
-    while not mark.exists() and time.monotonic() < latest:
+    while not (seen := _sees(mark)) and time.monotonic() < latest:
         time.sleep(0.2)
-    blind = [name for name in world.gather(None if mark.exists() else host) if name is not None]
+    blind = [rank for rank, sees in enumerate(world.gather(seen)) if not sees]
     if world.main:
-        mark.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            mark.unlink()
     if blind:
+        other_host, _, other_folder, *_ = everywhere[blind[0]]
         raise UserError(
-            f"{folder}: {blind[0]} does not see in this folder what process 0 on {first_host} writes; name one with -o on a "
-            "disk that all nodes share"
+            f"{other_folder}: process {blind[0]} on {other_host} does not see in this folder what process 0 on {first_host} "
+            f"writes to {first_folder}; name one with -o on a disk that all nodes share"
         )
+
+
+def _sees(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError:
+        return False
 
 
 def finished(folder: Path, recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any] | None:

@@ -196,6 +196,8 @@ def _training_phases(
     ]
     if training.embeddings:
         phases.append(phase("embeddings", "embeddings' gradients", training.embeddings, after, root))
+    else:
+        phases.append(phase("last layer", "a layer's gradients", max(0, training.layers - training.kept), after, 0))
     return phases
 
 

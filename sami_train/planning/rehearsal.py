@@ -94,8 +94,8 @@ def _training(architecture: Architecture, recipe: Recipe, lengths: Lengths, kind
         architecture.layers,
         lambda layers: _peaks(_shortened(architecture, layers), recipe, dtype, kind, watch, step),
     )
-    if recipe.method == "sami" and not sharded:
-        found.pop("embeddings", None)  # their gradient is a sparse one
+    if recipe.method == "sami" and not sharded and recipe.master_dtype == "float32":
+        found.pop("embeddings", None)  # their gradient is a sparse one: see `gradients_in_place`
     if found.get("embeddings") and architecture.tied:
         # The two gradients of a tied matrix are summed in place, but into a third one where tensors only pretend.
         found["embeddings"] -= count_parameters(architecture, recipe).embedding * dtype.itemsize
@@ -126,7 +126,8 @@ def _sami_step(
     def step(model: Any, meter: Meter) -> None:
         meter.begin("forward")
         with nullcontext() if sharded else gradients_in_place(model):
-            model.get_input_embeddings().sparse = False  # tensors that only pretend are never sparse
+            if (embeddings := model.get_input_embeddings()).weight.requires_grad:
+                embeddings.sparse = False  # tensors that only pretend are never sparse
             with compute(recipe, world):
                 tokens = token_logprobs(model, packed)
             tokens.sum().backward()

@@ -206,7 +206,7 @@ def test_two_nodes_train_as_one_process(tiny_model: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("second", "complaint"),
     [
-        (("elsewhere", "plain"), "does not see in this folder what process 0 on"),
+        (("elsewhere", "plain"), "elsewhere: process 1 on"),
         (("here", "frozen"), "was started with another recipe than process 0"),
     ],
 )
@@ -217,7 +217,7 @@ def test_nodes_that_do_not_belong_together_end(
     for process in start_nodes(tiny_model, [(tmp_path / "here", "plain"), (tmp_path / second[0], second[1])]):
         output, _ = process.communicate(timeout=120)
         assert process.returncode != 0
-        assert f"UserError: {tmp_path}" in output or "UserError: process 1 on" in output
+        assert "UserError: " in output
         assert complaint in output
     assert not list(tmp_path.glob("*/*.jsonl"))
 

@@ -63,6 +63,7 @@ def test_two_processes_train_as_one(source: Source, tmp_path: Path) -> None:
 def test_the_processes_share_the_threads(
     threads: int | None, each: str, source: Source, tmp_path: Path, monkeypatch: Any
 ) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     told: list[str] = []
     real = subprocess.Popen
 

@@ -237,6 +237,9 @@ def test_states_of_one_device_and_of_many() -> None:
         4 * count,
         8 * count,
     )
+    once = count_states(parameters, recipe_of(batch_size=1), ONE_CPU)
+    assert once.accumulated == 4 * parameters.root_trainable, "embeddings and head have theirs from the start"
+    assert count_states(parameters, recipe_of(batch_size=1, method="sft"), ONE_CPU).accumulated == 0
     two = Machine("cuda", 2, 1 << 34)
     last = count_states(parameters, recipe_of(), two)
     every = count_states(parameters, recipe_of(gradient_sync="every"), two)

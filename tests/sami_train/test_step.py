@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
+from sami_train.adapters import add_adapter
 from sami_train.config import Recipe, load_recipe
 from sami_train.distributed import World, total_norm
 from sami_train.errors import UserError
@@ -145,9 +146,32 @@ def test_gradients_added_in_place_are_those_made_anew(shape: str, master: torch.
         assert gradient.layout == torch.strided
         apart = (gradient - expected[name]).abs().max()
         assert apart <= rounding * expected[name].abs().max(), name
-    place = model.get_output_embeddings().weight.grad.data_ptr()
-    accumulate(model, examples(1), recipe(), WORLD)
-    assert model.get_output_embeddings().weight.grad.data_ptr() == place
+
+
+@pytest.mark.parametrize("shape", ["llama", "gemma3"])
+def test_a_step_makes_no_gradient_as_large_as_the_vocabulary(shape: str) -> None:
+    """Autograd hands the weights what is added by itself: few rows of the embeddings, nothing of the head."""
+    model = tiny_model(shape)
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    handed: dict[str, list[torch.layout | None]] = {"embeddings": [], "head": []}
+    layers = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    for name, layer in layers.items():
+        layer.weight.register_hook(lambda gradient, name=name: handed[name].append(getattr(gradient, "layout", None)))
+    accumulate(model, examples(2), recipe(batch_size=2), WORLD)
+    assert handed == {"embeddings": [torch.sparse_coo] * 2, "head": [torch.sparse_coo if tied else None] * 2}
+    assert all(layer.weight.grad.layout == torch.strided for layer in layers.values())
+    assert all(layer.weight.grad.abs().sum() > 0 for layer in layers.values())
+
+
+def test_an_adapter_of_the_embeddings_is_trained() -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    settings = recipe(use_peft=True, lora_target_modules=["embed_tokens", "q_proj"], batch_size=2)
+    model = tiny_model("llama")
+    add_adapter(model, settings)
+    accumulate(model, examples(2), settings, WORLD)
+    found = gradients(model)
+    assert all("lora_" in name for name in found)
+    assert any("embed_tokens" in name and gradient.abs().sum() > 0 for name, gradient in found.items())
 
 
 def test_what_is_frozen_gets_no_gradient_and_an_error_leaves_no_trace() -> None:
