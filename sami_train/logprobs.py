@@ -246,6 +246,8 @@ def check_fast_path(model: Any, contrasted: Contrasted, *, tolerance: float = 0.
     """
     import torch
 
+    from sami_train.norms import closed_form_norms
+
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         raise UserError(
             f"a {model.config.model_type} model caps its attention's logits, which no fused attention does, so it cannot be "
@@ -254,7 +256,8 @@ def check_fast_path(model: Any, contrasted: Contrasted, *, tolerance: float = 0.
     prompts = [ids[:32] for ids in contrasted[0]]
     responses = [ids[:8] for ids in contrasted[1]]
     with torch.no_grad():
-        fast = response_logprobs(model, prompts, responses)
+        with closed_form_norms(model):
+            fast = response_logprobs(model, prompts, responses)
         plain = response_logprobs_naive(model, prompts, responses)
     apart = (fast - plain).abs()
     worst = apart.max().item()

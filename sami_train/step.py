@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +55,18 @@ def accumulate(
     Raises:
         UserError: the loss of a query is not finite (on every device, naming the query).
     """
-    from sami_train.head import gradients_in_place
-
-    whole = world.size == 1  # shards have nowhere to add a whole gradient to
-    with gradients_in_place(model) if whole else nullcontext():
+    with lean(model, sharded=world.size > 1):
         return _accumulate(model, batch, recipe, world, reference, on_query)
+
+
+@contextmanager
+def lean(model: Any, *, sharded: bool) -> Iterator[None]:
+    """What makes a step of the model lighter and changes no number. Shards have nowhere to add a whole gradient to."""
+    from sami_train.head import gradients_in_place
+    from sami_train.norms import closed_form_norms
+
+    with closed_form_norms(model), nullcontext() if sharded else gradients_in_place(model):
+        yield
 
 
 def _accumulate(

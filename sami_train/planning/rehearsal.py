@@ -12,7 +12,7 @@ import copy
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ from sami_train.baselines import queries_at_once, require_trl, sequences_of_a_qu
 from sami_train.config import Recipe
 from sami_train.distributed import World
 from sami_train.errors import UserError
-from sami_train.head import gradients_in_place
 from sami_train.logprobs import pack, token_logprobs
+from sami_train.norms import norms
 from sami_train.planning.shape import Architecture, build, count_parameters, essential
-from sami_train.step import compute
+from sami_train.step import compute, lean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,8 +125,8 @@ def _sami_step(
 
     def step(model: Any, meter: Meter) -> None:
         meter.begin("forward")
-        with nullcontext() if sharded else gradients_in_place(model):
-            if (embeddings := model.get_input_embeddings()).weight.requires_grad:
+        with lean(model, sharded=sharded):
+            if not sharded and (embeddings := model.get_input_embeddings()).weight.requires_grad:
                 embeddings.sparse = False  # tensors that only pretend are never sparse
             with compute(recipe, world):
                 tokens = token_logprobs(model, packed)
@@ -324,6 +324,7 @@ def _peaks(
 
     with torch.device("meta"):
         model = build(config, recipe, dtype)
+    norms(model)  # finds out what they are, by numbers
     with FakeTensorMode(), ExitStack() as stack:
         _pretend(model)
         meter = Meter()

@@ -22,6 +22,7 @@ from sami_train.config import Recipe
 from sami_train.errors import UserError
 from sami_train.logprobs import cell_logprobs, pack, token_logprobs
 from sami_train.loss import sami_loss
+from sami_train.norms import closed_form_norms
 from sami_train.planning.advice import Adviser
 from sami_train.planning.command import find_machine, parse_size
 from sami_train.planning.measure import measure, take_steps
@@ -129,7 +130,7 @@ def test_saved_activations_are_those_that_autograd_saves(shape: str, bf16: bool)
     packed = pack([([[1 + i] * LENGTHS.prompt for i in range(3)], [[1] * LENGTHS.response] * 3)])
 
     def run() -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with closed_form_norms(model), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             return token_logprobs(model, packed)
 
     saved = saved_bytes(model, recipe, run)
@@ -139,7 +140,7 @@ def test_saved_activations_are_those_that_autograd_saves(shape: str, bf16: bool)
     )  # kept for the head alone, gone before the layers
     assert found.head > saved
     gradient = 4 * len(packed.input_ids) * len(packed.input_ids[0]) * SMALL["hidden_size"]  # of what the head read
-    assert found.kept == pytest.approx(saved - logits + gradient, rel=0.015)
+    assert found.kept == pytest.approx(saved - logits + gradient, rel=0.02)
 
 
 def test_saved_activations_of_a_layer_by_hand() -> None:
@@ -155,7 +156,7 @@ def test_saved_activations_of_a_layer_by_hand() -> None:
     hidden, inner, heads, groups, size = 32, 48, 4, 2, 8
     attention = heads * size
     per_token = (
-        2 * (2 * hidden + 1)  # each of the two norms: its input and what it multiplies by the weight; one inverse root
+        2 * (hidden + 1)  # each of the two norms: its input; one inverse root
         + 2 * hidden  # the inputs of the projections: of queries, keys and values; of gate and up
         + attention  # the rotated queries
         + 2 * groups * size  # keys and values
@@ -304,7 +305,7 @@ def test_sharding_gathers_what_runs() -> None:
 def test_a_plan_is_near_what_real_steps_take(tiny_model: Path) -> None:
     """Tokens enough that what a step holds is far more than the noise of a process; see benchmarks/plan.py for real models."""
     recipe = recipe_of(model=str(tiny_model), batch_size=1, constitutions_per_query=4)
-    lengths = Lengths(4000, 800)
+    lengths = Lengths(4400, 880)
     planned = plan_memory(find_architecture(str(tiny_model)), recipe, lengths, ONE_CPU)
     training = [phase for phase in planned.phases if phase.name.startswith("training")]
     peak = max(sum(part.size for part in phase.parts if part.name != "program") for phase in training)
