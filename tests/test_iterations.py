@@ -93,7 +93,7 @@ def test_a_finished_training_is_not_done_again(
 ) -> None:
     """Another run with the iterations the other way round, after its first answers: the cache has the rest."""
     monkeypatch.setenv("HARNESS_CACHE", str(finished.parent / "cache"))
-    monkeypatch.setattr(sami_train.trainer, "_claim", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(sami_train.trainer, "claim", lambda *_: pytest.fail("trained again"))
     outcome = run(write(tmp_path, tiny_model), quiet=True)
     first = json.loads((finished / "results.json").read_text())
     assert outcome.results["comparisons"] == first["comparisons"]
