@@ -61,7 +61,10 @@ def accumulate(
 
 @contextmanager
 def lean(model: Any, *, sharded: bool) -> Iterator[None]:
-    """What makes a step of the model lighter and changes no number. Shards have nowhere to add a whole gradient to."""
+    """What makes a step of the model lighter and changes its numbers by rounding alone.
+
+    A `sharded` model's whole gradients are reduced after every use, so there is nothing to add them to in place.
+    """
     from sami_train.head import gradients_in_place
     from sami_train.norms import closed_form_norms
 

@@ -296,10 +296,8 @@ class _Trackio:
             )
 
     def log(self, row: Mapping[str, float | int | str], step: int) -> None:
-        named = {
-            "iteration_step" if name == "step" else name: value for name, value in row.items()
-        }  # trackio's own is step
-        self._run.log(named, step=step)
+        taken = {"step": "iteration_step"}  # trackio keeps the first name for itself
+        self._run.log({taken.get(name, name): value for name, value in row.items()}, step=step)
 
     def text(self, name: str, rows: Sequence[Mapping[str, str]], step: int) -> None:
         self._run.log({name: self._trackio.Table(data=[dict(row) for row in rows])}, step=step)

@@ -526,6 +526,7 @@ def test_a_recipe_that_fits(capsys: pytest.CaptureFixture[str], recipe_file: Pat
     assert "fits: " in out
     assert "training: backward pass\t" in out
     assert "training: embeddings\t" not in out, "on one device their gradient is sparse"
+    assert "training: last layer\t" in out, "and every gradient is there when the last layer is done"
     assert "training: embeddings\t" in plan(capsys, recipe_file, *SHORT, "--gpus", 2)[1]
     frozen = ("--set", "freeze_embeddings=true")
     assert "training: embeddings\t" not in plan(capsys, recipe_file, *SHORT, "--gpus", 2, *frozen)[1]
