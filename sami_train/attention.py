@@ -1,14 +1,16 @@
 """Attention of packed rows: a row is a tree of segments, and a token sees its segment's beginning and the segments above it.
 
-On the CPU every pair of segments is computed alone and the parts are joined by their log-sum-exps, as ring attention does, so that
-no pair of tokens that is hidden costs anything and nothing but queries, keys, values and results is kept for the backward pass.
+On the CPU every segment is computed alone, with the keys of those that it sees, so that tokens that are hidden cost nothing, and
+nothing but queries, keys and values is kept for the backward pass.
 Elsewhere the whole row goes through torch's fused attention under a mask, which `mask` makes from the same segments.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -133,8 +135,8 @@ def mask(rows: Rows, width: int, window: int | None = None) -> Tensor:
 
     seen = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1, 1)
     for row, segments in enumerate(rows):
-        for pair in _pairs(segments):
-            seen[row, 0, pair.queries, pair.keys] = pair.visible(window)
+        for part in _parts(segments, window):
+            seen[row, 0, part.queries, part.places()] = ~part.hidden()
     return seen
 
 
@@ -164,8 +166,12 @@ def _register() -> None:
 def by_parts(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float, window: int | None = None) -> Tensor:
     """Attention of packed rows, segment by segment; differentiable. Padding gives zeros.
 
-    The parts are computed in float32 (float64 for float64), which this kernel does at least as fast as in half precision, and are
-    joined by the identity softmax([a, b]) v = sum_i exp(lse_i - lse) softmax_i v_i with lse = log sum_i exp lse_i.
+    A segment's keys are those of all that it sees, put together. Forward they go through torch's fused kernel, and nothing but the
+    three arguments is kept. Backward, with S = scale Q K^T, P = softmax(S) and the slope G of P V, some queries at a time:
+
+        dV = P^T G        dP = G V^T        dS = P (dP - rowsum(P dP))        dQ = scale dS K        dK = scale dS^T Q
+
+    It is computed in autocast's number format where that is on. In half precision sums are formed and softmaxes taken in float32.
 
     Args:
         query: (rows, heads, width, size).
@@ -174,10 +180,14 @@ def by_parts(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float
         window: positions that a token sees, itself included; None sees all.
 
     Returns:
-        A tensor of the shape and type of `query`.
+        A tensor of the shape of `query`, in the number format of the computation.
     """
     result: Tensor = _function().apply(query, key, value, rows, scale, window)
     return result
+
+
+QUERIES = 128
+"""Queries that the backward pass takes together; their products with all keys that they see stand in memory at once."""
 
 
 @functools.cache
@@ -190,155 +200,167 @@ def _function() -> Any:
         def forward(
             ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float, window: int | None
         ) -> Tensor:
+            ctx.formats = [tensor.dtype for tensor in (query, key, value)]
+            kind = query.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+            query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
             # Heads last but one, as the layer reads the result, so that turning it copies nothing.
-            result = torch.empty_like(query.transpose(1, 2)).transpose(1, 2).zero_()
-            sums = query.new_zeros(query.shape[:3], dtype=_precise(query.dtype))
+            result = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
             for row, segments in enumerate(rows):
-                inputs = [_row(tensor, row) for tensor in (query, key, value)]
-                for segment in segments:
-                    here = slice(segment.start, segment.stop)
-                    joined, sums[row, :, here] = _attend(inputs, segment, scale, window)
-                    result[row, :, here] = joined.to(result.dtype)
-            ctx.save_for_backward(query, key, value, result, sums)
+                for part in _parts(segments, window):
+                    result[row, :, part.queries] = _attend(query[row], key[row], value[row], part, scale)
+                result[row, :, segments[-1].stop :] = 0
+            ctx.save_for_backward(query, key, value)
             ctx.rows, ctx.scale, ctx.window = rows, scale, window
             return result
 
         @staticmethod
         @once_differentiable  # type: ignore[untyped-decorator]
         def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-            query, key, value, result, sums = ctx.saved_tensors
-            found = [torch.empty_like(tensor) for tensor in (query, key, value)]
-            for row, segments in enumerate(ctx.rows):
-                inputs = [_row(tensor, row) for tensor in (query, key, value, result, slope)]
-                slopes = [torch.zeros_like(tensor) for tensor in inputs[:3]]
-                for pair in _pairs(segments):
-                    _attend_backward(inputs, sums[row : row + 1], slopes, pair, ctx.scale, ctx.window)
-                for whole, part in zip(found, slopes, strict=True):
-                    whole[row] = part[0].to(whole.dtype)
+            inputs = ctx.saved_tensors
+            found = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(inputs, ctx.formats, strict=True)]
+            with _products(inputs[0]):
+                for row, segments in enumerate(ctx.rows):
+                    query, key, value, upstream = (_wide(tensor[row]) for tensor in (*inputs, slope))
+                    slopes = [torch.zeros_like(tensor) for tensor in (query, key, value)]
+                    for part in _parts(segments, ctx.window):
+                        _attend_backward((query, key, value, upstream), slopes, part, ctx.scale)
+                    for whole, one in zip(found, slopes, strict=True):
+                        whole[row] = one
             return *found, None, None, None
 
     return ByParts
 
 
-def _attend(inputs: Sequence[Tensor], segment: Segment, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
-    """A segment's attention to itself and to what stands above it, (1, heads, length, size), and its log-sum-exp."""
+def _attend(query: Tensor, key: Tensor, value: Tensor, part: Part, scale: float) -> Tensor:
+    """A segment's attention, (heads, length, size)."""
     import torch
 
-    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    query, key, value = inputs
-    parts = []
-    for pair in _pairs([segment]):
-        if pair.out_of_sight(window):
-            continue
-        keys, mask = (slice(None), slice(None), pair.keys), pair.mask(window)
-        part, lse = operator(
-            query[:, :, pair.queries],
-            key[keys],
-            value[keys],
-            0.0,
-            pair.causal and mask is None,
-            attn_mask=_added(mask, query),
-            scale=scale,
-        )
-        parts.append((part, lse if mask is None else lse.masked_fill_(~mask.any(1), -float("inf"))))
-    (result, total), *others = parts
-    for part, lse in others:
-        both = torch.logaddexp(total, lse)
-        result.mul_((total - both).exp_()[..., None]).add_(part.mul_((lse - both).exp_()[..., None]))
-        total = both
-    return result, total
+    causal = not part.above and not part.bites
+    found: tuple[Tensor, ...] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query[None, :, part.queries],
+        part.keys(key)[None],
+        part.keys(value)[None],
+        0.0,
+        causal,
+        attn_mask=None if causal else query.new_zeros(part.shape).masked_fill_(part.hidden(), -torch.inf),
+        scale=scale,
+    )
+    return found[0][0]
 
 
-def _attend_backward(
-    inputs: Sequence[Tensor], sums: Tensor, slopes: Sequence[Tensor], pair: Pair, scale: float, window: int | None
-) -> None:
-    """Add the gradients of queries, keys and values that come through one pair of segments.
+def _attend_backward(given: tuple[Tensor, ...], slopes: Sequence[Tensor], part: Part, scale: float) -> None:
+    """Add to the slopes of queries, keys and values, (heads, width, size), what comes through one segment's attention.
 
-    `inputs` are those three, the joined result and its slope: with them and the joined log-sum-exp the kernel's formula gives
-    that pair's part of the whole gradient.
+    `given` are those three and the slope of the result.
     """
     import torch
 
-    if pair.out_of_sight(window):
-        return
-    mask = pair.mask(window)
-    places = (pair.queries, pair.keys, pair.keys, pair.queries, pair.queries)
-    query, key, value, result, slope = (tensor[:, :, place] for tensor, place in zip(inputs, places, strict=True))
-    parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        slope,
-        query,
-        key,
-        value,
-        result,
-        sums[:, :, pair.queries],
-        0.0,
-        pair.causal and mask is None,
-        attn_mask=_added(mask, query),
-        scale=scale,
-    )
-    for whole, place, part in zip(slopes, places, parts, strict=False):
-        whole[:, :, place] += part
+    query, key, value, upstream = given
+    keys, values, hidden = part.keys(key), part.keys(value), part.hidden()
+    (length, seen), (groups, _, size) = part.shape, keys.shape
+    share = len(query) // groups
+    at_once = min(length, QUERIES)
+    rooms = [keys.new_empty(groups * share * at_once * seen) for _ in range(2)]
+    key_slope, value_slope = torch.zeros_like(keys), torch.zeros_like(values)
+    for start in range(0, length, at_once):
+        stop = min(start + at_once, length)
+        queries = slice(part.at.start + start, part.at.start + stop)
+        asked, theirs = (t[:, queries].reshape(groups, share * (stop - start), size) for t in (query, upstream))
+        last, first = part.above + stop, 0 if part.bites else part.above + start
+        shape = groups, share * (stop - start), last
+        weights, inner = (room[: math.prod(shape)].view(shape) for room in rooms)
+        torch.baddbmm(weights, asked, keys[:, :last].mT, beta=0, alpha=scale, out=weights)
+        by_head = weights.view(groups, share, stop - start, last)
+        by_head[..., first:].masked_fill_(hidden[start:stop, first:last], -torch.inf)
+        torch.ops.aten._softmax.out(weights, -1, False, out=weights)
+        value_slope[:, :last].baddbmm_(weights.mT, theirs)
+        torch.bmm(theirs, values[:, :last].mT, out=inner)
+        torch.ops.aten._softmax_backward_data.out(inner, weights, -1, inner.dtype, grad_input=inner)
+        slopes[0][:, queries] = torch.bmm(inner, keys[:, :last]).mul_(scale).view(-1, stop - start, size)
+        key_slope[:, :last].baddbmm_(inner.mT, asked, alpha=scale)
+    part.add(slopes[1], key_slope)
+    part.add(slopes[2], value_slope)
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A segment and one that its tokens see: itself, or one above."""
+class Part:
+    """A segment and those that its tokens see, itself last; segments that a window hides from all of them are left out."""
 
     at: Segment
-    seen: Segment
-
-    @property
-    def causal(self) -> bool:
-        """Whether a token sees only what comes before it there."""
-        return self.at is self.seen
+    seen: tuple[Segment, ...]
+    window: int | None
 
     @property
     def queries(self) -> slice:
+        """Places of the queries in the row."""
         return slice(self.at.start, self.at.stop)
 
     @property
-    def keys(self) -> slice:
-        return slice(self.seen.start, self.seen.stop)
+    def shape(self) -> tuple[int, int]:
+        """Numbers of queries and of keys."""
+        return self.at.stop - self.at.start, sum(segment.stop - segment.start for segment in self.seen)
 
-    def out_of_sight(self, window: int | None) -> bool:
-        """Whether the window hides all of it from every token."""
-        return window is not None and self.at.position - (self.seen.end - 1) >= window
+    @property
+    def above(self) -> int:
+        """Keys that stand before the segment's own."""
+        return self.shape[1] - self.shape[0]
 
-    def mask(self, window: int | None) -> Tensor | None:
-        """What every query sees, (queries, keys) booleans, where the window hides something; None where it does not."""
-        bites = window is not None and self.at.end - 1 - self.seen.position >= window
-        return self.visible(window) if bites else None
+    @property
+    def bites(self) -> bool:
+        """Whether the window hides anything of the segments."""
+        return self.window is not None and self.at.end - 1 - self.seen[0].position >= self.window
 
-    def visible(self, window: int | None) -> Tensor:
-        """What every query sees, (queries, keys) booleans."""
+    def keys(self, tensor: Tensor) -> Tensor:
+        """Of a row's (heads, width, size) what stands at the keys' places, (heads, keys, size)."""
         import torch
 
-        ahead = torch.arange(self.at.position, self.at.end)[:, None] - torch.arange(self.seen.position, self.seen.end)
-        return (ahead >= 0) & (ahead < (window or self.at.end))
+        return torch.cat([tensor[:, segment.start : segment.stop] for segment in self.seen], dim=1)
+
+    def add(self, tensor: Tensor, found: Tensor) -> None:
+        """Add (heads, keys, size) to a row's numbers at the keys' places."""
+        for segment, some in zip(self.seen, found.split([s.stop - s.start for s in self.seen], dim=1), strict=True):
+            tensor[:, segment.start : segment.stop] += some
+
+    def places(self) -> Tensor:
+        """The keys' places in the row."""
+        import torch
+
+        return torch.cat([torch.arange(segment.start, segment.stop) for segment in self.seen])
+
+    def hidden(self) -> Tensor:
+        """What every query does not see, (queries, keys) booleans."""
+        import torch
+
+        positions = torch.cat([torch.arange(segment.position, segment.end) for segment in self.seen])
+        ahead = torch.arange(self.at.position, self.at.end)[:, None] - positions
+        return ahead.lt(0) if self.window is None else ahead.lt(0) | ahead.ge(self.window)
 
 
-def _pairs(segments: Sequence[Segment]) -> Iterator[Pair]:
-    """Every segment with each that it sees, itself first."""
-    for segment in segments:
-        for other in (segment, *segment.above):
-            yield Pair(segment, other)
+def _parts(segments: Sequence[Segment], window: int | None) -> Iterator[Part]:
+    for at in segments:
+        above = (s for s in at.above if window is None or at.position - (s.end - 1) < window)
+        yield Part(at, (*above, at), window)
 
 
-def _row(tensor: Tensor, row: int) -> Tensor:
-    """One row, (1, heads, width, size), in the format that parts are computed in."""
-    return tensor[row : row + 1].to(_precise(tensor.dtype))
-
-
-def _precise(dtype: Any) -> Any:
+@contextmanager
+def _products(like: Tensor) -> Iterator[None]:
+    """Products of float32 matrices that hold numbers of the format of `like`: in bfloat16 where they are such and the CPU can."""
     import torch
 
-    return torch.promote_types(dtype, torch.float32)
+    multiply = torch.backends.mkldnn.matmul
+    before = multiply.fp32_precision
+    with torch.autocast(like.device.type, enabled=False):
+        if like.dtype == torch.bfloat16:
+            multiply.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            multiply.fp32_precision = before
 
 
-def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """A mask as numbers to add to the products of queries and keys."""
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least, in order."""
     import torch
 
-    if mask is None:
-        return None
-    return torch.zeros(mask.shape, dtype=like.dtype).masked_fill_(~mask, torch.finfo(like.dtype).min)
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32), memory_format=torch.contiguous_format)

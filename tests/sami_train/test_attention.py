@@ -125,7 +125,7 @@ def test_the_masked_way_of_other_devices_equals_the_plain_matrix(
 
 
 def test_no_part_is_computed_for_tokens_that_see_nothing_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel runs once for every segment and each above it, whatever the other rows hold."""
+    """The kernel runs once for every segment, with the keys of what it sees, whatever the other rows hold."""
     calls = []
     real = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -136,11 +136,50 @@ def test_no_part_is_computed_for_tokens_that_see_nothing_of_each_other(monkeypat
     monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", counted)
     query, key, value, _ = inputs(torch.float32)
     by_parts(query, key, value, rows(), 1.0)
-    pairs = [(s.stop - s.start, o.stop - o.start) for row in rows() for s in row for o in (s, *s.above)]
-    assert sorted(calls) == sorted(pairs)
+    seen = [(s.stop - s.start, sum(o.stop - o.start for o in (s, *s.above))) for row in rows() for s in row]
+    assert calls == seen
     calls.clear()
     by_parts(query, key, value, rows(), 1.0, window=2)
-    assert len(calls) < len(pairs), "segments further away than the window are left out"
+    assert sum(keys for _, keys in calls) < sum(keys for _, keys in seen), "what a window hides from all is left out"
+
+
+@pytest.mark.parametrize("window", [None, 3, 10])
+@pytest.mark.parametrize("queries", [1, 4, 7])
+def test_blocks_of_queries_change_no_gradient(
+    queries: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments that are longer than what the backward pass takes at once, whole blocks and a remainder."""
+    *qkv, slope = inputs(torch.float64)
+    gradients = []
+    for at_once in (1000, queries):
+        monkeypatch.setattr(attention_module, "QUERIES", at_once)
+        found = [tensor.clone().requires_grad_() for tensor in qkv]
+        by_parts(found[0], found[1], found[2], rows(), SIZE**-0.5, window).backward(slope)
+        gradients.append([tensor.grad for tensor in found])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_autocast_gives_its_own_number_format_and_leaves_other_products_alone() -> None:
+    """As the fused kernel under autocast does; the gradients come back in the format of what they belong to."""
+    *qkv, slope = inputs(torch.float32)
+    found = [tensor.clone().requires_grad_() for tensor in qkv]
+    precision = torch.backends.mkldnn.matmul.fp32_precision
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = by_parts(found[0], found[1], found[2], rows(), SIZE**-0.5)
+    assert result.dtype == torch.bfloat16
+    result.backward(slope.bfloat16())
+    assert torch.backends.mkldnn.matmul.fp32_precision == precision
+    exact = [tensor.double().requires_grad_() for tensor in qkv]
+    expected = by_tokens(exact[0], exact[1], exact[2], None)
+    expected.backward(slope.double())
+    torch.testing.assert_close(result.double(), expected, rtol=4e-2, atol=4e-2)
+    for one, other in zip(found, exact, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert one.grad.dtype == torch.float32
+        scale = other.grad.abs().max()
+        torch.testing.assert_close(one.grad.double() / scale, other.grad / scale, rtol=4e-2, atol=4e-2)
 
 
 def test_attention_elsewhere_in_the_process_is_untouched() -> None:
