@@ -474,7 +474,7 @@ def test_logits_that_are_not_kept_are_formed_again(monkeypatch: pytest.MonkeyPat
 
 
 def test_operations_are_those_that_torch_counts() -> None:
-    """torch's own counter on the real step; it leaves out attention's kernel on a CPU."""
+    """torch's own counter on the real step; of attention it counts the gradient's products (in batches) and not the kernel."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = tiny_model("llama")
@@ -486,7 +486,9 @@ def test_operations_are_those_that_torch_counts() -> None:
         sami_loss(matrices).backward()
     (row,) = plan_work(architecture, count_parameters(architecture, recipe), recipe, LENGTHS)
     without_attention = row.flops - 3 * attention_flops(architecture, packed.tokens, 34)
-    assert counter.get_total_flops() == pytest.approx(without_attention, rel=0.01)
+    found = counter.get_flop_counts()["Global"]
+    in_batches = sum(flops for operator, flops in found.items() if "bmm" in str(operator))
+    assert counter.get_total_flops() - in_batches == pytest.approx(without_attention, rel=0.01)
 
 
 def test_speed_of_an_earlier_run(tmp_path: Path) -> None:
