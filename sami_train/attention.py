@@ -219,9 +219,10 @@ def _function() -> Any:
         def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
             inputs = ctx.saved_tensors
             found = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(inputs, ctx.formats, strict=True)]
+            wide = {"dtype": torch.promote_types(slope.dtype, torch.float32), "memory_format": torch.contiguous_format}
             with _products(inputs[0]):
                 for row, segments in enumerate(ctx.rows):
-                    query, key, value, upstream = (_wide(tensor[row]) for tensor in (*inputs, slope))
+                    query, key, value, upstream = (tensor[row].to(**wide) for tensor in (*inputs, slope))
                     slopes = [torch.zeros_like(tensor) for tensor in (query, key, value)]
                     for part in _parts(segments, ctx.window):
                         _attend_backward((query, key, value, upstream), slopes, part, ctx.scale)
@@ -257,7 +258,7 @@ def _attend_backward(given: tuple[Tensor, ...], slopes: Sequence[Tensor], part: 
     import torch
 
     query, key, value, upstream = given
-    keys, values, hidden = part.keys(key), part.keys(value), part.hidden()
+    keys, values = part.keys(key), part.keys(value)
     (length, seen), (groups, _, size) = part.shape, keys.shape
     share = len(query) // groups
     at_once = min(length, QUERIES)
@@ -272,7 +273,7 @@ def _attend_backward(given: tuple[Tensor, ...], slopes: Sequence[Tensor], part: 
         weights, inner = (room[: math.prod(shape)].view(shape) for room in rooms)
         torch.baddbmm(weights, asked, keys[:, :last].mT, beta=0, alpha=scale, out=weights)
         by_head = weights.view(groups, share, stop - start, last)
-        by_head[..., first:].masked_fill_(hidden[start:stop, first:last], -torch.inf)
+        by_head[..., first:].masked_fill_(part.hidden(slice(start, stop), slice(first, last)), -torch.inf)
         torch.ops.aten._softmax.out(weights, -1, False, out=weights)
         value_slope[:, :last].baddbmm_(weights.mT, theirs)
         torch.bmm(theirs, values[:, :last].mT, out=inner)
@@ -328,12 +329,12 @@ class Part:
 
         return torch.cat([torch.arange(segment.start, segment.stop) for segment in self.seen])
 
-    def hidden(self) -> Tensor:
-        """What every query does not see, (queries, keys) booleans."""
+    def hidden(self, queries: slice = slice(None), keys: slice = slice(None)) -> Tensor:
+        """What queries do not see of keys, (queries, keys) booleans; of all, or of some, counted within the segments."""
         import torch
 
         positions = torch.cat([torch.arange(segment.position, segment.end) for segment in self.seen])
-        ahead = torch.arange(self.at.position, self.at.end)[:, None] - positions
+        ahead = torch.arange(self.at.position, self.at.end)[queries, None] - positions[keys]
         return ahead.lt(0) if self.window is None else ahead.lt(0) | ahead.ge(self.window)
 
 
@@ -357,10 +358,3 @@ def _products(like: Tensor) -> Iterator[None]:
             yield
         finally:
             multiply.fp32_precision = before
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In float32 at least, in order."""
-    import torch
-
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32), memory_format=torch.contiguous_format)
