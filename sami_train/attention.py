@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sami_train.errors import UserError
@@ -60,7 +60,7 @@ def hidden_states(
     ids, positions = (torch.tensor(numbers, device=device) for numbers in (input_ids, position_ids))
     if not goes_by_mask(model):
         _register()
-        given = _Given(rows)
+        given = Given(rows)
         # Nobody reads it, but without a mask of four dimensions the model makes one of its own.
         unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
         found: Tensor = decoder(
@@ -93,11 +93,33 @@ _BY_MASK: set[type] = set()
 
 
 @dataclass
-class _Given:
-    """The rows on their way through a decoder, and how many of its layers have attended by them."""
+class Given:
+    """The rows on their way through a decoder, how many of its layers have attended by them, and what these share."""
 
     rows: Rows
     layers: int = 0
+    _parts: dict[int | None, list[list[Part]]] = field(default_factory=dict)
+    _groups: dict[int | None, list[list[Group]]] = field(default_factory=dict)
+    _rooms: dict[str, Tensor] = field(default_factory=dict)
+
+    def parts(self, window: int | None) -> list[list[Part]]:
+        """What is attended together forward, row by row."""
+        if window not in self._parts:
+            self._parts[window] = [list(_parts(segments, window)) for segments in self.rows]
+        return self._parts[window]
+
+    def groups(self, window: int | None) -> list[list[Group]]:
+        """What is attended together backward, row by row."""
+        if window not in self._groups:
+            self._groups[window] = [list(_groups(parts)) for parts in self.parts(window)]
+        return self._groups[window]
+
+    def room(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """Memory to write to, in the number format of `like`, the same for every layer: a system gives new memory slowly."""
+        room, size = self._rooms.get(name), math.prod(shape)
+        if room is None or room.numel() < size or room.dtype != like.dtype:
+            room = self._rooms[name] = like.new_empty(size)
+        return room[:size].view(shape)
 
 
 def _check(config: Any) -> None:
@@ -151,23 +173,26 @@ def _register() -> None:
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
     ) -> tuple[Tensor, Any]:
-        given: _Given | None = options.pop("sami_rows", None)
+        given: Given | None = options.pop("sami_rows", None)
         if given is None:
             theirs: tuple[Tensor, Any] = current(module, query, key, value, attention_mask, **options)
             return theirs
         given.layers += 1
         scale = options.get("scaling") or query.shape[-1] ** -0.5
-        return by_parts(query, key, value, given.rows, scale, options.get("sliding_window")).transpose(1, 2), None
+        return by_parts(query, key, value, given, scale, options.get("sliding_window")).transpose(1, 2), None
 
     attend.goes_by_parts = True  # type: ignore[attr-defined]
     AttentionInterface.register("sdpa", attend)
 
 
-def by_parts(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float, window: int | None = None) -> Tensor:
+def by_parts(
+    query: Tensor, key: Tensor, value: Tensor, rows: Rows | Given, scale: float, window: int | None = None
+) -> Tensor:
     """Attention of packed rows, segment by segment; differentiable. Padding gives zeros.
 
     A segment's keys are those of all that it sees, put together. Forward they go through torch's fused kernel, and nothing but the
-    three arguments is kept. Backward, with S = scale Q K^T, P = softmax(S) and the slope G of P V, some queries at a time:
+    three arguments is kept. Backward, with S = scale Q K^T, P = softmax(S) and the slope G of P V, some queries at a time, those of
+    segments that see the same together:
 
         dV = P^T G        dP = G V^T        dS = P (dP - rowsum(P dP))        dQ = scale dS K        dK = scale dS^T Q
 
@@ -182,12 +207,16 @@ def by_parts(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float
     Returns:
         A tensor of the shape of `query`, in the number format of the computation.
     """
-    result: Tensor = _function().apply(query, key, value, rows, scale, window)
+    given = rows if isinstance(rows, Given) else Given(rows)
+    result: Tensor = _function().apply(query, key, value, given, scale, window)
     return result
 
 
-QUERIES = 128
-"""Queries that the backward pass takes together; their products with all keys that they see stand in memory at once."""
+QUERIES = 192
+"""Queries that the backward pass takes together, at most; their products with all keys that they see stand in memory at once."""
+
+KEYS = 16
+"""Keys are padded to a multiple of this, so that the rows of those products begin where a processor likes them to."""
 
 
 @functools.cache
@@ -198,7 +227,7 @@ def _function() -> Any:
     class ByParts(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
         def forward(
-            ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float, window: int | None
+            ctx: Any, query: Tensor, key: Tensor, value: Tensor, given: Given, scale: float, window: int | None
         ) -> Tensor:
             ctx.formats = [tensor.dtype for tensor in (query, key, value)]
             kind = query.device.type
@@ -206,12 +235,12 @@ def _function() -> Any:
             query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
             # Heads last but one, as the layer reads the result, so that turning it copies nothing.
             result = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
-            for row, segments in enumerate(rows):
-                for part in _parts(segments, window):
+            for row, parts in enumerate(given.parts(window)):
+                for part in parts:
                     result[row, :, part.queries] = _attend(query[row], key[row], value[row], part, scale)
-                result[row, :, segments[-1].stop :] = 0
+                result[row, :, parts[-1].at.stop :] = 0
             ctx.save_for_backward(query, key, value)
-            ctx.rows, ctx.scale, ctx.window = rows, scale, window
+            ctx.given, ctx.scale, ctx.window = given, scale, window
             return result
 
         @staticmethod
@@ -219,15 +248,11 @@ def _function() -> Any:
         def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
             inputs = ctx.saved_tensors
             found = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(inputs, ctx.formats, strict=True)]
-            wide = {"dtype": torch.promote_types(slope.dtype, torch.float32), "memory_format": torch.contiguous_format}
             with _products(inputs[0]):
-                for row, segments in enumerate(ctx.rows):
-                    query, key, value, upstream = (tensor[row].to(**wide) for tensor in (*inputs, slope))
-                    slopes = [torch.zeros_like(tensor) for tensor in (query, key, value)]
-                    for part in _parts(segments, ctx.window):
-                        _attend_backward((query, key, value, upstream), slopes, part, ctx.scale)
-                    for whole, one in zip(found, slopes, strict=True):
-                        whole[row] = one
+                for row, groups in enumerate(ctx.given.groups(ctx.window)):
+                    query, key, value, upstream = (tensor[row] for tensor in (*inputs, slope))
+                    slopes = [tensor[row] for tensor in found]
+                    _attend_backward((query, key, value, upstream), slopes, ctx.given, groups, ctx.scale)
             return *found, None, None, None
 
     return ByParts
@@ -244,47 +269,61 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, part: Part, scale: float)
         part.keys(value)[None],
         0.0,
         causal,
-        attn_mask=None if causal else query.new_zeros(part.shape).masked_fill_(part.hidden(), -torch.inf),
+        attn_mask=None if causal else part.bias.to(query.dtype),
         scale=scale,
     )
     return found[0][0]
 
 
-def _attend_backward(given: tuple[Tensor, ...], slopes: Sequence[Tensor], part: Part, scale: float) -> None:
-    """Add to the slopes of queries, keys and values, (heads, width, size), what comes through one segment's attention.
-
-    `given` are those three and the slope of the result.
-    """
+def _attend_backward(
+    tensors: tuple[Tensor, ...], slopes: Sequence[Tensor], given: Given, groups: Sequence[Group], scale: float
+) -> None:
+    """Write the slopes of a row's queries, keys and values, (heads, width, size). `tensors` are these and the result's slope."""
     import torch
 
-    query, key, value, upstream = given
-    keys, values = part.keys(key), part.keys(value)
-    (length, seen), (groups, _, size) = part.shape, keys.shape
-    share = len(query) // groups
-    at_once = min(length, QUERIES)
-    rooms = [keys.new_empty(groups * share * at_once * seen) for _ in range(2)]
-    key_slope, value_slope = torch.zeros_like(keys), torch.zeros_like(values)
-    for start in range(0, length, at_once):
-        stop = min(start + at_once, length)
-        queries = slice(part.at.start + start, part.at.start + stop)
-        asked, theirs = (t[:, queries].reshape(groups, share * (stop - start), size) for t in (query, upstream))
-        last, first = part.above + stop, 0 if part.bites else part.above + start
-        shape = groups, share * (stop - start), last
-        weights, inner = (room[: math.prod(shape)].view(shape) for room in rooms)
-        torch.baddbmm(weights, asked, keys[:, :last].mT, beta=0, alpha=scale, out=weights)
-        by_head = weights.view(groups, share, stop - start, last)
-        by_head[..., first:].masked_fill_(part.hidden(slice(start, stop), slice(first, last)), -torch.inf)
-        torch.ops.aten._softmax.out(weights, -1, False, out=weights)
-        value_slope[:, :last].baddbmm_(weights.mT, theirs)
-        torch.bmm(theirs, values[:, :last].mT, out=inner)
-        torch.ops.aten._softmax_backward_data.out(inner, weights, -1, inner.dtype, grad_input=inner)
-        slopes[0][:, queries] = torch.bmm(inner, keys[:, :last]).mul_(scale).view(-1, stop - start, size)
-        key_slope[:, :last].baddbmm_(inner.mT, asked, alpha=scale)
-    part.add(slopes[1], key_slope)
-    part.add(slopes[2], value_slope)
+    query, key, value, upstream = tensors
+    (shared, width, size), share = key.shape, len(query) // len(key)
+
+    def room(name: str, *shape: int) -> Tensor:
+        return given.room(name, like, *shape)
+
+    def by_token(name: str, tensor: Tensor) -> Tensor:
+        """Of (heads, width, size): (heads that share it, width, heads of each, size), so that some tokens stand together."""
+        turned = tensor.view(shared, share, width, size).transpose(1, 2)
+        return room(name, *turned.shape).copy_(turned)
+
+    like = upstream.new_empty((), dtype=torch.promote_types(upstream.dtype, torch.float32))
+    query, upstream = by_token("query", query).mul_(scale), by_token("upstream", upstream)
+    key, value = room("key", *key.shape).copy_(key), room("value", *value.shape).copy_(value)
+    query_slope = room("query's slope", *query.shape)
+    key_slope, value_slope = room("key's slope", *key.shape).zero_(), room("value's slope", *value.shape).zero_()
+    query_slope[:, groups[-1].queries.stop :] = 0
+    for group in groups:
+        keys, values = group.keys(key), group.keys(value)
+        keys_slope, values_slope = torch.zeros_like(keys), torch.zeros_like(values)
+        for block in group.blocks:
+            shape = shared, block.length * share, block.last
+            asked, theirs = (
+                tensor[:, block.queries].contiguous().view(*shape[:2], size) for tensor in (query, upstream)
+            )
+            weights, inner = room("weights", *shape), room("inner", *shape)
+            torch.bmm(asked, keys[:, : block.last].mT, out=weights)
+            by_head = weights.view(shared, block.length, share, block.last)
+            by_head[..., block.first :].add_(block.bias[:, None])
+            torch.ops.aten._softmax.out(weights, -1, False, out=weights)
+            values_slope[:, : block.last].baddbmm_(weights.mT, theirs)
+            torch.bmm(theirs, values[:, : block.last].mT, out=inner)
+            torch.ops.aten._softmax_backward_data.out(inner, weights, -1, inner.dtype, grad_input=inner)
+            query_slope[:, block.queries].view(*shape[:2], size).copy_(torch.bmm(inner, keys[:, : block.last]))
+            keys_slope[:, : block.last].baddbmm_(inner.mT, asked)
+        group.add(key_slope, keys_slope)
+        group.add(value_slope, values_slope)
+    torch.mul(query_slope.transpose(1, 2), scale, out=slopes[0].view(shared, share, width, size))
+    slopes[1].copy_(key_slope)
+    slopes[2].copy_(value_slope)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """A segment and those that its tokens see, itself last; segments that a window hides from all of them are left out."""
 
@@ -318,30 +357,116 @@ class Part:
 
         return torch.cat([tensor[:, segment.start : segment.stop] for segment in self.seen], dim=1)
 
-    def add(self, tensor: Tensor, found: Tensor) -> None:
-        """Add (heads, keys, size) to a row's numbers at the keys' places."""
-        for segment, some in zip(self.seen, found.split([s.stop - s.start for s in self.seen], dim=1), strict=True):
-            tensor[:, segment.start : segment.stop] += some
-
     def places(self) -> Tensor:
         """The keys' places in the row."""
         import torch
 
         return torch.cat([torch.arange(segment.start, segment.stop) for segment in self.seen])
 
-    def hidden(self, queries: slice = slice(None), keys: slice = slice(None)) -> Tensor:
-        """What queries do not see of keys, (queries, keys) booleans; of all, or of some, counted within the segments."""
+    def hidden(self) -> Tensor:
+        """What queries do not see of keys, (queries, keys) booleans."""
         import torch
 
         positions = torch.cat([torch.arange(segment.position, segment.end) for segment in self.seen])
-        ahead = torch.arange(self.at.position, self.at.end)[queries, None] - positions[keys]
+        ahead = torch.arange(self.at.position, self.at.end)[:, None] - positions
         return ahead.lt(0) if self.window is None else ahead.lt(0) | ahead.ge(self.window)
+
+    @functools.cached_property
+    def bias(self) -> Tensor:
+        """What is added to the products of queries and keys, (queries, keys)."""
+        return _bias(self.hidden())
+
+
+def _bias(hidden: Tensor) -> Tensor:
+    """-inf where a key is hidden, and 0 elsewhere, in float32."""
+    import torch
+
+    return torch.zeros(hidden.shape).masked_fill_(hidden, -math.inf)
 
 
 def _parts(segments: Sequence[Segment], window: int | None) -> Iterator[Part]:
     for at in segments:
         above = (s for s in at.above if window is None or at.position - (s.end - 1) < window)
         yield Part(at, (*above, at), window)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some queries of a group: their places in the row, the number of keys that they see, and what is added to the products.
+
+    `bias` is (queries, `last` - `first`): nothing is added with the keys before `first`, which all queries see.
+    """
+
+    queries: slice
+    first: int
+    last: int
+    bias: Tensor
+
+    @property
+    def length(self) -> int:
+        """Number of queries."""
+        length: int = self.queries.stop - self.queries.start
+        return length
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Segments that stand together and see the same ones above them, themselves last, with the keys padded by some hidden ones."""
+
+    queries: slice
+    seen: tuple[slice, ...]
+    padding: int
+    blocks: tuple[Block, ...]
+
+    def keys(self, tensor: Tensor) -> Tensor:
+        """Of a row's (heads, width, size) what stands at the keys' places, (heads, keys, size)."""
+        import torch
+
+        padding = tensor.new_zeros(len(tensor), self.padding, tensor.shape[-1])
+        return torch.cat([*(tensor[:, places] for places in self.seen), padding], dim=1)
+
+    def add(self, tensor: Tensor, found: Tensor) -> None:
+        """Add (heads, keys, size) to a row's numbers at the keys' places."""
+        lengths = [places.stop - places.start for places in self.seen]
+        *parts, _ = found.split([*lengths, self.padding], dim=1)
+        for places, part in zip(self.seen, parts, strict=True):
+            tensor[:, places] += part
+
+
+def _groups(parts: Sequence[Part]) -> Iterator[Group]:
+    """Neighbours that see the same together, as long as they are `QUERIES` or less."""
+    together: list[Part] = []
+    for part in parts:
+        if together:
+            first, last = together[0], together[-1]
+            alike = part.seen[:-1] == first.seen[:-1] and part.at.start == last.at.stop
+            if not alike or part.at.stop - first.at.start > QUERIES:
+                yield _group(together)
+                together = []
+        together.append(part)
+    if together:
+        yield _group(together)
+
+
+def _group(parts: Sequence[Part]) -> Group:
+    import torch
+
+    start, stop, above = parts[0].at.start, parts[-1].at.stop, parts[0].above
+    length, padding = stop - start, -(above + stop - start) % KEYS
+    hidden = torch.ones(length, above + length + padding, dtype=torch.bool)
+    for part in parts:
+        begin, end, found = part.at.start - start, part.at.stop - start, part.hidden()
+        hidden[begin:end, :above] = found[:, :above]
+        hidden[begin:end, above + begin : above + end] = found[:, above:]
+    size = math.ceil(length / math.ceil(length / QUERIES))
+    blocks = []
+    for begin in range(0, length, size):
+        end = min(begin + size, length)
+        last = above + end + -(above + end) % KEYS
+        first = 0 if any(part.bites for part in parts) else above + (begin if len(parts) == 1 else 0)
+        blocks.append(Block(slice(start + begin, start + end), first, last, _bias(hidden[begin:end, first:last])))
+    seen = (*(slice(segment.start, segment.stop) for segment in parts[0].seen[:-1]), slice(start, stop))
+    return Group(slice(start, stop), seen, padding, tuple(blocks))
 
 
 @contextmanager

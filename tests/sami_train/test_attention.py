@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 
 from sami_train import attention as attention_module
 from sami_train import response_logprobs, response_logprobs_naive, sami_loss
-from sami_train.attention import Segment, by_parts, goes_by_mask, mask
+from sami_train.attention import Given, Segment, by_parts, goes_by_mask, mask
 from sami_train.errors import UserError
 from sami_train.logprobs import pack
 
@@ -166,6 +166,28 @@ def test_blocks_of_queries_change_no_gradient(
         gradients.append([tensor.grad for tensor in found])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("queries", "expected"),
+    [
+        (192, [[(0, 9), (9, 12), (12, 22), (22, 27), (27, 37)], [(0, 13), (13, 30)]]),
+        (9, [[(0, 9), (9, 12), (12, 19), (19, 22), (22, 27), (27, 34), (34, 37)], [(0, 13), (13, 14), (14, 30)]]),
+    ],
+)
+def test_neighbours_that_see_the_same_go_backward_together(
+    queries: int, expected: list[list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The responses of a prompt, as long as they are few tokens; a longer segment is cut into blocks of like size."""
+    monkeypatch.setattr(attention_module, "QUERIES", queries)
+    found = Given(rows()).groups(None)
+    assert [[(g.queries.start, g.queries.stop) for g in groups] for groups in found] == expected
+    for groups in found:
+        for group in groups:
+            lengths = [block.length for block in group.blocks]
+            assert sum(lengths) == group.queries.stop - group.queries.start
+            assert max(lengths) <= queries
+            assert max(lengths) - min(lengths) <= len(lengths)
 
 
 def test_autocast_gives_its_own_number_format_and_leaves_other_products_alone() -> None:
