@@ -247,6 +247,7 @@ def check_fast_path(model: Any, contrasted: Contrasted, *, tolerance: float = 0.
     import torch
 
     from sami_train.norms import closed_form_norms
+    from sami_train.rotations import closed_form_rotations
 
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         raise UserError(
@@ -256,7 +257,7 @@ def check_fast_path(model: Any, contrasted: Contrasted, *, tolerance: float = 0.
     prompts = [ids[:32] for ids in contrasted[0]]
     responses = [ids[:8] for ids in contrasted[1]]
     with torch.no_grad():
-        with closed_form_norms(model):
+        with closed_form_norms(model), closed_form_rotations(model):
             fast = response_logprobs(model, prompts, responses)
         plain = response_logprobs_naive(model, prompts, responses)
     apart = (fast - plain).abs()

@@ -65,10 +65,13 @@ def lean(model: Any, *, sharded: bool) -> Iterator[None]:
 
     A `sharded` model's whole gradients are reduced after every use, so there is nothing to add them to in place.
     """
+    from sami_train.casts import casts_once
     from sami_train.head import gradients_in_place
     from sami_train.norms import closed_form_norms
+    from sami_train.rotations import closed_form_rotations
 
-    with closed_form_norms(model), nullcontext() if sharded else gradients_in_place(model):
+    in_place = nullcontext() if sharded else gradients_in_place(model)
+    with closed_form_norms(model), closed_form_rotations(model), casts_once(model), in_place:
         yield
 
 

@@ -22,8 +22,9 @@ from sami_train.config import Recipe
 from sami_train.distributed import World
 from sami_train.errors import UserError
 from sami_train.logprobs import pack, token_logprobs
-from sami_train.norms import norms
+from sami_train.norms import closed_form_norms
 from sami_train.planning.shape import Architecture, build, count_parameters, essential
+from sami_train.rotations import closed_form_rotations
 from sami_train.step import compute, lean
 
 if TYPE_CHECKING:
@@ -324,7 +325,8 @@ def _peaks(
 
     with torch.device("meta"):
         model = build(config, recipe, dtype)
-    norms(model)  # finds out what they are, by numbers
+    with closed_form_norms(model), closed_form_rotations(model):
+        pass  # finds out what they are, by numbers
     with FakeTensorMode(), ExitStack() as stack:
         _pretend(model)
         meter = Meter()

@@ -22,7 +22,6 @@ from sami_train.config import Recipe
 from sami_train.errors import UserError
 from sami_train.logprobs import cell_logprobs, pack, token_logprobs
 from sami_train.loss import sami_loss
-from sami_train.norms import closed_form_norms
 from sami_train.planning.advice import Adviser
 from sami_train.planning.command import find_machine, parse_size
 from sami_train.planning.measure import measure, take_steps
@@ -30,6 +29,7 @@ from sami_train.planning.memory import HEADROOM, PROGRAM, Machine, count_states,
 from sami_train.planning.rehearsal import Lengths, Meter, rehearse_sampling, rehearse_training
 from sami_train.planning.shape import TABLE, Architecture, count_parameters, find_architecture
 from sami_train.planning.work import attention_flops, plan_work, query_work, speed_of_run
+from sami_train.step import lean
 
 LENGTHS = Lengths(prompt=20, response=8)
 ONE_CPU = Machine("cpu", 1, 1 << 34)
@@ -130,7 +130,7 @@ def test_saved_activations_are_those_that_autograd_saves(shape: str, bf16: bool)
     packed = pack([([[1 + i] * LENGTHS.prompt for i in range(3)], [[1] * LENGTHS.response] * 3)])
 
     def run() -> Any:
-        with closed_form_norms(model), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with lean(model, sharded=False), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             return token_logprobs(model, packed)
 
     saved = saved_bytes(model, recipe, run)
