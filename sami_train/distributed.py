@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,10 +71,19 @@ class World:
             model.set_requires_gradient_sync(wanted)
 
     def close(self) -> None:
+        """Leave the other processes.
+
+        Gloo's threads live until the process ends, and one may still hold a tensor of the last exchange for a moment after
+        that exchange was waited for. Letting go of it while the interpreter shuts down aborts the process
+        (https://github.com/pytorch/pytorch/issues/190489, open), so they get half a second, without Python's lock, to be done.
+        """
         if self.size > 1:
             import torch.distributed as dist
 
+            gloo = "gloo" in dist.get_backend_config()
             dist.destroy_process_group()
+            if gloo:
+                time.sleep(0.5)
 
 
 def start(device: str | None = None) -> World:
