@@ -70,7 +70,10 @@ def hidden_states(
             use_cache=False,
             sami_rows=given,
         ).last_hidden_state
-        if given.layers == config.num_hidden_layers:
+        longest = max(segment.end for segments in rows for segment in segments)
+        if [_bites(window, longest) for window in given.windows] == [
+            _bites(window, longest) for window in _windows(config)
+        ]:
             return found
         _BY_MASK.add(type(decoder))
     masks = _masks(config, rows, len(input_ids[0]), device)
@@ -89,15 +92,15 @@ def needs_mask(kind: str, config: Any) -> bool:
 
 
 _BY_MASK: set[type] = set()
-"""Decoders that were seen not to hand on to their layers what they are called with."""
+"""Decoders that were seen not to hand on to their layers what they are called with, or to keep a window to their masks."""
 
 
 @dataclass
 class Given:
-    """The rows on their way through a decoder, how many of its layers have attended by them, and what these share."""
+    """The rows on their way through a decoder, the windows of its layers that have attended by them, and what these share."""
 
     rows: Rows
-    layers: int = 0
+    windows: list[int | None] = field(default_factory=list)
     _parts: dict[int | None, list[list[Part]]] = field(default_factory=dict)
     _groups: dict[int | None, list[list[Group]]] = field(default_factory=dict)
     _rooms: dict[str, Tensor] = field(default_factory=dict)
@@ -141,11 +144,21 @@ def _kinds(config: Any) -> set[str]:
 
 def _masks(config: Any, rows: Rows, width: int, device: Any) -> Any:
     """A mask for every kind of layer, or the one of a model whose layers are alike."""
+    windows = dict(zip(getattr(config, "layer_types", None) or [None], _windows(config), strict=False))
+    masks = {kind: mask(rows, width, window).to(device) for kind, window in windows.items()}
+    return masks.get(None, masks)
+
+
+def _windows(config: Any) -> list[int | None]:
+    """How many positions a token sees in each layer, itself included; None: all."""
     window = getattr(config, "sliding_window", None)
-    if not (kinds := _kinds(config)):
-        return mask(rows, width, window).to(device)
-    windows = {"full_attention": None, "sliding_attention": window}
-    return {kind: mask(rows, width, windows[kind]).to(device) for kind in kinds}
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _bites(window: int | None, longest: int) -> int | None:
+    """A window, if sequences of `longest` positions are too long for it to see all."""
+    return None if window is None or window >= longest else window
 
 
 def mask(rows: Rows, width: int, window: int | None = None) -> Tensor:
@@ -177,9 +190,10 @@ def _register() -> None:
         if given is None:
             theirs: tuple[Tensor, Any] = current(module, query, key, value, attention_mask, **options)
             return theirs
-        given.layers += 1
+        window: int | None = options.get("sliding_window")
+        given.windows.append(window)
         scale = options.get("scaling") or query.shape[-1] ** -0.5
-        return by_parts(query, key, value, given, scale, options.get("sliding_window")).transpose(1, 2), None
+        return by_parts(query, key, value, given, scale, window).transpose(1, 2), None
 
     attend.goes_by_parts = True  # type: ignore[attr-defined]
     AttentionInterface.register("sdpa", attend)

@@ -36,11 +36,13 @@ class _Last:
     def __init__(self) -> None:
         self.given: Callable[[], Tensor | None] = lambda: None
         self.copy: Tensor | None = None
-        self.state = (0, False)
+        self.state: tuple[Any, ...] = ()
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The copy of `x`, the last one's where it is the same, unchanged, and gradients are taken of both or of neither."""
-        state = x._version, torch.is_grad_enabled()
+        if x.is_inference():  # which do not say whether they were written to
+            return x.to(dtype)
+        state = x._version, x.requires_grad, torch.is_grad_enabled(), dtype
         if self.copy is None or self.given() is not x or self.state != state:
             self.given, self.copy, self.state = weakref.ref(x), x.to(dtype), state
         return self.copy

@@ -8,6 +8,7 @@ With x of n numbers, r = (mean(x^2) + eps)^(-1/2), gain w and the gradient g of 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -40,7 +41,22 @@ def closed_form_norms(model: Any) -> Iterator[None]:
 def norms(model: Any) -> list[tuple[Any, Kind]]:
     """The model's RMS norms whose formula is known here."""
     found = [(module, _kind(cast(Hashable, type(module)))) for module in model.modules()]
-    return [(module, kind) for module, kind in found if kind]
+    return [(module, kind) for module, kind in found if kind and _is_whole(module)]
+
+
+def _is_whole(module: Any) -> bool:
+    """Whether a norm has what the one has that was tried: many classes can be made without a weight, or for groups."""
+    weight = getattr(module, "weight", None)
+    return (
+        weight is not None
+        and weight.ndim == 1
+        and isinstance(_eps(module), float)
+        and not getattr(module, "group_size", None)
+    )
+
+
+def _eps(module: Any) -> Any:
+    return module.variance_epsilon if hasattr(module, "variance_epsilon") else getattr(module, "eps", None)
 
 
 @functools.cache
@@ -48,10 +64,11 @@ def _kind(made: Any) -> Kind | None:
     """Found out by trying one of eight numbers. None for what is no RMS norm."""
     if not made.__name__.endswith("RMSNorm"):
         return None
-    gain, x = torch.linspace(0.5, 2, 8), torch.linspace(-1, 3, 16).view(2, 8)
+    numbers: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    gain, x = torch.linspace(0.5, 2, 8, **numbers), torch.linspace(-1, 3, 16, **numbers).view(2, 8)
     try:
-        probe = made(8, eps=1e-3)
-        with torch.no_grad():
+        probe = made(8, eps=1e-3).to(**numbers)
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             probe.weight.copy_(gain)
             found, low = probe(x), probe(x.bfloat16())
     except (TypeError, AttributeError, RuntimeError):
@@ -66,8 +83,7 @@ def _forward(module: Any, kind: Kind, x: Tensor) -> Tensor:
     weight = module.weight
     gain = _wide(weight) + kind.offset if kind.offset else _wide(weight)
     dtype = torch.promote_types(x.dtype, weight.dtype) if kind.promotes else x.dtype
-    eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
-    normed: Tensor = _RMSNorm.apply(x, gain, eps, dtype)
+    normed: Tensor = _RMSNorm.apply(x, gain, _eps(module), dtype)
     return normed
 
 

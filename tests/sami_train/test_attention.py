@@ -247,6 +247,33 @@ def test_a_model_that_does_not_hand_rows_on_goes_by_mask(family: str, monkeypatc
     torch.testing.assert_close(response_logprobs(model, PROMPTS, RESPONSES), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [9, 64])
+def test_a_model_that_keeps_its_window_to_its_mask_goes_by_mask(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Phi MoE layer does not say how far it sees; where rows are no longer than that, nobody need know."""
+    monkeypatch.setattr(attention_module, "_BY_MASK", set())
+    torch.manual_seed(0)
+    config = transformers.PhimoeConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=window,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    config._attn_implementation = "sdpa"
+    model = transformers.PhimoeForCausalLM(config).eval()
+    beginning = list(range(3, 33))
+    prompts = [[*beginning, 40, 41, 42], [*beginning, 43]]
+    found = response_logprobs(model, prompts, RESPONSES)
+    assert goes_by_mask(model) == (window == 9)
+    torch.testing.assert_close(found, response_logprobs_naive(model, prompts, RESPONSES), rtol=1e-5, atol=1e-5)
+
+
 def test_an_attention_that_another_library_registered_stays_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     before = AttentionInterface()["sdpa"]

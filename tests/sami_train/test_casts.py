@@ -79,6 +79,27 @@ def test_a_copy_made_without_gradients_is_not_used_with_them() -> None:
     assert x.grad is not None
 
 
+def test_a_copy_is_not_used_for_another_format_or_once_gradients_are_asked_for() -> None:
+    layer = torch.nn.Linear(4, 4)
+    x = torch.randn(2, 4)
+    with casts_once(layer):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            layer(x)
+            layer(x.requires_grad_()).float().sum().backward()
+        assert x.grad is not None
+        with torch.autocast("cpu", dtype=torch.float16):
+            assert layer(x).dtype == torch.float16
+
+
+def test_inputs_made_for_inference_are_taken() -> None:
+    layer = torch.nn.Linear(4, 4)
+    with casts_once(layer), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        x = torch.ones(2, 4)
+        before = layer(x)
+        x.zero_()  # no version tells of it
+        assert not torch.equal(layer(x), before)
+
+
 def test_a_copy_is_not_used_after_its_input_was_written_to() -> None:
     layer = torch.nn.Linear(4, 4)
     x = torch.randn(2, 4)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import SHAPES, tiny_model
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from sami_train.norms import _RMSNorm, closed_form_norms, norms
+from sami_train.norms import Kind, _RMSNorm, closed_form_norms, norms
 
 CLASSES = [Gemma3RMSNorm, LlamaRMSNorm, MistralRMSNorm, MixtralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm]
 
@@ -91,7 +92,17 @@ def test_norms_of_another_kind_stay_as_they_are() -> None:
     class GatedRMSNorm(torch.nn.Module):
         """Without a weight, and made otherwise."""
 
-    for norm in (OddRMSNorm(8), GatedRMSNorm(), torch.nn.LayerNorm(8)):
+    plain = torch.nn.RMSNorm(8, eps=1e-6)
+    assert norms(plain) == [(plain, Kind(0.0, promotes=False))]
+    bare, without_eps = torch.nn.RMSNorm(8, eps=1e-6, elementwise_affine=False), torch.nn.RMSNorm(8)
+    for norm in (
+        OddRMSNorm(8),
+        GatedRMSNorm(),
+        torch.nn.LayerNorm(8),
+        bare,
+        without_eps,
+        Gemma3nRMSNorm(8, with_scale=False),
+    ):
         assert norms(norm) == []
         with closed_form_norms(norm):
             assert "forward" not in vars(norm)

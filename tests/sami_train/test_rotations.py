@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import SHAPES, tiny_model
+from transformers import Phi3Config, Phi3ForCausalLM
 from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.mixtral import modeling_mixtral
+from transformers.models.olmo2 import modeling_olmo2
+from transformers.models.phi3 import modeling_phi3
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
@@ -68,6 +71,28 @@ def test_a_models_file_is_found_and_left_as_it_was(shape: str) -> None:
             assert file.apply_rotary_pos_emb is not own
         assert file.apply_rotary_pos_emb is not own
     assert file.apply_rotary_pos_emb is own
+
+
+def test_what_was_not_tried_is_left_to_the_models_own_function() -> None:
+    """Heads of which a part is not rotated (GPT-NeoX, Phi-4-mini), and arguments beyond the usual four."""
+    generator = torch.Generator().manual_seed(2)
+    q, k = (torch.randn(2, heads, 5, 8, generator=generator) for heads in (4, 2))
+    cos, sin = (torch.randn(2, 5, 4, generator=generator) for _ in range(2))
+    own = modeling_phi3.apply_rotary_pos_emb
+    assert rotates(own)
+    expected = own(q, k, cos, sin), own(q.transpose(1, 2), k.transpose(1, 2), cos, sin, unsqueeze_dim=2)
+    config = Phi3Config(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, pad_token_id=2)
+    with closed_form_rotations(Phi3ForCausalLM(config)):
+        new = modeling_phi3.apply_rotary_pos_emb
+        assert new is not own
+        found = new(q, k, cos, sin), new(q.transpose(1, 2), k.transpose(1, 2), cos, sin, unsqueeze_dim=2)
+    for one, other in zip((*expected[0], *expected[1]), (*found[0], *found[1]), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_function_that_gives_its_numbers_back_in_their_own_format_stays() -> None:
+    """OLMo's angles are in float32 where its weights are in bfloat16."""
+    assert not rotates(modeling_olmo2.apply_rotary_pos_emb)
 
 
 def test_functions_of_another_kind_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
