@@ -70,10 +70,7 @@ def hidden_states(
             use_cache=False,
             sami_rows=given,
         ).last_hidden_state
-        longest = max(segment.end for segments in rows for segment in segments)
-        if [_bites(window, longest) for window in given.windows] == [
-            _bites(window, longest) for window in _windows(config)
-        ]:
+        if _felt(given.windows, rows) == _felt(_windows(config), rows):
             return found
         _BY_MASK.add(type(decoder))
     masks = _masks(config, rows, len(input_ids[0]), device)
@@ -156,9 +153,10 @@ def _windows(config: Any) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def _bites(window: int | None, longest: int) -> int | None:
-    """A window, if sequences of `longest` positions are too long for it to see all."""
-    return None if window is None or window >= longest else window
+def _felt(windows: Sequence[int | None], rows: Rows) -> list[int | None]:
+    """The windows; None for those that no sequence of the rows is too long for."""
+    longest = max(segment.end for segments in rows for segment in segments)
+    return [None if window is None or window >= longest else window for window in windows]
 
 
 def mask(rows: Rows, width: int, window: int | None = None) -> Tensor:

@@ -45,14 +45,9 @@ def norms(model: Any) -> list[tuple[Any, Kind]]:
 
 
 def _is_whole(module: Any) -> bool:
-    """Whether a norm has what the one has that was tried: many classes can be made without a weight, or for groups."""
+    """Whether a norm has what the one has that was tried: many classes can be made without a weight."""
     weight = getattr(module, "weight", None)
-    return (
-        weight is not None
-        and weight.ndim == 1
-        and isinstance(_eps(module), float)
-        and not getattr(module, "group_size", None)
-    )
+    return weight is not None and weight.ndim == 1 and isinstance(_eps(module), float)
 
 
 def _eps(module: Any) -> Any:

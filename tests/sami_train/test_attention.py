@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import SHAPES, tiny_model
+from conftest import SHAPES, SMALL, tiny_model
 from transformers import AttentionInterface
 
 from sami_train import attention as attention_module
@@ -229,15 +229,7 @@ def test_a_model_that_does_not_hand_rows_on_goes_by_mask(family: str, monkeypatc
     """Its layers never see the rows; without a mask of theirs every token would see every other."""
     monkeypatch.setattr(attention_module, "_BY_MASK", set())
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    config._attn_implementation = "sdpa"
+    config = getattr(transformers, f"{family}Config")(**SMALL)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     assert not goes_by_mask(model)
     found = response_logprobs(model, PROMPTS, RESPONSES)
@@ -252,20 +244,7 @@ def test_a_model_that_keeps_its_window_to_its_mask_goes_by_mask(window: int, mon
     """A Phi MoE layer does not say how far it sees; where rows are no longer than that, nobody need know."""
     monkeypatch.setattr(attention_module, "_BY_MASK", set())
     torch.manual_seed(0)
-    config = transformers.PhimoeConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        sliding_window=window,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    config._attn_implementation = "sdpa"
+    config = transformers.PhimoeConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=window)
     model = transformers.PhimoeForCausalLM(config).eval()
     beginning = list(range(3, 33))
     prompts = [[*beginning, 40, 41, 42], [*beginning, 43]]
