@@ -9,31 +9,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from harness.stats._arrays import (
     CONSTANT,
     Floats,
     UnusableScores,
     chunks,
-    constant,
     finite_vector,
     same_length,
     two_sided_z,
 )
 from harness.stats.winrate import wilson, win_rate
 
-FEW = 30
-"""Below this many queries BCa is not trusted: where few pairs differ it can cover less than half of the time."""
+EXACT_WORK = 50_000_000
+"""Additions up to which sign flips are counted exactly; beyond, they are sampled."""
 
-EXACT_FLIPS = 16
-"""Up to this many unequal pairs all 2^m sign flips are counted; beyond, they are sampled."""
-
-BCA = "BCa bootstrap"
+LARGEST_DENOMINATOR = 5040
+"""Of the lattice that differences of scores are looked for on."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +45,17 @@ class PairedDifference:
     n_unpaired: int = 0  # queries with one score only, left out
 
 
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, level: float = 0.95, *, resamples: int = 9999, seed: int = 0
-) -> PairedDifference:
+def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> PairedDifference:
     """The mean of a - b, shapes (n,), with a two-sided interval at `level`.
 
-    The interval is the bias-corrected and accelerated bootstrap over queries (Efron 1987), which is exactly mirrored
-    when a and b change places. It needs spread to resample: for fewer than 30 queries, or when all differences are
-    equal, the interval is the one `win_rate` gives (a - b + 1) / 2, carried back to [-1, 1]; `method` says so.
+    The interval is the one `win_rate` gives (a - b + 1) / 2, carried back to [-1, 1], so it is exactly mirrored when a and b
+    change places.
 
     Raises UnusableScores for empty, unequal-length or NaN input and for scores outside [0, 1].
     """
-    d = _differences(a, b, "A paired difference")
-    two_sided_z(level)  # refuses a bad level
-    estimate = float(d.mean())
-    if d.size < FEW or constant(d):
-        halved = win_rate((d + 1) / 2, level)
-        low, high, method = 2 * halved.low - 1, 2 * halved.high - 1, f"{halved.method}, on (difference + 1) / 2"
-    else:
-        (low, high), method = _bca(d, level, resamples, seed), BCA
-    return PairedDifference(estimate, min(low, estimate), max(high, estimate), d.size, method)
+    halved = win_rate((_differences(a, b, "A paired difference") + 1) / 2, level)
+    method = f"{halved.method}, on (difference + 1) / 2"
+    return PairedDifference(2 * halved.estimate - 1, 2 * halved.low - 1, 2 * halved.high - 1, halved.n, method)
 
 
 def gap(
@@ -102,25 +90,50 @@ def gap(
 def sign_flip_p(a: ArrayLike, b: ArrayLike, *, resamples: int = 9999, seed: int = 0) -> float:
     """Two-sided p of the paired permutation test (Fisher 1935): how often do random signs give a mean as far from 0?
 
-    Shapes (n,), scores in [0, 1]. Equal pairs do not matter. With up to 16 unequal pairs the answer is exact; beyond
-    it is (k + 1) / (m + 1) for k of m sampled flips (Phipson and Smyth 2010), so never 0. 1 when all pairs are equal.
+    Shapes (n,), scores in [0, 1]. Equal pairs do not matter; 1 when all pairs are equal. Differences on a lattice, which
+    scores of verdicts are (multiples of 1/4, say), give the exact answer, by convolution of the n two-point distributions. For
+    others, such as differences of probabilities, it is (k + 1) / (m + 1) for k of m sampled flips (Phipson and Smyth
+    2010).
 
     Raises UnusableScores for empty, unequal-length or NaN input and for scores outside [0, 1].
     """
     d = _differences(a, b, "A sign-flip test")
     d = d[np.abs(d) > CONSTANT]
+    if (steps := _lattice(d)) is not None:
+        return _exact_flips(steps)
     observed = abs(d.sum()) - CONSTANT * d.size  # sums in another order may round below the observed one
-    if d.size <= EXACT_FLIPS:
-        sums = np.zeros(1)
-        for x in d:
-            sums = np.concatenate([sums + x, sums - x])
-        return float((np.abs(sums) >= observed).mean())
     rng = np.random.default_rng(seed)
     extreme = 0
     for rows in chunks(resamples, d.size):
         kept = rng.integers(0, 2, size=(rows, d.size), dtype=np.int8) @ d  # sum of the differences that keep their sign
         extreme += int((np.abs(2 * kept - d.sum()) >= observed).sum())
     return (extreme + 1) / (resamples + 1)
+
+
+def _lattice(d: Floats) -> NDArray[np.int64] | None:
+    """The differences as whole multiples of their common step; None where there is none, or too fine a one to count on."""
+    step = 1
+    for value in np.unique(np.abs(d)):
+        step = math.lcm(step, Fraction(float(value)).limit_denominator(LARGEST_DENOMINATOR).denominator)
+        if step > LARGEST_DENOMINATOR:
+            return None
+    whole = np.rint(d * step)
+    if (np.abs(d * step - whole) > CONSTANT * step * 10).any() or np.abs(whole).sum() * d.size > EXACT_WORK:
+        return None
+    return whole.astype(np.int64)
+
+
+def _exact_flips(steps: NDArray[np.int64]) -> float:
+    """P(|sum of randomly signed steps| >= |their sum|)."""
+    sizes = np.abs(steps)
+    total, reach = int(sizes.sum()), 0
+    kept = np.zeros(total + 1)  # kept[k]: probability that the positive ones add up to k
+    kept[0] = 1.0
+    for size in sizes:
+        kept[size : reach + size + 1] += kept[: reach + 1].copy()
+        reach += int(size)
+        kept[: reach + 1] /= 2
+    return min(1.0, float(kept[np.abs(2 * np.arange(total + 1) - total) >= abs(steps.sum())].sum()))
 
 
 class PairedTable(NamedTuple):
@@ -203,19 +216,3 @@ def _checked(table: PairedTable) -> PairedTable:
     if min(table) < 0 or sum(table) == 0:
         raise UnusableScores(f"A paired table needs counts of at least zero that are not all zero: got {tuple(table)}.")
     return PairedTable(*table)
-
-
-def _bca(d: Floats, level: float, resamples: int, seed: int) -> tuple[float, float]:
-    """BCa limits for the mean of `d` (Efron 1987); `d` must not be constant."""
-    rng = np.random.default_rng(seed)
-    n, mean = d.size, d.mean()
-    means = np.concatenate([d[rng.integers(0, n, size=(rows, n))].mean(axis=1) for rows in chunks(resamples, n)])
-    normal = NormalDist()
-    below, at_most = (means < mean - CONSTANT).sum(), (means <= mean + CONSTANT).sum()  # ties with the mean count half
-    bias = normal.inv_cdf(float(below + at_most + 1) / (2 * (resamples + 1)))
-    centred = d - mean
-    acceleration = float((centred**3).sum() / (6 * (centred**2).sum() ** 1.5))
-    z = two_sided_z(level)
-    shifted = [bias + (bias + q) / (1 - acceleration * (bias + q)) for q in (-z, z)]
-    low, high = np.quantile(means, [normal.cdf(q) for q in shifted])
-    return float(low), float(high)

@@ -14,13 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.stats._arrays import Floats, UnusableScores, constant, finite_vector, same_length, two_sided_z
+from harness.stats._arrays import CONSTANT, Floats, UnusableScores, finite_vector, same_length, two_sided_z
 
-SMALL = 10
-"""Below this many queries the interval is Clopper-Pearson's."""
-
-WILSON = "Wilson, effective n"
-CLOPPER_PEARSON = "Clopper-Pearson, rounded counts"
+WILSON = "Wilson, effective n, Student's t"
 
 
 @dataclass(frozen=True)
@@ -31,33 +27,58 @@ class WinRate:
     low: float
     high: float
     n: int  # queries
-    n_eff: float  # the 0/1 queries that would be as informative; n itself for the small-sample interval
-    method: str  # WILSON or CLOPPER_PEARSON
+    n_eff: float  # the 0/1 queries that would be as informative
+    method: str  # WILSON
 
 
 def win_rate(scores: ArrayLike, level: float = 0.95) -> WinRate:
     """The mean of `scores`, shape (n,), each in [0, 1], one per query, with a two-sided interval at `level`.
 
-    From 10 queries on: Wilson's interval (Wilson 1927) with n_eff = n p (1 - p) / v in the place of n, where v is the
-    scores' variance (ddof 0). Ties make v smaller than p (1 - p), so n_eff >= n; for 0/1 scores n_eff = n and this is
-    Wilson's interval itself. Equal scores (all wins, all ties) say nothing of v, and keep n_eff = n.
-
-    Below 10 queries: Clopper and Pearson (1934), with the sum of the scores rounded to a count of wins, down for the
-    lower limit and up for the upper one, so that half a win never narrows the interval.
+    The interval is `interval` at the scores' `variance_of_mean`, with n - 1 degrees of freedom. Ties make the variance
+    smaller than p (1 - p) / n, so they raise n_eff.
 
     Raises UnusableScores for an empty list, for NaN and for scores outside [0, 1]; ValueError for a bad level.
     """
     s = finite_vector(scores, "A win rate", 0, 1)
-    z = two_sided_z(level)
     n, p = s.size, float(s.mean())
-    if n < SMALL:
-        low, high = _clopper_pearson(float(s.sum()), n, level)
-        n_eff, method = float(n), CLOPPER_PEARSON
-    else:
-        n_eff = float(n) if constant(s) else n * p * (1 - p) / float(s.var())
-        low, high = wilson(p, n_eff, z)
-        method = WILSON
-    return WinRate(p, max(0.0, min(low, p)), min(1.0, max(high, p)), n, n_eff, method)
+    variance = variance_of_mean(s)
+    low, high = interval(p, variance, n - 1, level)
+    return WinRate(p, low, high, n, effective_n(p, variance, n), WILSON)
+
+
+def variance_of_mean(scores: Floats) -> float:
+    """The variance of the mean of `scores`, shape (n,), each in [0, 1], with a floor that keeps equal scores from having none.
+
+    (sum (s - p)^2 + p~ (1 - p~)) / n^2, with p~ = (sum s + 1) / (n + 2): the sum of squares of n scores and of one more
+    query at the variance that Laplace's rule of succession leaves to it.
+    """
+    n, p = scores.size, float(scores.mean())
+    smoothed = (n * p + 1) / (n + 2)
+    return (float(((scores - p) ** 2).sum()) + smoothed * (1 - smoothed)) / n**2
+
+
+def effective_n(mean: float, variance: float, n: float) -> float:
+    """The 0/1 queries whose mean has this variance: mean (1 - mean) / variance; `n` where the mean is 0 or 1."""
+    inside = mean * (1 - mean)
+    return inside / variance if inside > CONSTANT else float(n)
+
+
+def interval(mean: float, variance: float, df: float, level: float) -> tuple[float, float]:
+    """The two-sided interval at `level` of a mean of values in [0, 1]: one formula for every n and every estimator.
+
+    Wilson's score interval (Wilson 1927) at the effective n of the `variance` of the mean, with Student's t of `df` degrees
+    of freedom (1 at least) in the place of the normal quantile. It lies within [0, 1] and contains the mean.
+
+    Raises ValueError for a level outside (0, 1) and for a variance that is not above zero.
+    """
+    from scipy.special import stdtrit
+
+    two_sided_z(level)  # refuses a bad level
+    if not variance > 0:
+        raise ValueError(f"An interval needs a variance above zero; got {variance}.")
+    df = max(df, 1.0)
+    low, high = wilson(mean, effective_n(mean, variance, df + 1), float(stdtrit(df, (1 + level) / 2)))
+    return max(0.0, min(low, mean)), min(1.0, max(high, mean))
 
 
 def wilson(p: float, n: float, z: float) -> tuple[float, float]:
@@ -65,17 +86,6 @@ def wilson(p: float, n: float, z: float) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return centre - half, centre + half
-
-
-def _clopper_pearson(wins: float, n: int, level: float) -> tuple[float, float]:
-    from scipy.special import betaincinv
-
-    wins = round(wins, 9)  # 0.1 + 0.2 + 0.7 is one win
-    fewest, most = math.floor(wins), math.ceil(wins)
-    alpha = 1 - level
-    low = 0.0 if fewest == 0 else float(betaincinv(fewest, n - fewest + 1, alpha / 2))
-    high = 1.0 if most == n else float(betaincinv(most + 1, n - most, 1 - alpha / 2))
-    return low, high
 
 
 class TieRules(NamedTuple):
