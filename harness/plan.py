@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from harness.judges.llm import VERDICT_SCHEMA, Form, JudgeTemplate, LLMJudge, load_judge_template
 from harness.models.base import Sampling
 from harness.models.recorded import answers_fingerprint
-from harness.rows import Generation, Likelihood, Row, Verdict
+from harness.rows import Generation, Likelihood, Relevance, Row, Verdict
 from harness.score import ExpectedPair, Kind
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
 from harness.store import RowFile, fingerprint
@@ -36,15 +36,18 @@ from sami_train.constitutions import (
 )
 from sami_train.data import Query
 from sami_train.errors import UserError
-from sami_train.models import Source, check_source, parse_source, source_fingerprint
+from sami_train.models import Source, check_source, has_chat_template, parse_source, source_fingerprint
 from sami_train.prompts import Prompt, Template, load_template
+from sami_train.relevance import other_queries
 from sami_train.run_folder import final_model
 
-ROW_VERSION = 1
+ROW_VERSION = 2
 """Enters every fingerprint; a change of what rows mean makes them all anew."""
 MODEL_CODE_VERSION = 2
 """Enters the fingerprint of a trained model; a change of the training code that changes weights raises it."""
-JUDGING_VERSION = 2
+RELEVANCE_VERSION = 1
+"""Enters the fingerprint of a relevance; a change of what the scorer reads raises it."""
+JUDGING_VERSION = 3
 """Enters the fingerprint of a verdict; a change of how a judge is asked, shown text or read, or of a check, raises it."""
 JUDGE_SAMPLING = Sampling(max_new_tokens=300, max_prompt_tokens=8192)
 """How a judge that writes does so: a few sentences of reasoning and the verdict."""
@@ -78,6 +81,16 @@ class LikelihoodUnit:
 
 
 @dataclass(frozen=True)
+class RelevanceUnit:
+    """One response to be scored after its own query and after others."""
+
+    id: str
+    fingerprint: str
+    response: GenerationUnit
+    others: tuple[Query, ...]
+
+
+@dataclass(frozen=True)
 class VerdictUnit:
     """One comparison in one order, once: response `a` against response `b`, judged by `constitution`."""
 
@@ -99,20 +112,27 @@ class VerdictUnit:
 class Stage:
     """A part of the run that reads and writes one file. `model` is the one it needs in memory, if any."""
 
-    kind: Literal["train", "generate", "likelihood", "judge"]
+    kind: Literal["train", "generate", "likelihood", "relevance", "judge"]
     name: str
     path: Path
     model: str | None
     task: str = ""
+    writer: str = ""
+    """Whose responses are scored, in a stage of relevance."""
     judge: str = ""
     pair: tuple[str, str] = ("", "")
     measure: Kind = "win_rate"
-    units: tuple[GenerationUnit | LikelihoodUnit | VerdictUnit, ...] = ()
+    units: tuple[GenerationUnit | LikelihoodUnit | RelevanceUnit | VerdictUnit, ...] = ()
     fingerprint: str = ""
 
     @property
     def row_type(self) -> type[Row]:
-        kinds: dict[str, type[Row]] = {"generate": Generation, "likelihood": Likelihood, "judge": Verdict}
+        kinds: dict[str, type[Row]] = {
+            "generate": Generation,
+            "likelihood": Likelihood,
+            "relevance": Relevance,
+            "judge": Verdict,
+        }
         return kinds[self.kind]
 
     def expected(self) -> int:
@@ -182,14 +202,47 @@ class Plan:
         }
         self._judges: dict[tuple[str, str], LLMJudge] = {}
         self._weights: dict[str, str] = {}
+        self.scorers: dict[str, str] = {
+            name: scorer for name in spec.models if self._used(name) and (scorer := self._scorer(name))
+        }
         self.model_fingerprints: dict[str, str] = {
-            name: self._known(name, (known or {}).get(name)) or self._model_fingerprint(name) for name in spec.models
+            name: self._known(name, (known or {}).get(name)) or self._model_fingerprint(name)
+            for name in dict.fromkeys([*spec.models, *self.scorers.values()])
         }
 
     # Models
 
+    def model(self, name: str) -> ModelSpec:
+        """A model of the specification, or an embedded one that scores relevance and is not named there."""
+        if name not in self.spec.models and name.startswith("embedded/"):
+            return ModelSpec(path=name, style="chat" if has_chat_template(parse_source(name)) else "completion")
+        return self.spec.models[name]
+
+    def _scorer(self, writer: str) -> str | None:
+        """The model that scores the relevance of a model's responses; None where it is not measured.
+
+        The one that is named, unless it is the writer or what the writer is trained from: a model finds its own habits likely
+        after every query. Then another local one, chat models first, or else the embedded instruct model.
+        """
+        settings = self.spec.measures.relevance
+        if settings is None:
+            return None
+        own, start = {writer}, writer
+        while (train := self.spec.training(start)) is not None:
+            start = train.from_
+            own.add(start)
+        paths = {self.spec.models[name].path for name in own}
+        local = [n for n, m in self.spec.models.items() if m.path is not None and is_local(m)]
+        local.sort(key=lambda name: self.spec.models[name].style != "chat")
+        named = [settings.scorer] if settings.scorer else []
+        fallback = [EMBEDDED_SCORER] if EMBEDDED_SCORER in named or _is_at_hand(EMBEDDED_SCORER) else []
+        candidates = dict.fromkeys([*named, *local, *fallback])
+        return next((n for n in candidates if n not in own and self.model(n).path not in paths), None)
+
     def source(self, name: str) -> Source:
         """Where a local model's weights are (those of a trained model once it is trained)."""
+        if name not in self.spec.models:
+            return parse_source(name)
         model = self.spec.models[name]
         if (trained := self.spec.trained(name)) is not None:
             return Source("folder", str(final_model(self.folder / "training" / trained, self.recipe(name))))
@@ -273,12 +326,14 @@ class Plan:
 
     def _model_fingerprint(self, name: str) -> str:
         """The hash of all of a model that decides what it says."""
-        model = self.spec.models[name]
+        model = self.model(name)
         weights = self._weights_fingerprint(name)
         return fingerprint([weights, model.dtype or self.spec.engine.dtype]) if is_local(model) else weights
 
     def asked_for(self, name: str) -> str:
         """The hash of what the specification says of a model, and of all that it is trained from and on, unread."""
+        if name not in self.spec.models:
+            return fingerprint([name, self.spec.engine.dtype])
         train = self.spec.training(name)
         said = (
             self.spec.model_dump(mode="json", by_alias=True, include={"seed", "tasks", "principles"}) if train else {}
@@ -294,7 +349,8 @@ class Plan:
         """The hash of the weights, or of all that they come from where they are still to be trained (in float32)."""
         if name in self._weights:
             return self._weights[name]
-        model, train = self.spec.models[name], self.spec.training(name)
+        model = self.model(name)
+        train = self.spec.training(name) if name in self.spec.models else None
         if train is not None:
             found = fingerprint(
                 {
@@ -343,6 +399,9 @@ class Plan:
             stages += [self._generation_stage(name, task) for task in self.tasks if self._used(name)]
             if self.spec.measures.infonce and is_local(model):
                 stages += [s for task in self.tasks if (s := self._likelihood_stage(name, task)).units]
+        for scorer in dict.fromkeys(self.scorers.values()):
+            writers = [name for name, chosen in self.scorers.items() if chosen == scorer]
+            stages += [s for name in writers for task in self.tasks if (s := self._relevance_stage(name, task)).units]
         for judge in self.spec.judges:
             stages += [self._pair_stage(judge, c.a, c.b, "win_rate") for c in self.spec.comparisons]
             if self.spec.measures.swapped:
@@ -482,6 +541,35 @@ class Plan:
             units=tuple(units),
         )
 
+    def _relevance_stage(self, writer: str, task: str) -> Stage:
+        settings, scorer = self.spec.measures.relevance, self.scorers[writer]
+        assert settings is not None
+        queries = {query.id: query for query in self.tasks[task].evaluation}
+        scored = set(list(queries)[: settings.queries])
+        decides = [
+            ROW_VERSION, RELEVANCE_VERSION, self.model_fingerprints[scorer], self.model(scorer).style, self.tasks[task].kind,
+            self.spec.sampling.max_prompt_tokens,
+        ]  # fmt: skip
+        units = []
+        for (set_name, query_id, constitution, split, epoch), response in self._generations[writer, task].items():
+            if query_id not in scored:
+                continue
+            others = [queries[i] for i in other_queries(list(queries), query_id, settings.others, self.spec.seed)]
+            place = ["relevance", writer, task, set_name, query_id, constitution, split, epoch]
+            texts = [queries[query_id].text, *(query.text for query in others)]
+            content = fingerprint([*decides, response.fingerprint, texts])
+            if others:
+                units.append(RelevanceUnit(fingerprint(place)[:24], content, response, tuple(others)))
+        return Stage(
+            "relevance",
+            f"{writer} relevance, {task}",
+            Path("relevance") / writer / f"{task}.jsonl",
+            scorer,
+            task=task,
+            writer=writer,
+            units=tuple(units),
+        )
+
     def judge(self, name: str, task: str) -> LLMJudge:
         """An LLM judge's prompt for a task."""
         if (known := self._judges.get((name, task))) is not None:
@@ -531,7 +619,13 @@ class Plan:
                 forms = {self.judge(name, task).form for task in self.tasks}
                 judge = judge.model_copy(update={"structured": "on" if forms == {"structured"} else "off"})
             judges[name] = judge
-        return self.spec.model_copy(update={"judges": judges})
+        measures = self.spec.measures
+        if measures.relevance is not None and EMBEDDED_SCORER in self.scorers.values():
+            relevance = measures.relevance.model_copy(update={"scorer": EMBEDDED_SCORER})
+            measures = measures.model_copy(update={"relevance": relevance})
+        elif not self.scorers:
+            measures = measures.model_copy(update={"relevance": None})
+        return self.spec.model_copy(update={"judges": judges, "measures": measures})
 
     def judge_sampling(self, form: Form) -> Sampling:
         """How a judge that writes does so."""
@@ -676,6 +770,19 @@ class Plan:
         return fingerprint([self.spec.name, self.spec.description, statistics, rows])
 
 
+EMBEDDED_SCORER = "embedded/smollm2-135m-instruct"
+"""Scores relevance where the specification has no local model that may."""
+
+
+def _is_at_hand(name: str) -> bool:
+    """Whether an embedded model can be loaded: its package is installed."""
+    try:
+        check_source(parse_source(name))
+    except UserError:
+        return False
+    return True
+
+
 def _folded(query: Query) -> str:
     return " ".join(query.text.split())
 
@@ -774,8 +881,8 @@ def rate_key(plan: Plan, stage: Stage) -> str:
         return f"train {stage.fingerprint}"
     if stage.model is None:
         return f"{stage.kind} {plan.spec.judges[stage.judge].kind}"
-    model = plan.spec.models[stage.model]
-    train = plan.spec.training(stage.model)
+    model = plan.model(stage.model)
+    train = plan.spec.training(stage.model) if stage.model in plan.spec.models else None
     name = f"trained from {plan.spec.models[train.from_].path}" if train else model.path
     form = plan.judge_form(stage.judge) if stage.kind == "judge" else ""
     together = ""

@@ -70,6 +70,8 @@ class Generation(Row):
     """The answer; empty when `finish_reason` is "error", or when reasoning was wanted and no answer followed it."""
     reasoning: Text = ""
     """What the model wrote before its answer, where reasoning was wanted."""
+    tail: Text = ""
+    """What followed the answer where it ran on with its own prompt; no part of the answer."""
     finish_reason: Literal["stop", "length", "error"]
     n_prompt_tokens: NonNegativeInt
     """Length of the prompt, in tokens of this model."""
@@ -156,6 +158,27 @@ class Likelihood(Row):
         if len(self.n_tokens) != size or [len(row) for row in self.logprob_sums] != [size] * size:
             raise ValueError(f"{size} constitutions need a {size} x {size} `logprob_sums` and {size} `n_tokens`")
         return self
+
+
+class Relevance(Row):
+    """How likely a scorer finds one response after its own query and after other queries of its task."""
+
+    model: str
+    """The model that wrote the response."""
+    task: str
+    query_id: str
+    constitution_id: str
+    principle_set: str
+    split: str
+    """Which principles: "learned" or "held_out"."""
+    epoch: NonNegativeInt = 0
+    scorer: str
+    """The model that scored."""
+    others: list[str]
+    """Ids of the other queries."""
+    logprobs: list[float] | None
+    """Mean log-probability of the response per token, in nats: after its own query, then after each of the others; None for
+    a response of which nothing is left to score."""
 
 
 class Manifest(_Record):

@@ -26,6 +26,7 @@ from harness.plan import (
     GenerationUnit,
     LikelihoodUnit,
     Plan,
+    RelevanceUnit,
     Stage,
     VerdictUnit,
     build_plan,
@@ -35,7 +36,7 @@ from harness.plan import (
     trained_for,
 )
 from harness.progress import Display
-from harness.rows import Generation, Likelihood, Manifest, Row, Verdict
+from harness.rows import Generation, Likelihood, Manifest, Relevance, Row, Verdict
 from harness.spec import Spec, load_spec, model_backend
 from harness.store import (
     RowFile,
@@ -53,6 +54,7 @@ from harness.store.files import make_folder, writing
 from harness.validation import check
 from sami_train.errors import UserError
 from sami_train.launch import cores
+from sami_train.relevance import responding_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -212,9 +214,13 @@ class _Runner:
         elif before == stage.expected():
             self._write_manifest(stage, started, before)
         else:
-            {"train": self._train, "generate": self._generate, "likelihood": self._likelihood, "judge": self._judge}[
-                stage.kind
-            ](stage)
+            {
+                "train": self._train,
+                "generate": self._generate,
+                "likelihood": self._likelihood,
+                "relevance": self._relevance,
+                "judge": self._judge,
+            }[stage.kind](stage)
             after = stage.done(self.folder)
             self._write_manifest(stage, started, after)
             if after > before and self.cache:
@@ -315,21 +321,23 @@ class _Runner:
         ]
         backend = self._model(stage.model)
 
-        template = self.plan.templates[stage.task]
+        template, style = self.plan.templates[stage.task], self.spec.models[stage.model].style
         recorded = model_backend(self.spec.models[stage.model].path or "") == "recorded"  # answers alone, as they came
         reasons = self.spec.sampling.reasoning and not recorded
 
         def row(made: Completion) -> Generation:
             unit = units[made.id]
             reasoning, text = template.split_answer(made.text) if reasons else ("", made.text)
+            end = None if recorded else template.run_on(text, len(unit.constitution.elements), style, reasoning=reasons)
             return Generation(
                 **_names(stage, unit),
                 fingerprint=unit.fingerprint,
                 prompt_hash=unit.prompt.hash,
                 prompt=made.prompt,
-                text=text,
+                text=text if end is None else text[:end].rstrip(),
                 reasoning=reasoning,
-                finish_reason=made.finish_reason,
+                tail="" if end is None else text[end:],
+                finish_reason=made.finish_reason if end is None else "stop",
                 n_prompt_tokens=made.n_prompt_tokens,
                 n_tokens=made.n_tokens,
                 truncated=made.truncated,
@@ -361,6 +369,43 @@ class _Runner:
                         logprob_sums=backend.logprob_sums(prompts, responses), n_tokens=[len(ids) for ids in responses],
                     )
                 ]  # fmt: skip
+
+        self._write(stage, rows(), stage.expected() - len(missing))
+
+    def _relevance(self, stage: Stage) -> None:
+        """The responses to a query are scored together, whatever of them is done."""
+        assert stage.model is not None
+        scorer, style = stage.model, self.plan.model(stage.model).style
+        missing = {unit.id for unit in self._missing(stage)}
+        generations = self._generations(stage.writer, stage.task)
+        by_query: dict[str, list[RelevanceUnit]] = {}
+        for unit in cast("tuple[RelevanceUnit, ...]", stage.units):
+            if unit.response.id in generations:
+                by_query.setdefault(unit.response.query.id, []).append(unit)
+        backend = cast("TransformersBackend", self._model(scorer))
+
+        def rows() -> Iterator[list[Row]]:
+            for units in by_query.values():
+                if missing.isdisjoint(unit.id for unit in units):
+                    continue
+                query, others = units[0].response.query, units[0].others
+                found = backend.relevance_logprobs(
+                    [query.text, *(other.text for other in others)],
+                    [responding_text(generations[u.response.id].text, query) for u in units],
+                    style,
+                    self.spec.sampling.max_prompt_tokens,
+                )
+                yield [
+                    Relevance(
+                        **_names(stage, unit.response) | {"id": unit.id, "model": stage.writer},
+                        fingerprint=unit.fingerprint,
+                        scorer=scorer,
+                        others=[other.id for other in others],
+                        logprobs=logprobs,
+                    )
+                    for unit, logprobs in zip(units, found, strict=True)
+                    if unit.id in missing
+                ]
 
         self._write(stage, rows(), stage.expected() - len(missing))
 
@@ -400,7 +445,11 @@ class _Runner:
 
     def _checked(self, stage: Stage, unit: VerdictUnit, texts: dict[str, Generation]) -> Row:
         outcome, details = compare(
-            unit.constitution, texts[unit.a.id].text, texts[unit.b.id].text, principle_set=unit.a.principle_set
+            unit.constitution,
+            texts[unit.a.id].text,
+            texts[unit.b.id].text,
+            given=unit.a.constitution,
+            principle_set=unit.a.principle_set,
         )
         return self._verdict(stage, unit, Judgement(outcome, details=details), 0.0)
 
@@ -498,7 +547,7 @@ class _Runner:
                 file.append(batch)
                 done += len(batch)
                 self.display.advance(stage.name, done)
-        if self.cache and stage.kind != "judge":
+        if self.cache and stage.kind not in ("judge", "relevance"):
             self._shared(stage).give(stage.finished_rows(self.folder).values())
 
     def _shared(self, stage: Stage) -> SharedRows[Row]:
@@ -508,7 +557,7 @@ class _Runner:
 
     def _take_from_cache(self, stage: Stage) -> None:
         """Copy rows that another run made, under the ids and names of this one."""
-        if not self.cache or stage.kind == "judge":
+        if not self.cache or stage.kind in ("judge", "relevance"):
             return
         missing = self._missing(stage)
         taken = {row.fingerprint: row for row in self._shared(stage).take({unit.fingerprint for unit in missing})}
@@ -532,10 +581,11 @@ class _Runner:
             from harness.models import open_model
 
             engine = self.spec.engine
-            if is_local(self.spec.models[name]):
+            model = self.plan.model(name)
+            if is_local(model):
                 engine = engine.model_copy(update={"device": self._engine_settings()["device"]})
             self.display.note_loading(name)
-            backend = open_model(name, self.spec.models[name], self.plan.source, engine, budget=self.terms.allowance)
+            backend = open_model(name, model, self.plan.source, engine, budget=self.terms.allowance)
             self._open = (name, backend)
         return self._open[1]
 
@@ -605,7 +655,7 @@ class _Runner:
             "git": git,
             "dirty": dirty,
             "models": self.plan.model_fingerprints,
-            "models_asked_for": {name: self.plan.asked_for(name) for name in self.spec.models},
+            "models_asked_for": {name: self.plan.asked_for(name) for name in self.plan.model_fingerprints},
             "tasks": {
                 name: {"source": data.source, "hash": data.hash, "dropped": data.dropped}
                 for name, data in self.plan.tasks.items()

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails
 
 from harness.tasks.base import BUNDLED, HUB, TaskSpec
@@ -235,6 +244,22 @@ class SamplingSpec(_Part):
     )
 
 
+class RelevanceSpec(_Part):
+    """Whether responses depend on their query (`sami_train.relevance`)."""
+
+    scorer: str | None = Field(
+        default=None,
+        description="the local model that scores, by its name here or as embedded/NAME; null: one of this specification that "
+        "is not the writer nor what the writer is trained from, or else embedded/smollm2-135m-instruct",
+    )
+    queries: Count = Field(default=60, description="queries per task and split whose responses are scored")
+    others: Count = Field(default=4, description="other queries that a response is held against")
+
+
+def _switch_or_part(value: object) -> object:
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
 class MeasuresSpec(_Part):
     """What is measured besides win rates."""
 
@@ -250,6 +275,14 @@ class MeasuresSpec(_Part):
         description="the control: the same pairs judged by a constitution that neither model was given, on so many "
         "queries per task and split; true: all",
     )
+    relevance: Annotated[RelevanceSpec | None, BeforeValidator(_switch_or_part)] = Field(
+        default=RelevanceSpec(),
+        description="the share of other queries under which a scorer finds a response less likely; false: off",
+    )
+
+    @field_serializer("relevance")
+    def _off(self, relevance: RelevanceSpec | None) -> dict[str, Any] | Literal[False]:
+        return False if relevance is None else relevance.model_dump(mode="json")
 
 
 class StatisticsSpec(_Part):

@@ -16,7 +16,16 @@ from sami_train.yamlfile import LinedDocument, first_problem, parse_yaml, read_y
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
 FilterRule = Literal[
-    "empty", "identical", "template_debris", "apology", "no_full_stop", "cut_off", "no_answer", "length_ratio"
+    "empty",
+    "identical",
+    "template_debris",
+    "runs_on",
+    "copies_constitution",
+    "apology",
+    "no_full_stop",
+    "cut_off",
+    "no_answer",
+    "length_ratio",
 ]
 Optimizer = Literal["adamw_torch", "rmsprop", "adamw_torch_8bit"]
 Tracker = Literal["trackio", "wandb", "tensorboard"]

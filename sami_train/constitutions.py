@@ -118,6 +118,10 @@ class Constitution(NamedTuple):
         """The sentences, in order, as they are put before a model."""
         return [e.text for e in self.elements]
 
+    def sentences(self) -> list[str]:
+        """Both sides of every principle: what a response must not copy."""
+        return [text for e in self.elements for text in (e.principle.definition, e.principle.antithesis)]
+
     def shuffled(self, rng: random.Random) -> Constitution:
         """The same elements in a random order."""
         return Constitution(tuple(rng.sample(self.elements, len(self.elements))))

@@ -283,19 +283,19 @@ def finish(
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
     if any(s in text for s in stop):
         reason = "stop"
-        ids, text = _before_stop(tokenizer, ids, text, stop)
+        text = text[: min(text.index(s) for s in stop if s in text)]
+        ids = cut_ids(tokenizer, ids, text)
     if reason == "length" and len(ids) < max_new_tokens:
         reason = "stop"
     return Generated(text.strip(), ids, reason, prompt)
 
 
-def _before_stop(tokenizer: Any, ids: list[int], text: str, stop: Sequence[str]) -> tuple[list[int], str]:
-    """The text before the first stop string, and the most leading tokens whose text lies within it."""
-    text = text[: min(text.index(s) for s in stop if s in text)]
+def cut_ids(tokenizer: Any, ids: list[int], text: str) -> list[int]:
+    """The most leading tokens of a response whose text lies within `text`, its beginning."""
     keep = len(ids)
     while keep and len(tokenizer.decode(ids[:keep], skip_special_tokens=True).rstrip()) > len(text.rstrip()):
         keep -= 1
-    return ids[:keep], text
+    return ids[:keep]
 
 
 class StopWatch:

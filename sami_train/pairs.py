@@ -10,12 +10,14 @@ from typing import Any
 
 from sami_train.config import FilterRule, Recipe
 from sami_train.constitutions import Constitution, Element, Principle, sample_constitutions
+from sami_train.copying import copied_spans
 from sami_train.data import Query
 from sami_train.errors import UserError
+from sami_train.generation import cut_ids
 from sami_train.prompts import Prompt, Template
 
-DEBRIS = ("Principles for the", "Person:", "Assistant:", "Post:", "Summary:", "<|im_", "[INST]")
-"""Pieces of a prompt template; a response that has one has run on past its end."""
+CONTROL = ("<|im_", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]")
+"""Beginnings of chat models' control tokens: template debris, besides the labels of the template itself."""
 APOLOGIES = ("i'm sorry", "i am sorry", "i apologize", "i cannot", "i can't", "i can not")
 
 
@@ -139,18 +141,31 @@ def _positive_and_rest(positive: Constitution, count: int, rng: random.Random) -
 
 @dataclass(frozen=True)
 class Answer:
-    """What is kept of a generated text: all of it, or what follows the reasoning."""
+    """What is kept of a generated text: what follows the reasoning, up to where it runs on with the prompt (the `tail`)."""
 
     text: str
     ids: list[int]
     reasoning: str = ""
+    tail: str = ""
 
 
 def answer_of(tokenizer: Any, generated: Any, template: Template, recipe: Recipe) -> Answer:
-    """The answer in a generated text. With reasoning it is what follows the marker; without a marker it is empty.
+    """The response in a generated text. With reasoning it is what follows the marker; without a marker it is empty.
 
-    The answer's tokens are those that were generated, never tokenised anew.
+    It ends where it runs on with its own prompt (`Template.run_on`). Its tokens are those that were generated, never
+    tokenised again.
     """
+    found = _after_reasoning(tokenizer, generated, template, recipe)
+    end = template.run_on(found.text, recipe.principles_per_constitution, recipe.style, reasoning=recipe.reasoning)
+    if end is None:
+        return found
+    text = found.text[:end].rstrip()
+    decoded = str(tokenizer.decode(found.ids, skip_special_tokens=True))
+    kept = decoded[: decoded.find(found.text) + len(text)]
+    return Answer(text, cut_ids(tokenizer, found.ids, kept) if text else [], found.reasoning, found.text[end:])
+
+
+def _after_reasoning(tokenizer: Any, generated: Any, template: Template, recipe: Recipe) -> Answer:
     if not recipe.reasoning:
         return Answer(generated.text, generated.ids)
     marker = template.answer_marker()
@@ -168,11 +183,24 @@ def answer_of(tokenizer: Any, generated: Any, template: Template, recipe: Recipe
 
 
 def filter_rule(
-    recipe: Recipe, task: str, responses: Sequence[str], ids: Sequence[Sequence[int]], finish: Sequence[str]
+    recipe: Recipe,
+    task: str,
+    responses: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    finish: Sequence[str],
+    *,
+    sentences: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    ran_on: bool = False,
 ) -> FilterRule | None:
     """The first of the recipe's rules that takes an example out, or None. The first response is that of the drawn constitution.
 
     Empty responses are always left out: there is nothing in them to learn from.
+
+    Args:
+        sentences: both sides of the principles, which a response must not copy.
+        labels: of the prompt template, which a response must not contain.
+        ran_on: whether a response went on with its prompt and was cut there.
     """
     lengths = [len(tokens) for tokens in ids]
     empty = any(not text.strip() or not tokens for text, tokens in zip(responses, ids, strict=True))
@@ -180,7 +208,9 @@ def filter_rule(
         "no_answer": recipe.reasoning and empty,
         "empty": empty,
         "identical": len({" ".join(text.split()) for text in responses}) < len(responses),
-        "template_debris": any(piece in text for text in responses for piece in DEBRIS),
+        "template_debris": any(piece in text for text in responses for piece in (*labels, *CONTROL)),
+        "runs_on": ran_on,
+        "copies_constitution": any(copied_spans(text, sentences) for text in responses),
         "apology": task == "dialogue" and any(text.lower().lstrip().startswith(APOLOGIES) for text in responses),
         "no_full_stop": not responses[0].rstrip().endswith("."),
         "cut_off": "length" in finish,

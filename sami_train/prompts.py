@@ -103,6 +103,36 @@ class Template(BaseModel):
         form = self._form(reasoning)
         return form.completion.stop if style == "completion" else form.chat.stop
 
+    def labels(self, style: Style, *, reasoning: bool = False) -> tuple[str, ...]:
+        """What begins a line of the prompt and announces what follows, such as ``Post:``; the response's own label last."""
+        form = self._form(reasoning)
+        texts = [form.completion.text] if style == "completion" else [m.content for m in form.chat.messages]
+        starts = [line.partition("{")[0].strip() for text in texts for line in text.splitlines()]
+        return tuple(dict.fromkeys(start for start in starts if start.endswith(":")))
+
+    def run_on(self, text: str, principles: int, style: Style, *, reasoning: bool = False) -> int | None:
+        """Where a response runs on with its own prompt, in characters; None where it does not.
+
+        It does where a line begins with one of the prompt's labels, or with the item that would come next in the prompt's
+        numbered list of `principles`. A list that the response itself has counted up to there is its own. The label after
+        which the response was to begin may open it.
+        """
+        labels = self.labels(style, reasoning=reasoning)
+        at_start = labels[:-1] if style == "completion" else labels
+        counted: set[int] = set()
+        start = 0
+        for line in text.splitlines(keepends=True):
+            body = line.lstrip()
+            if body.startswith(labels if start else at_start):
+                return start
+            if item := _ITEM.match(body):
+                number = int(item.group(1))
+                if 1 < principles == number - 1 and principles not in counted:
+                    return start
+                counted.add(number)
+            start += len(line)
+        return None
+
     def answer_marker(self) -> str:
         """The string that the answer follows when reasoning comes first."""
         return self._reasoning().marker
@@ -125,13 +155,15 @@ class Template(BaseModel):
     def render(
         self, principles: Sequence[str], query: str, style: Style, *, example: bool = False, reasoning: bool = False
     ) -> Prompt:
-        """The prompt for a query under the given principle sentences (numbered, in order).
+        """The prompt for a query under the given principle sentences, in order: several are numbered, one is not.
+
+        A numbered list of one invites the model to go on with the list.
 
         Raises:
             UserError: reasoning is wanted and the template has no such form.
         """
         form = self._form(reasoning)
-        lines = "\n".join(f"{number}. {line}" for number, line in enumerate(principles, start=1))
+        lines = listed(principles)
         fill = {"{principles}": lines, "{query}": BODY}
 
         def filled(text: str) -> str:
@@ -142,6 +174,16 @@ class Template(BaseModel):
             head = form.completion.example if example else ""
             return Prompt("completion", (("text", head + filled(form.completion.text).rstrip()),), body)
         return Prompt("chat", tuple((m.role, filled(m.content).strip()) for m in form.chat.messages), body)
+
+
+_ITEM = re.compile(r"(\d{1,3})[.)]\s")
+
+
+def listed(principles: Sequence[str]) -> str:
+    """Principle sentences as a prompt shows them: a numbered list, or one sentence as it is."""
+    if len(principles) == 1:
+        return principles[0]
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(principles, start=1))
 
 
 def load_template(name_or_path: str | Path) -> Template:

@@ -209,7 +209,8 @@ class Sampler:
             "prompt_ids": trained_on.ids,
             "response_ids": answer.ids,
             "text": answer.text,
-            "finish_reason": generated.finish_reason,
+            "finish_reason": "stop" if answer.tail else generated.finish_reason,
+            "tail": answer.tail,
         }
         return {**row, "reasoning": answer.reasoning} if self.recipe.reasoning else row
 
@@ -217,7 +218,16 @@ class Sampler:
         rows = [known[contrast.query.id, side] for side in range(len(contrast.prompts))]
         texts = tuple(str(row["text"]) for row in rows)
         ids = tuple(tuple(row["response_ids"]) for row in rows)
-        rule = filter_rule(self.recipe, contrast.query.task, texts, ids, [row["finish_reason"] for row in rows])
+        rule = filter_rule(
+            self.recipe,
+            contrast.query.task,
+            texts,
+            ids,
+            [row["finish_reason"] for row in rows],
+            sentences=[s for c in contrast.constitutions for s in c.sentences()],
+            labels=self.templates[contrast.query.task].labels(self.recipe.style, reasoning=self.recipe.reasoning),
+            ran_on=any(row["tail"] for row in rows),
+        )
         return Example(
             contrast.query.id,
             contrast.query.task,

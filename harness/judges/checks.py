@@ -50,6 +50,11 @@ def score(check: Check, text: str) -> float:
         raise UserError(f"check '{check.name}' cannot run with the options {check.options}: {error}") from error
 
 
+def weight(text: str) -> float:
+    """How far a text's score counts, in [0, 1]: 0 without any word, 1 from `FULL_WEIGHT_WORDS` words on."""
+    return sum(1 for _ in islice(_words(text), FULL_WEIGHT_WORDS)) / FULL_WEIGHT_WORDS
+
+
 def check(name: str) -> Checker:
     """The checker of that name, shipped or from another package. Raises UserError with the nearest name."""
     if name in _SHIPPED and name not in _entry_points():
@@ -160,8 +165,7 @@ def _grounded(function: Callable[Concatenate[str, _P], float]) -> Callable[Conca
 
     @wraps(function)
     def grounded(text: str, /, *args: _P.args, **options: _P.kwargs) -> float:
-        weight = sum(1 for _ in islice(_words(text), FULL_WEIGHT_WORDS)) / FULL_WEIGHT_WORDS
-        return 0.5 + weight * (function(text, *args, **options) - 0.5)
+        return 0.5 + weight(text) * (function(text, *args, **options) - 0.5)
 
     return grounded
 

@@ -12,7 +12,8 @@ from harness.models.base import Completion, Request, Sampling
 from sami_train.errors import UserError
 from sami_train.generation import encode_prompt, generate, plan_batches
 from sami_train.models import Source, default_device, load_model, load_tokenizer
-from sami_train.prompts import Prompt
+from sami_train.prompts import Prompt, Style
+from sami_train.relevance import mean_logprobs
 
 CHOICE_BATCH = 8
 """Judge prompts run through the model together."""
@@ -182,6 +183,13 @@ class TransformersBackend:
         with self._enough_memory(), torch.inference_mode():
             matrix = response_logprobs(self.model, prompt_ids, response_ids, reduction="sum")
         return [[float(value) for value in row] for row in matrix]
+
+    def relevance_logprobs(
+        self, queries: Sequence[str], responses: Sequence[str], style: Style, max_prompt_tokens: int
+    ) -> list[list[float] | None]:
+        """Each response's mean log-probability after each query; see `sami_train.relevance.mean_logprobs`."""
+        with self._enough_memory():
+            return mean_logprobs(self.model, self.tokenizer, queries, responses, style, max_prompt_tokens)
 
     def close(self) -> None:
         """Drop the weights."""
