@@ -46,6 +46,13 @@ if TYPE_CHECKING:
         sign_flip_p,
     )
     from harness.stats.power import minimum_detectable_effect, required_n
+    from harness.stats.principles import (
+        PrinciplesInterval,
+        WelchGap,
+        principles_difference,
+        principles_interval,
+        welch_gap,
+    )
     from harness.stats.ranking import BradleyTerry, RankedModel, WinRateMatrix, bradley_terry, win_rate_matrix
     from harness.stats.winrate import ClusterMeans, ScoreCounts, TieRules, WinRate, cluster_means, tie_rules, win_rate
 
@@ -63,11 +70,13 @@ __all__ = [
     "PairedTable",
     "PositionBias",
     "PredictionPowered",
+    "PrinciplesInterval",
     "RankedModel",
     "RoganGladen",
     "ScoreCounts",
     "TieRules",
     "UnusableScores",
+    "WelchGap",
     "WinRate",
     "WinRateMatrix",
     "bradley_terry",
@@ -89,12 +98,15 @@ __all__ = [
     "paired_table",
     "position_bias",
     "ppi_mean",
+    "principles_difference",
+    "principles_interval",
     "repeat_agreement",
     "required_n",
     "rogan_gladen",
     "sami_repo",
     "sign_flip_p",
     "tie_rules",
+    "welch_gap",
     "win_rate",
     "win_rate_matrix",
 ]
@@ -146,6 +158,13 @@ _MODULES = {
         "required_n",
     ),
     "noise": ("JudgeShare", "judge_share"),
+    "principles": (
+        "PrinciplesInterval",
+        "WelchGap",
+        "principles_difference",
+        "principles_interval",
+        "welch_gap",
+    ),
     "ranking": ("BradleyTerry", "RankedModel", "WinRateMatrix", "bradley_terry", "win_rate_matrix"),
     "winrate": (
         "ClusterMeans",
