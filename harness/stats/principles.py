@@ -63,9 +63,9 @@ def principles_interval(
     what = "An interval for new principles"
     s = finite_vector(scores, what, 0, 1)
     query = np.unique(np.asarray(query_ids), return_inverse=True)[1]
+    same_length(what, s, query)
+    same_length(what, s, principle_ids)
     constitutions, held = _held(principle_ids, what)
-    for column in (query, constitutions):
-        same_length(what, s, column)
 
     rows, totals = np.bincount(query).astype(np.float64), np.bincount(query, weights=s).astype(np.float64)
     means = totals / rows
