@@ -45,7 +45,14 @@ if TYPE_CHECKING:
         paired_table,
         sign_flip_p,
     )
-    from harness.stats.power import minimum_detectable_effect, required_n
+    from harness.stats.power import (
+        expected_half_width,
+        minimum_detectable_effect,
+        principles_floor,
+        principles_half_width,
+        required_n,
+        score_sd,
+    )
     from harness.stats.principles import (
         PrinciplesInterval,
         WelchGap,
@@ -82,6 +89,7 @@ __all__ = [
     "bradley_terry",
     "cluster_means",
     "cohens_kappa",
+    "expected_half_width",
     "gap",
     "holm",
     "infonce",
@@ -99,11 +107,14 @@ __all__ = [
     "position_bias",
     "ppi_mean",
     "principles_difference",
+    "principles_floor",
+    "principles_half_width",
     "principles_interval",
     "repeat_agreement",
     "required_n",
     "rogan_gladen",
     "sami_repo",
+    "score_sd",
     "sign_flip_p",
     "tie_rules",
     "welch_gap",
@@ -154,8 +165,12 @@ _MODULES = {
         "sign_flip_p",
     ),
     "power": (
+        "expected_half_width",
         "minimum_detectable_effect",
+        "principles_floor",
+        "principles_half_width",
         "required_n",
+        "score_sd",
     ),
     "noise": ("JudgeShare", "judge_share"),
     "principles": (
