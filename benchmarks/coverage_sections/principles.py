@@ -28,14 +28,14 @@ CELLS = list(itertools.product((5, 10, 20), (0.0, 0.5, 1.0), (NESTED, CROSSED), 
 
 
 def interval(simulations: int) -> None:
-    """150 queries with one principle each, or 40 with every principle. At .95 principle means are skewed: no bar."""
+    """150 queries with one principle each, or 40 with every principle. No bar at .95, with 250: principles' means are skewed."""
     print("  p     G   sd   design   ties  coverage  bar    of the interval over queries; mean widths")
     rng = np.random.default_rng(9)
     for p, (g, sd, design, tie_rate) in itertools.product((0.5, 0.77, 0.95), CELLS):
         truth = marginal(rng, p, np.hypot(sd, EASE * (design == CROSSED)))
         found = []
         for _ in range(simulations if p < 0.95 else simulations // 4):
-            queries, principles = layout(g, design)
+            queries, principles = layout(g, design, 40 if p < 0.95 else 250)
             s = drawn(rng, expit(logit(p) + effects(rng, queries, principles, g, sd, design)), tie_rate)
             ours, over = principles_interval(s, queries, principles.tolist()), win_rate(cluster_means(s, queries).means)
             found.append((holds(ours, truth), holds(over, truth), ours.high - ours.low, over.high - over.low))
@@ -99,11 +99,11 @@ def difference_of_differences(simulations: int) -> None:
         cell(f"{g:<3} {sd:<4} {design:8} {tie_rate:<5}", one, bar=BAR, tail="one side")
 
 
-def layout(g: int, design: str) -> tuple[Array, Array]:
+def layout(g: int, design: str, crossed: int = 40) -> tuple[Array, Array]:
     """The query and the principle of each row."""
     if design == NESTED:
         return np.arange(150), np.arange(150) % g
-    return np.repeat(np.arange(40), g), np.tile(np.arange(g), 40)
+    return np.repeat(np.arange(crossed), g), np.tile(np.arange(g), crossed)
 
 
 def effects(rng: np.random.Generator, queries: Array, principles: Array, g: int, sd: float, design: str) -> Array:
