@@ -300,7 +300,7 @@ def test_all_ties_are_one_half_with_a_finite_interval() -> None:
 def test_one_query_has_an_interval() -> None:
     row = score(inputs({pair(): "a a"}))["comparisons"][0]
     assert 0 < row["ci_low"] < 1 == row["win_rate"] == row["ci_high"]
-    assert row["ci_method"].startswith("Clopper-Pearson")
+    assert row["ci_method"].startswith("Wilson")
 
 
 def test_one_task_has_no_row_for_all_tasks() -> None:
