@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         PositionBias,
         cohens_kappa,
         judge_agreement,
+        mean_over_pairs,
         position_bias,
         repeat_agreement,
     )
@@ -83,6 +84,7 @@ __all__ = [
     "length_stratified",
     "length_summary",
     "mcnemar_p",
+    "mean_over_pairs",
     "minimum_detectable_effect",
     "newcombe_interval",
     "paired_difference",
@@ -107,6 +109,7 @@ _MODULES = {
         "PositionBias",
         "cohens_kappa",
         "judge_agreement",
+        "mean_over_pairs",
         "position_bias",
         "repeat_agreement",
     ),
