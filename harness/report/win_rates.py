@@ -14,6 +14,7 @@ from harness.report.words import (
     interval_of,
     joined,
     judge_words,
+    limits,
     notes_of,
     number,
     p_value,
@@ -231,7 +232,18 @@ def by_principle_section(results: Results) -> Section:
 
 
 def information_section(results: Results) -> Section:
-    columns = ("model", "task", "split", "InfoNCE, nats", "responses", "log C", "saturated", "n", "reading")
+    columns = (
+        "model",
+        "task",
+        "split",
+        "InfoNCE, nats",
+        "responses",
+        "log C",
+        "saturated",
+        "own likeliest",
+        "n",
+        "reading",
+    )
     rows = rows_of(results, "infonce")
     cells = [
         (
@@ -242,6 +254,7 @@ def information_section(results: Results) -> Section:
             number(row.get("infonce_responses")),
             number(row.get("log_c")),
             percent(row.get("saturated"), 0),
+            _likeliest(row),
             str(row.get("n")),
             reading(*interval_of(row), 0, "above 0", "below 0"),
         )
@@ -250,11 +263,20 @@ def information_section(results: Results) -> Section:
     remarks = [
         "A lower bound on the mutual information of response and constitution, at most log C, from sums of "
         "log-probabilities over tokens; 0 means none was found. responses: the same with responses as the contrast. "
-        "saturated: queries at the limit log C.",
+        "saturated: queries at the limit log C. own likeliest: responses whose own constitution is the likeliest of all to have "
+        "led to them, and how many would be by chance.",
         *notes_of(rows, "model", "task", "split"),
     ]
-    tables = (Table(columns, cells, numbers=frozenset(columns[3:8])),) if cells else ()
+    tables = (Table(columns, cells, numbers=frozenset(columns[3:9])),) if cells else ()
     return Section("Mutual information (InfoNCE)", (), tables, tuple(remarks))
+
+
+def _likeliest(row: Row) -> str:
+    if row.get("own_likeliest") is None:
+        return NONE
+    return (
+        f"{rate(row['own_likeliest'], *limits(row, 'own_likeliest_ci'), digits=0)}, chance {percent(row['chance'], 0)}"
+    )
 
 
 def lengths_section(results: Results) -> Section:

@@ -24,8 +24,20 @@ if TYPE_CHECKING:
         position_bias,
         repeat_agreement,
     )
-    from harness.stats.correction import PredictionPowered, RoganGladen, ppi_mean, rogan_gladen
-    from harness.stats.information import Information, infonce, infonce_responses, sami_repo
+    from harness.stats.correction import (
+        Labels,
+        Part,
+        PostStratified,
+        PredictionPowered,
+        RoganGladen,
+        Worth,
+        pooled,
+        post_stratified,
+        ppi_mean,
+        rogan_gladen,
+        worth_in_labels,
+    )
+    from harness.stats.information import Information, infonce, infonce_responses, own_likeliest, sami_repo
     from harness.stats.length import (
         LengthGlm,
         LengthStratified,
@@ -57,12 +69,15 @@ __all__ = [
     "JudgeAgreement",
     "JudgeShare",
     "Kappa",
+    "Labels",
     "LengthGlm",
     "LengthStratified",
     "LengthSummary",
     "PairedDifference",
     "PairedTable",
+    "Part",
     "PositionBias",
+    "PostStratified",
     "PredictionPowered",
     "RankedModel",
     "RoganGladen",
@@ -71,6 +86,7 @@ __all__ = [
     "UnusableScores",
     "WinRate",
     "WinRateMatrix",
+    "Worth",
     "bradley_terry",
     "cluster_means",
     "cohens_kappa",
@@ -87,9 +103,12 @@ __all__ = [
     "mean_over_pairs",
     "minimum_detectable_effect",
     "newcombe_interval",
+    "own_likeliest",
     "paired_difference",
     "paired_table",
+    "pooled",
     "position_bias",
+    "post_stratified",
     "ppi_mean",
     "repeat_agreement",
     "required_n",
@@ -99,6 +118,7 @@ __all__ = [
     "tie_rules",
     "win_rate",
     "win_rate_matrix",
+    "worth_in_labels",
 ]
 
 _MODULES = {
@@ -114,15 +134,23 @@ _MODULES = {
         "repeat_agreement",
     ),
     "correction": (
+        "Labels",
+        "Part",
+        "PostStratified",
         "PredictionPowered",
         "RoganGladen",
+        "Worth",
+        "pooled",
+        "post_stratified",
         "ppi_mean",
         "rogan_gladen",
+        "worth_in_labels",
     ),
     "information": (
         "Information",
         "infonce",
         "infonce_responses",
+        "own_likeliest",
         "sami_repo",
     ),
     "length": (

@@ -101,7 +101,8 @@ def mean_over_pairs(values: ArrayLike, query_ids: ArrayLike, level: float = 0.95
     what = "A mean over pairs"
     v = finite_vector(values, what, 0, 1)
     index, pairs = _items(v, query_ids, what)
-    return _ratio(np.bincount(index, weights=v), pairs.astype(float), level)
+    sums = np.bincount(index, weights=v).astype(np.float64)
+    return _ratio(sums, pairs.astype(np.float64), level)
 
 
 @dataclass(frozen=True)
@@ -129,15 +130,15 @@ def position_bias(scores_ab: ArrayLike, scores_ba: ArrayLike, level: float = 0.9
     ab, ba = finite_vector(scores_ab, what, 0, 1), finite_vector(scores_ba, what, 0, 1)
     same_length(what, ab, ba)
     one, two = _labels(ab), _labels(ba)
-    first = (one == 0).astype(float) + (two == 2)  # verdicts of a pair for the answer shown first: 0, 1 or 2
-    decided = (one != 1).astype(float) + (two != 1)
+    first = (one == 0).astype(np.float64) + (two == 2)  # verdicts of a pair for the answer shown first: 0, 1 or 2
+    decided = (one != 1).astype(np.float64) + (two != 1)
     seen = decided > 0
     share = _ratio(first[seen], decided[seen], level) if seen.any() else None
     return PositionBias(
         consistency=win_rate(one == two, level),
-        share_first=share and share.estimate,
-        share_first_low=share and share.low,
-        share_first_high=share and share.high,
+        share_first=share.estimate if share else None,
+        share_first_low=share.low if share else None,
+        share_first_high=share.high if share else None,
         prefer_first=int(((one == 0) & (two == 2)).sum()),
         prefer_second=int(((one == 2) & (two == 0)).sum()),
         n=ab.size,
