@@ -39,12 +39,16 @@ if TYPE_CHECKING:
     )
     from harness.stats.information import Information, infonce, infonce_responses, own_likeliest, sami_repo
     from harness.stats.length import (
+        AdjustedWinRate,
         LengthGlm,
         LengthStratified,
         LengthSummary,
+        adjusted_win_rate,
+        echo_adjusted,
         length_glm,
         length_stratified,
         length_summary,
+        style_adjusted,
     )
     from harness.stats.noise import JudgeShare, judge_share
     from harness.stats.paired import (
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
     from harness.stats.winrate import ClusterMeans, ScoreCounts, TieRules, WinRate, cluster_means, tie_rules, win_rate
 
 __all__ = [
+    "AdjustedWinRate",
     "BradleyTerry",
     "ClusterMeans",
     "Information",
@@ -87,9 +92,11 @@ __all__ = [
     "WinRate",
     "WinRateMatrix",
     "Worth",
+    "adjusted_win_rate",
     "bradley_terry",
     "cluster_means",
     "cohens_kappa",
+    "echo_adjusted",
     "gap",
     "holm",
     "infonce",
@@ -115,6 +122,7 @@ __all__ = [
     "rogan_gladen",
     "sami_repo",
     "sign_flip_p",
+    "style_adjusted",
     "tie_rules",
     "win_rate",
     "win_rate_matrix",
@@ -154,12 +162,16 @@ _MODULES = {
         "sami_repo",
     ),
     "length": (
+        "AdjustedWinRate",
         "LengthGlm",
         "LengthStratified",
         "LengthSummary",
+        "adjusted_win_rate",
+        "echo_adjusted",
         "length_glm",
         "length_stratified",
         "length_summary",
+        "style_adjusted",
     ),
     "paired": (
         "PairedDifference",
