@@ -14,13 +14,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from coverage_sections import _cells, edges, judges, length, paired, ranking, win_rates
+from coverage_sections import _cells, edges, judges, length, null_run, paired, principles, ranking, win_rates
 
 SECTIONS: list[tuple[str, Callable[[int], None]]] = [
     ("win_rate, exact", win_rates.exact),
+    ("win_rate, one half excluded where it is the truth, exact", win_rates.one_half),
+    ("win_rate, several rows a query", win_rates.clusters),
     ("paired_difference, exact", paired.exact),
     ("paired_difference, two orders", paired.orders),
     ("newcombe_interval", paired.newcombe),
+    ("principles_interval, for new principles", principles.interval),
+    ("welch_gap, for new principles", principles.gap),
+    ("welch_gap of differences, for new principles", principles.difference_of_differences),
+    ("a null run", null_run.null_run),
     ("length_stratified", length.stratified),
     ("length_glm", length.glm),
     ("bradley_terry", ranking.leaderboard),

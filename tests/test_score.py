@@ -111,7 +111,7 @@ def random_run() -> ScoreInputs:
     rng = random.Random(7)
     judged = {}
     for task, split, q, constitution, epoch in product(
-        ("dialogue", "posts"), ("learned", "held_out"), range(20), ("short+.list-", "list+"), (0, 1)
+        ("dialogue", "posts"), ("learned", "held_out"), range(30), ("short+.list-", "list+"), (0, 1)
     ):
         outcomes = " ".join(rng.choices(["a", "b", "tie", "unscored", "-"], [4, 3, 2, 1, 0.5], k=2))
         judged[pair(f"q{q}", constitution, task=task, split=split, epoch=epoch)] = outcomes
@@ -301,7 +301,7 @@ def test_all_ties_are_one_half_with_a_finite_interval() -> None:
 def test_one_query_has_an_interval() -> None:
     row = score(inputs({pair(): "a a"}))["comparisons"][0]
     assert 0 < row["ci_low"] < 1 == row["win_rate"] == row["ci_high"]
-    assert row["ci_method"].startswith("Clopper-Pearson")
+    assert row["ci_method"].startswith("Wilson")
 
 
 def test_one_task_has_no_row_for_all_tasks() -> None:

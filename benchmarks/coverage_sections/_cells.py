@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from scipy.stats import multinomial
 
 BAR = 0.935
+ONE_SIDED = 0.92
+"""Where losses (or wins) cannot happen beside the ties."""
+
 RATES = (0.5, 0.65, 0.77, 0.95)
 TIES = (0.0, 0.1)
 LEAST = 1e-7

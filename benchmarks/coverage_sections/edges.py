@@ -18,6 +18,7 @@ from harness.stats import (
     paired_difference,
     position_bias,
     ppi_mean,
+    principles_interval,
     repeat_agreement,
     rogan_gladen,
     win_rate,
@@ -80,6 +81,7 @@ def _lengths(s: list[float]) -> tuple[range, list[int]]:
 LABELS = [1.0] * 20 + [0.0] * 20
 INTERVALS: dict[str, Callable[[list[float]], Any]] = {
     "win_rate": lambda s: [limits(win_rate(s))],
+    "principles_interval": lambda s: [limits(principles_interval(s, range(len(s)), [k % 5 for k in range(len(s))]))],
     "paired_difference": lambda s: [limits(paired_difference(s, [0.5] * len(s)))],
     "gap": lambda s: [limits(gap(dict(enumerate(s)), dict.fromkeys(range(len(s)), 0.5)))],  # type: ignore[arg-type]
     "length_stratified": lambda s: [limits(length_stratified(s, *_lengths(s)))],

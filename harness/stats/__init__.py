@@ -62,7 +62,21 @@ if TYPE_CHECKING:
         paired_table,
         sign_flip_p,
     )
-    from harness.stats.power import minimum_detectable_effect, required_n
+    from harness.stats.power import (
+        expected_half_width,
+        minimum_detectable_effect,
+        principles_floor,
+        principles_half_width,
+        required_n,
+        score_sd,
+    )
+    from harness.stats.principles import (
+        PrinciplesInterval,
+        WelchGap,
+        principles_difference,
+        principles_interval,
+        welch_gap,
+    )
     from harness.stats.ranking import BradleyTerry, RankedModel, WinRateMatrix, bradley_terry, win_rate_matrix
     from harness.stats.winrate import ClusterMeans, ScoreCounts, TieRules, WinRate, cluster_means, tie_rules, win_rate
 
@@ -84,11 +98,13 @@ __all__ = [
     "PositionBias",
     "PostStratified",
     "PredictionPowered",
+    "PrinciplesInterval",
     "RankedModel",
     "RoganGladen",
     "ScoreCounts",
     "TieRules",
     "UnusableScores",
+    "WelchGap",
     "WinRate",
     "WinRateMatrix",
     "Worth",
@@ -97,6 +113,7 @@ __all__ = [
     "cluster_means",
     "cohens_kappa",
     "echo_adjusted",
+    "expected_half_width",
     "gap",
     "holm",
     "infonce",
@@ -117,13 +134,19 @@ __all__ = [
     "position_bias",
     "post_stratified",
     "ppi_mean",
+    "principles_difference",
+    "principles_floor",
+    "principles_half_width",
+    "principles_interval",
     "repeat_agreement",
     "required_n",
     "rogan_gladen",
     "sami_repo",
+    "score_sd",
     "sign_flip_p",
     "style_adjusted",
     "tie_rules",
+    "welch_gap",
     "win_rate",
     "win_rate_matrix",
     "worth_in_labels",
@@ -185,10 +208,21 @@ _MODULES = {
         "sign_flip_p",
     ),
     "power": (
+        "expected_half_width",
         "minimum_detectable_effect",
+        "principles_floor",
+        "principles_half_width",
         "required_n",
+        "score_sd",
     ),
     "noise": ("JudgeShare", "judge_share"),
+    "principles": (
+        "PrinciplesInterval",
+        "WelchGap",
+        "principles_difference",
+        "principles_interval",
+        "welch_gap",
+    ),
     "ranking": ("BradleyTerry", "RankedModel", "WinRateMatrix", "bradley_terry", "win_rate_matrix"),
     "winrate": (
         "ClusterMeans",
