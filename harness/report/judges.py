@@ -118,7 +118,6 @@ def corrections_section(results: Results) -> Section:
         "as judged",
         "post-stratified",
         "prediction-powered",
-        "worth in labels",
         "n",
         "labelled",
     )
@@ -130,7 +129,6 @@ def corrections_section(results: Results) -> Section:
                 row["task"],
                 split_words(row["split"]),
                 *(rate(row.get(key), *limits(row, f"{key}_ci")) for key in ("win_rate", "post_stratified", "ppi")),
-                number((row.get("worth") or {}).get("labels"), (row.get("worth") or {}).get("labels_ci"), digits=0),
                 str(row["n"]),
                 str(row["n_labelled"]),
             )
@@ -142,10 +140,16 @@ def corrections_section(results: Results) -> Section:
         "What the win rate would be by the reference, from the queries that both judged (labelled) and those that the judge "
         "alone did (n), where the labelled are a random sample. post-stratified: the mean label at each verdict, weighted by how "
         "often the judge gives it; prediction-powered: the judge's mean plus its mean error. Tasks are corrected one by one and "
-        "weighted by their queries. worth in labels: how many more labels would narrow the labels' own interval as much."
+        "weighted by their queries. Verdicts are worth the labels that would narrow the labels' own interval as much."
     )
+    worth = [
+        f"{versus(row)}, {split_words(row['split'])}: of {row['judge']}, {worth_sentence(row['worth'])}."
+        for group in groups.values()
+        for row in pooled_rows(group)
+        if (row.get("worth") or {}).get("labels") is not None
+    ]
     notes = notes_of(rows_of(results, "corrections"), "a", "b", "judge", "task", "split")
-    return Section("Win rates corrected for the judge's errors", (), tuple(tables), (remark, *notes))
+    return Section("Win rates corrected for the judge's errors", (), tuple(tables), (remark, *worth, *notes))
 
 
 def _judge_noise(results: Results) -> Table:
@@ -158,8 +162,8 @@ def _judge_noise(results: Results) -> Table:
             split_words(row["split"]),
             percent(noise.get("agreement")),
             NONE if noise.get("sd") is None else f"{100 * noise['sd']:.1f}",
-            rate(noise.get("share"), noise.get("share_low"), noise.get("share_high")),
-            percent(noise.get("share_once")),
+            rate(noise.get("share"), noise.get("share_low"), noise.get("share_high"), digits=0),
+            percent(noise.get("share_once"), 0),
             str(noise.get("n_pairs") or 0),
         )
         for group in grouped(rows_of(results, "comparisons"), "judge", "a", "b", "principle_set").values()

@@ -105,7 +105,8 @@ def test_corrected_win_rates_stand_beside_those_that_were_judged(results: dict[s
     text = flat(results | {"corrections": [row]})
     assert "sami against base · principles: verifiable · judge: smollm2, corrected by verifiable" in text
     assert "58.3% [50.0, 66.0]" in text
-    assert "66.7% [59.0, 74.0] – 12 [0, 40] 150 100" in text
+    assert "66.7% [59.0, 74.0] – 150 100" in text
+    assert "learned: of smollm2, 150 verdicts are worth 12 labels [0, 40] beside the 100 there are." in text
     assert "wins and losses alone" in text
 
 
@@ -229,7 +230,7 @@ def test_the_noise_of_a_judge_is_shown_where_it_was_measured(results: dict[str, 
         row["judge_noise"] = {
             "n_pairs": 40, "agreement": 0.8, "sd": 0.25, "share": 0.3, "share_low": 0.2, "share_high": 0.45, "share_once": 0.5,
         }  # fmt: skip
-    assert "smollm2 sami against base learned 80.0% 25.0 30.0% [20.0, 45.0] 50.0% 40" in flat(results)
+    assert "smollm2 sami against base learned 80.0% 25.0 30% [20, 45] 50% 40" in flat(results)
 
 
 def test_win_rates_without_length_have_a_heading_each(results: dict[str, Any]) -> None:
