@@ -240,7 +240,6 @@ def information_section(results: Results) -> Section:
         "responses",
         "log C",
         "saturated",
-        "own likeliest",
         "n",
         "reading",
     )
@@ -254,7 +253,6 @@ def information_section(results: Results) -> Section:
             number(row.get("infonce_responses")),
             number(row.get("log_c")),
             percent(row.get("saturated"), 0),
-            _likeliest(row),
             str(row.get("n")),
             reading(*interval_of(row), 0, "above 0", "below 0"),
         )
@@ -263,20 +261,28 @@ def information_section(results: Results) -> Section:
     remarks = [
         "A lower bound on the mutual information of response and constitution, at most log C, from sums of "
         "log-probabilities over tokens; 0 means none was found. responses: the same with responses as the contrast. "
-        "saturated: queries at the limit log C. own likeliest: responses whose own constitution is the likeliest of all to have "
-        "led to them, and how many would be by chance.",
+        "saturated: queries at the limit log C. own likeliest: responses whose own constitution is the likeliest of "
+        "all to have led to them.",
         *notes_of(rows, "model", "task", "split"),
     ]
-    tables = (Table(columns, cells, numbers=frozenset(columns[3:9])),) if cells else ()
-    return Section("Mutual information (InfoNCE)", (), tables, tuple(remarks))
-
-
-def _likeliest(row: Row) -> str:
-    if row.get("own_likeliest") is None:
-        return NONE
-    return (
-        f"{rate(row['own_likeliest'], *limits(row, 'own_likeliest_ci'), digits=0)}, chance {percent(row['chance'], 0)}"
-    )
+    likeliest = ("model", "task", "split", "own likeliest", "chance", "n", "reading")
+    own = [
+        (
+            row["model"],
+            row["task"],
+            split_words(row["split"]),
+            rate(row["own_likeliest"], *limits(row, "own_likeliest_ci")),
+            percent(row["chance"], 0),
+            str(row["n"]),
+            reading(*limits(row, "own_likeliest_ci"), row["chance"], "above chance", "below chance"),
+        )
+        for row in rows
+        if row.get("own_likeliest") is not None
+    ]
+    tables = [Table(columns, cells, numbers=frozenset(columns[3:8]))] if cells else []
+    if own:
+        tables.append(Table(likeliest, own, "Responses by the constitution they are from", frozenset(likeliest[3:6])))
+    return Section("Mutual information (InfoNCE)", (), tuple(tables), tuple(remarks))
 
 
 def lengths_section(results: Results) -> Section:

@@ -115,9 +115,7 @@ def length_glm(scores: ArrayLike, lengths_a: ArrayLike, lengths_b: ArrayLike, le
     """The win rate of a at equal lengths: `adjusted_win_rate` with the covariate tanh(delta / sd(delta)).
 
     delta is a's length minus b's; sd has ddof 1. This is the part of length-controlled AlpacaEval (Dubois et al. 2024) that
-    does not depend on AlpacaEval's own instructions: where a's responses are the longer, or the shorter, on nearly all
-    queries the two are up to 28 points apart, and this one is refused; elsewhere they are within about 0.5. All shapes (n,),
-    one entry per query, scores in [0, 1] from a's side.
+    does not depend on AlpacaEval's own instructions. All shapes (n,), one entry per query, scores in [0, 1] from a's side.
 
     Raises UnusableScores as `adjusted_win_rate` and `length_summary` do.
     """

@@ -106,7 +106,7 @@ def test_corrected_win_rates_stand_beside_those_that_were_judged(results: dict[s
     assert "sami against base · principles: verifiable · judge: smollm2, corrected by verifiable" in text
     assert "58.3% [50.0, 66.0]" in text
     assert "66.7% [59.0, 74.0] – 150 100" in text
-    assert "learned: of smollm2, 150 verdicts are worth 12 labels [0, 40] beside the 100 there are." in text
+    assert "learned: of smollm2, 150 verdicts are worth 12 labels [0, 40] beside 100 labelled queries." in text
     assert "wins and losses alone" in text
 
 
@@ -120,7 +120,7 @@ def test_agreement_is_shown_by_kind_of_comparison_and_what_the_verdicts_are_wort
     text = flat(results)
     assert "smollm2 win rates 80% [70, 90] 0.60 [0.40, 0.80]" in text
     assert "smollm2 steerability 50% [40, 60]" in text
-    assert "Of smollm2, 1,000 verdicts are worth 12 labels [0, 40] beside the 40 there are." in text
+    assert "Of smollm2, 1,000 verdicts are worth 12 labels [0, 40] beside 40 labelled queries." in text
 
 
 def test_judges_that_contradict_each_other_are_named(results: dict[str, Any]) -> None:
@@ -246,6 +246,15 @@ def test_win_rates_without_length_have_a_heading_each(results: dict[str, Any]) -
         row["length_glm"] = {"win_rate": 0.55, "ci_low": 0.45, "ci_high": 0.65, "n": 64}
     text = flat(results)
     assert text.index("Win rates at equal lengths") < text.index("55.0% [45.0, 65.0] 64 0.25")
+
+
+def test_information_of_few_queries_has_no_reading_and_says_why(results: dict[str, Any]) -> None:
+    """16 queries of each task, 32 of both."""
+    text = flat(results)
+    assert "base dialogue learned 0.286 0.288 0.693 0% 16 –" in text
+    assert "base, dialogue, learned: No interval: it needs 30 queries, and there are 16." in text
+    assert "0% 32 above 0" in text
+    assert "base dialogue learned 100.0% [77.9, 100.0] 50% 16 above chance" in text
 
 
 def test_an_older_result_is_still_shown(results: dict[str, Any]) -> None:

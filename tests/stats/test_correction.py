@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,3 +325,26 @@ def test_unusable_input_is_refused(scores: list[float], labelled: list[float], r
     for function in (ppi_mean, rogan_gladen):
         with pytest.raises(UnusableScores):
             function(scores, labelled, reference)
+
+
+@pytest.mark.parametrize(
+    ("name", "agreement", "most"),
+    [
+        ("claude-opus-4-20250514_vs_gemini-2.5-flash_gpt-4o-mini", 0.615, 20),
+        ("claude-opus-4-20250514_vs_gemini-2.5-pro_gpt-5.2", 0.659, 30),
+        ("claude-opus-4-20250514_vs_qwen3-235b-a22b-no-thinking_gpt-5.2", 0.462, 5),
+    ],
+)
+def test_what_judges_of_arena_battles_are_worth(root: Path, name: str, agreement: float, most: float) -> None:
+    """A person's choice and a judge's of the same battle: a thousand verdicts are worth at most this many labels."""
+    file = root.parent / f"shared/data/verdicts/arena-judges/{name}.json"
+    if not file.is_file():
+        pytest.skip("the battles are not here")
+    rows = [row for row in json.loads(file.read_text()) if row["judge_pick"] in ("A", "B")]
+    swapped = np.array([row["model_a"] > row["model_b"] for row in rows])
+    people = np.array([row["human_winner"] == "model_a" for row in rows]) != swapped
+    judge = np.array([row["judge_pick"] == "A" for row in rows]) != swapped
+    assert np.mean(people == judge) == pytest.approx(agreement, abs=0.001)
+    found = worth_in_labels([Labels(judge, people, 1000)])
+    assert found.low < 1
+    assert found.labels < found.high < most

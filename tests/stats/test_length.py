@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -341,7 +342,7 @@ def test_unusable_input_is_refused(function: Callable[..., object], scores: Any,
         function(scores, a, b)
 
 
-# --- The authors' verdicts --------------------------------------------------------------------------------------------
+# --- Other people's verdicts --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -359,3 +360,30 @@ def test_the_papers_headline_figures(root: Path, name: str, percent: float) -> N
         pytest.skip("the authors' verdicts are not here")
     scores, lengths_base, lengths_test = np.array(json.loads(path.read_text()), dtype=float).T
     assert round(100 * length_stratified(scores, lengths_test, lengths_base).estimate, 2) == percent
+
+
+def alpaca_eval(root: Path, model: str) -> tuple[float, list[list[float]]]:
+    """AlpacaEval 2's own length-controlled win rate of a model, and [score, length, length of the baseline] by query."""
+    folder = root.parent / "shared/data/verdicts/alpaca-eval"
+    if not folder.is_dir():
+        pytest.skip("AlpacaEval's annotations are not here")
+    with (folder / "leaderboard.csv").open() as file:
+        controlled = {row[""]: row["length_controlled_winrate"] for row in csv.DictReader(file)}
+    rows = json.loads((folder / model / "annotations.json").read_text())
+    return float(controlled[model]) / 100, [
+        [min(1, max(0, float(row["preference"]) - 1)), len(row["output_2"]), len(row["output_1"])] for row in rows
+    ]
+
+
+def test_length_glms_interval_has_alpaca_evals_own_figure_within_support(root: Path) -> None:
+    """Its model has a term for each instruction's difficulty besides, so that the estimates are not the same."""
+    expected, rows = alpaca_eval(root, "gemma-7b-it")
+    found = length_glm(*np.transpose(rows))
+    assert found.low < expected < found.high
+    assert found.estimate == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("model", ["alpaca-7b", "gpt4_gamed"])
+def test_models_that_are_nearly_always_shorter_are_refused(root: Path, model: str) -> None:
+    with pytest.raises(UnusableScores, match="of 805 queries"):
+        length_glm(*np.transpose(alpaca_eval(root, model)[1]))
