@@ -72,7 +72,7 @@ def kappa_by_hand(one: Array, two: Array) -> float:
 
 
 def correction(simulations: int) -> None:
-    """A judge of sensitivity .9 and specificity .8, labels a random sample; Rogan-Gladen where nothing ties, its labels half wins."""
+    """A judge of sensitivity .9 and specificity .8. Labels are a random sample; those of Rogan-Gladen, without ties, half wins."""
     print("  n    labels ties  p     coverage  bar    estimator, refused, mean width; raw covers")
     rng = np.random.default_rng(7)
     for (n, labels), tie_rate, p in itertools.product([(50, 50), (250, 50), (250, 250)], TIES, RATES):
