@@ -14,7 +14,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from coverage_sections import _cells, edges, judges, length, null_run, paired, principles, ranking, win_rates
+from coverage_sections import (
+    _cells,
+    edges,
+    information,
+    judges,
+    length,
+    null_run,
+    paired,
+    principles,
+    ranking,
+    win_rates,
+)
 
 SECTIONS: list[tuple[str, Callable[[int], None]]] = [
     ("win_rate, exact", win_rates.exact),
@@ -29,9 +40,16 @@ SECTIONS: list[tuple[str, Callable[[int], None]]] = [
     ("a null run", null_run.null_run),
     ("length_stratified", length.stratified),
     ("length_glm", length.glm),
+    ("adjusted_win_rate", length.adjusted),
     ("bradley_terry", ranking.leaderboard),
     ("cohens_kappa and position_bias", judges.agreement),
-    ("rogan_gladen and ppi_mean", judges.correction),
+    ("cohens_kappa, pairs of one query", judges.clustered),
+    ("post_stratified, ppi_mean, rogan_gladen", judges.correction),
+    ("corrections over tasks, end to end", judges.strata),
+    ("worth_in_labels", judges.worth),
+    ("judge_share", judges.share),
+    ("infonce at its limit", information.limit),
+    ("own_likeliest", information.likeliest),
     ("all wins, all ties, one query, NaN", edges.edges),
 ]
 

@@ -17,6 +17,7 @@ from harness.stats import (
     length_stratified,
     paired_difference,
     position_bias,
+    post_stratified,
     ppi_mean,
     principles_interval,
     repeat_agreement,
@@ -93,6 +94,7 @@ INTERVALS: dict[str, Callable[[list[float]], Any]] = {
     "position_bias": _position,
     "repeat_agreement": lambda s: [limits(repeat_agreement(s, [k // 2 for k in range(len(s))]))],
     "rogan_gladen": lambda s: [limits(rogan_gladen(s, LABELS, LABELS))],
+    "post_stratified": lambda s: [limits(post_stratified(s, LABELS, LABELS))],
     "ppi_mean": lambda s: [limits(ppi_mean(s, LABELS, LABELS))],
     "... of labels": lambda s: [limits(ppi_mean(LABELS, s, s))],
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from statistics import NormalDist
 
 import numpy as np
 from scipy.special import expit, logit
 
-from coverage_sections._cells import RATES, TIES, cell, covers, holds, limits, scores
-from harness.stats import UnusableScores, length_glm, length_stratified
+from coverage_sections._cells import RATES, TIES, cell, covers, drawn, holds, limits, scores
+from harness.stats import UnusableScores, adjusted_win_rate, length_glm, length_stratified, win_rate
 
 Z = NormalDist().inv_cdf(0.975)
 
@@ -35,19 +36,38 @@ def stratified(simulations: int) -> None:
 
 
 def glm(simulations: int) -> None:
-    """Rate p at equal lengths; a's answers longer by half a standard deviation; log-odds rise by 1.5 with tanh(delta / sd)."""
+    """Rate p at equal lengths; a's responses longer by half a standard deviation; log-odds rise by 1.5 with tanh(delta / sd)."""
     print("  n    ties  p     coverage  bar    refused")
     rng = np.random.default_rng(4)
-    for n, tie_rate, p in itertools.product((50, 250), TIES, RATES):
+    for n, tie_rate, p in itertools.product((80, 250), TIES, RATES):
         covered, refused = [], 0
         for _ in range(simulations // 2):
             delta = np.round(rng.normal(30, 60, n))
-            chance = expit(logit(p) + 1.5 * np.tanh(delta / delta.std(ddof=1)))
-            tie = np.minimum(tie_rate, 2 * np.minimum(chance, 1 - chance))
-            u = rng.random(n)
-            s = np.where(u < chance - tie / 2, 1, np.where(u < chance + tie / 2, 0.5, 0))
+            s = drawn(rng, expit(logit(p) + 1.5 * np.tanh(delta / delta.std(ddof=1))), tie_rate)
             try:
                 covered.append(holds(length_glm(s, delta + 500, np.full(n, 500)), p))
             except UnusableScores:
                 refused += 1
         cell(f"{n:<4} {tie_rate:<5} {p:<5}", float(np.mean(covered)), tail=f"{refused / (simulations // 2):.1%}")
+
+
+def adjusted(simulations: int) -> None:
+    """Rate p at no difference; a copies on a part of the queries, or differs in four counts of style, and wins by it."""
+    print("  n    covariates  p     coverage  bar    refused; win_rate covers")
+    rng = np.random.default_rng(24)
+    for n, (what, effects), p in itertools.product((80, 250), EFFECTS.items(), (0.5, 0.77)):
+        covered, plain, runs = [], [], simulations // 4
+        for _ in range(runs):
+            differences = {name: rng.normal(0.3, 1, n) for name in effects}
+            if what == "copied":
+                differences = {"copied": np.where(rng.random(n) < 0.4, rng.uniform(0.1, 1, n), 0)}
+            eta = logit(p) + sum(effect * differences[name] for name, effect in effects.items())
+            s = drawn(rng, expit(eta), 0.0)
+            plain.append(holds(win_rate(s), p))
+            with suppress(UnusableScores):
+                covered.append(holds(adjusted_win_rate(s, differences), p))
+        tail = f"{1 - len(covered) / runs:.1%}; {np.mean(plain):.1%}"
+        cell(f"{n:<4} {what:<11} {p:<5}", float(np.mean(covered)), tail=tail)
+
+
+EFFECTS = {"copied": {"copied": 2.0}, "style": {"words": 0.8, "list items": 0.3, "headings": 0.0, "bold": -0.3}}

@@ -124,8 +124,7 @@ def _without_length(estimate: Callable[[], LengthStratified | LengthGlm]) -> dic
         found = estimate()
     except UnusableScores as error:
         return {**dict.fromkeys(("n", "win_rate", "ci_low", "ci_high")), "note": str(error)}
-    figures = {"n": found.n, "win_rate": found.estimate, "ci_low": found.low, "ci_high": found.high}
-    return figures | ({"extrapolated": found.extrapolated} if isinstance(found, LengthGlm) else {})
+    return {"n": found.n, "win_rate": found.estimate, "ci_low": found.low, "ci_high": found.high}
 
 
 def _swapped(group: list[Pair], control: list[Pair] | None, level: float) -> dict[str, Any] | None:
@@ -162,10 +161,10 @@ def _judge_noise(group: list[Pair], level: float) -> dict[str, Any] | None:
     ]
     scores, pairs, queries = zip(*rows, strict=True) if rows else ((), (), ())
     try:
-        share = judge_share(scores, pairs, queries)
+        share = judge_share(scores, pairs, queries, level)
         agreement = repeat_agreement(scores, pairs, level)
     except UnusableScores as error:
-        nothing = ("n_pairs", "agreement", "ci_low", "ci_high", "sd", "share", "share_once")
+        nothing = ("n_pairs", "agreement", "ci_low", "ci_high", "sd", "share", "share_low", "share_high", "share_once")
         return {**dict.fromkeys(nothing), "note": str(error)}
     return {
         "n_pairs": share.n_pairs,
@@ -174,5 +173,7 @@ def _judge_noise(group: list[Pair], level: float) -> dict[str, Any] | None:
         "ci_high": agreement.high,
         "sd": share.sd,
         "share": share.share,
+        "share_low": share.share_low,
+        "share_high": share.share_high,
         "share_once": share.share_once,
     }

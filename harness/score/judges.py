@@ -8,7 +8,7 @@ from typing import Any
 from harness.judges.card import JudgedPair, against_reference, corrected, full_card
 from harness.judges.family import same_family
 from harness.score.inputs import LengthKey, NotCounted, ScoreInputs, WhyNotCounted
-from harness.score.pairs import Groups, Pair, query_means, scored_pairs
+from harness.score.pairs import Groups, Pair, score_by_query, scored_pairs
 
 
 def judge_cards(inputs: ScoreInputs, pairs: list[Pair]) -> dict[str, Any]:
@@ -45,20 +45,29 @@ def _reference(inputs: ScoreInputs) -> str | None:
 
 
 def corrections(inputs: ScoreInputs, groups: Groups) -> list[dict[str, Any]]:
-    """Win rates of LLM judges corrected by the program's, for comparisons of which it judged some queries and not all."""
+    """Win rates of LLM judges corrected by the program's, for comparisons of which it judged some queries and not all.
+
+    Each task is a stratum of the row that pools them.
+    """
     rows = []
     reference = _reference(inputs)
     for key, group in groups.items():
         labels = groups.get(key._replace(judge=reference)) if reference else None
         if key.kind != "win_rate" or key.judge == reference or not labels:
             continue
-        scores, known = scored_pairs(group), scored_pairs(labels)
-        if not scores or not known:
+        strata = {}
+        for task in dict.fromkeys(pair.expected.task for pair in group):
+            scores, known = (
+                score_by_query(scored_pairs([pair for pair in side if pair.expected.task == task]))
+                for side in (group, labels)
+            )
+            if scores:
+                strata[task] = (scores, known)
+        if not any(known for _, known in strata.values()):
             continue
-        by_query, by_reference = (dict(zip(*map(list, query_means(side)), strict=True)) for side in (scores, known))
-        if by_query.keys() <= by_reference.keys():
+        if all(scores.keys() <= known.keys() for scores, known in strata.values()):
             continue  # the program's own win rate is there, and needs no correction
-        rows.append({**key.head(), "reference": reference, **corrected(by_query, by_reference, inputs.level)})
+        rows.append({**key.head(), "reference": reference, **corrected(strata, inputs.level)})
     return rows
 
 
@@ -67,7 +76,7 @@ def _judged(pair: Pair, lengths: Mapping[LengthKey, int]) -> JudgedPair:
     a, b = (lengths.get((m, e.task, e.query_id, e.constitution_id, e.epoch)) for m in (e.a, e.b))
     rows = tuple(row for row in pair.rows if row)
     known = (a, b) if e.kind == "win_rate" else (None, None)  # the other answer of a contrast has another constitution
-    return JudgedPair(tuple(e[1:10]), pair.query, rows, pair.score, *known)
+    return JudgedPair(tuple(e[1:10]), pair.query, rows, pair.score, *known, e.kind)
 
 
 def not_counted(found: Sequence[NotCounted]) -> list[dict[str, Any]]:
