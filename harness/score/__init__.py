@@ -50,14 +50,14 @@ def score(inputs: ScoreInputs) -> dict[str, Any]:
         "comparisons": _adjusted(
             [comparison(key, groups, inputs) for key in groups if key.kind == "win_rate"],
         ),
-        "gaps": _adjusted(gaps(groups, inputs.level)),
+        "gaps": _adjusted(gaps(groups, inputs)),
         "leaderboards": leaderboards(groups, inputs),
         "rank_stability": rank_stabilities(groups, inputs),
         "steerability": [
             row
             for key, group in groups.items()
             if key.kind == "steerability"
-            for row in steerability(key, group, inputs.level)
+            for row in steerability(key, group, inputs)
         ],
         "infonce": infonce_rows(inputs),
         "judges": judge_cards(inputs, pairs),

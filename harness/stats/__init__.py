@@ -47,9 +47,21 @@ if TYPE_CHECKING:
     )
     from harness.stats.power import minimum_detectable_effect, required_n
     from harness.stats.ranking import BradleyTerry, RankedModel, WinRateMatrix, bradley_terry, win_rate_matrix
+    from harness.stats.sequential import (
+        ANYTIME,
+        Sequential,
+        StopRule,
+        betting_interval,
+        betting_p,
+        enough_width,
+        has_decided,
+        obrien_fleming,
+        sequential_rate,
+    )
     from harness.stats.winrate import ClusterMeans, ScoreCounts, TieRules, WinRate, cluster_means, tie_rules, win_rate
 
 __all__ = [
+    "ANYTIME",
     "BradleyTerry",
     "ClusterMeans",
     "Information",
@@ -66,14 +78,20 @@ __all__ = [
     "RankedModel",
     "RoganGladen",
     "ScoreCounts",
+    "Sequential",
+    "StopRule",
     "TieRules",
     "UnusableScores",
     "WinRate",
     "WinRateMatrix",
+    "betting_interval",
+    "betting_p",
     "bradley_terry",
     "cluster_means",
     "cohens_kappa",
+    "enough_width",
     "gap",
+    "has_decided",
     "holm",
     "infonce",
     "infonce_responses",
@@ -85,6 +103,7 @@ __all__ = [
     "mcnemar_p",
     "minimum_detectable_effect",
     "newcombe_interval",
+    "obrien_fleming",
     "paired_difference",
     "paired_table",
     "position_bias",
@@ -93,6 +112,7 @@ __all__ = [
     "required_n",
     "rogan_gladen",
     "sami_repo",
+    "sequential_rate",
     "sign_flip_p",
     "tie_rules",
     "win_rate",
@@ -147,6 +167,17 @@ _MODULES = {
     ),
     "noise": ("JudgeShare", "judge_share"),
     "ranking": ("BradleyTerry", "RankedModel", "WinRateMatrix", "bradley_terry", "win_rate_matrix"),
+    "sequential": (
+        "ANYTIME",
+        "Sequential",
+        "StopRule",
+        "betting_interval",
+        "betting_p",
+        "enough_width",
+        "has_decided",
+        "obrien_fleming",
+        "sequential_rate",
+    ),
     "winrate": (
         "ClusterMeans",
         "ScoreCounts",
