@@ -820,8 +820,10 @@ def build_plan(spec: Spec) -> Plan:
 def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] | None = None) -> dict[str, Any]:
     """What a plan comes to: a row per stage, what is done already, detectable effects, time in seconds where it is known.
 
-    The minimum detectable effect is the smallest distance from one half (a fraction) that a comparison finds with a power
-    of 80%, for scores with the largest possible standard deviation, 1/2; with ties it is smaller.
+    `stop` (null without a rule) has the numbers of queries at which the run decides whether to go on, the most that it takes,
+    and the critical values of planned looks; all else is of the most. The minimum detectable effect is the smallest
+    distance from one half (a fraction) that a comparison finds with a power of 80%, for scores with the largest possible
+    standard deviation, 1/2; with ties it is smaller.
     """
     from harness.stats import minimum_detectable_effect
 
@@ -853,6 +855,21 @@ def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] 
         "stages": rows,
         "minimum_detectable_effect": effects,
         "estimate_s": total,
+        "stop": _described_stop(plan),
+    }
+
+
+def _described_stop(plan: Plan) -> dict[str, Any] | None:
+    from harness.stats import obrien_fleming
+
+    if (stop := plan.spec.statistics.stop) is None:
+        return None
+    return {
+        "rule": stop.model_dump(mode="json", exclude_defaults=True),
+        "decisions": list(plan.decisions),
+        "most": plan.decisions[-1],
+        "of": len(plan.order),
+        "critical": list(obrien_fleming(stop.looks, plan.spec.statistics.level)) if stop.looks else None,
     }
 
 

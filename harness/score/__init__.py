@@ -35,7 +35,7 @@ def score(inputs: ScoreInputs) -> dict[str, Any]:
     """The results of a run, ready for strict JSON: no NaN, no times. The caller adds `created`."""
     pairs = judged_pairs(inputs)
     groups = grouped(inputs, pairs)
-    verdicts = verdict_counts(pairs)
+    verdicts = verdict_counts([pair for pair in pairs if not (inputs.unfinished and None in pair.rows)])
     unscored_rate = verdicts["unscored"] / verdicts["expected"] if verdicts["expected"] else 0.0
     return {
         "schema_version": SCHEMA_VERSION,
