@@ -11,7 +11,7 @@ def looks_said(results: Results) -> list[str]:
     if interim := results.get("interim"):
         found.append(
             f"{interim['n']} of {interim['of']} queries, unplanned look: this run is not finished. Its win rates, steerability and "
-            "gaps have intervals and p values that hold whenever one looks (betting), and are wider than those of the end."
+            "gaps have intervals and p values that hold whenever one looks (betting)."
         )
     if stopped := results.get("stopped"):
         found.append(_stopped_said(stopped))
