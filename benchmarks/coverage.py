@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from coverage_sections import _cells, edges, judges, length, paired, ranking, win_rates
+from coverage_sections import _cells, edges, judges, length, paired, ranking, sequential, win_rates
 
 SECTIONS: list[tuple[str, Callable[[int], None]]] = [
     ("win_rate, exact", win_rates.exact),
@@ -26,6 +26,10 @@ SECTIONS: list[tuple[str, Callable[[int], None]]] = [
     ("bradley_terry", ranking.leaderboard),
     ("cohens_kappa and position_bias", judges.agreement),
     ("rogan_gladen and ppi_mean", judges.correction),
+    ("looks before the end, planned", sequential.looks),
+    ("looks before the end, betting interval", sequential.betting),
+    ("looks before the end, betting rule", sequential.anytime),
+    ("looks before the end, width rule", sequential.half_width),
     ("all wins, all ties, one query, NaN", edges.edges),
 ]
 

@@ -237,6 +237,26 @@ def test_verdicts_of_one_judge_alone_are_missing(place: Path) -> None:
     assert rescore(place / "run")["interim"] == {"n": 0, "of": 8}
 
 
+def test_verdicts_that_need_no_asking_do_not_come_before_the_others(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ties of equal texts would be too many in what is there first."""
+    original = TransformersBackend.generate
+    order = [query for _, query in build_plan(spec()).order]
+
+    def generate(self: Any, requests: Any, sampling: Any, *, done: Any = frozenset()) -> Iterator[list[Completion]]:
+        alike = {r.id for r in requests if order.index(r.asked.query_id) % 2}
+        for batch in original(self, requests, sampling, done=done):
+            yield [replace(made, text="The same.") if made.id in alike else made for made in batch]
+
+    monkeypatch.setattr(TransformersBackend, "generate", generate)
+    go()
+    rows = [json.loads(line) for line in next((place / "run" / "verdicts" / "own").glob("*.jsonl")).open()]
+    assert sum(bool(row["details"].get("identical")) for row in rows) == len(rows) / 2
+    seen = [order.index(row["query_id"]) for row in rows]
+    assert max(seen[: len(seen) // 2]) <= min(seen[len(seen) // 2 :]) + 1
+
+
 # --- A limit that was raised
 
 
