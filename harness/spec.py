@@ -180,7 +180,7 @@ class JudgeSpec(_Part):
 
     kind: Literal["verifiable", "llm"] = Field(description="verifiable: programs score the text; llm: a model compares")
     model: str | None = Field(default=None, description="llm: the model of this specification that judges")
-    limit: Count | None = Field(default=None, description="queries judged per task and split; null: all")
+    limit: Count | None = Field(default=None, description="queries judged per task and split, drawn; null: all")
     template: str | None = Field(
         default=None, description="llm: a judge prompt, by name or .yaml file; null: that of the task"
     )
@@ -246,12 +246,12 @@ class MeasuresSpec(_Part):
     )
     infonce: Annotated[int, Field(strict=True, ge=0)] = Field(
         default=0,
-        description="queries per task and split for the mutual information; 0: off; API models are passed over",
+        description="queries per task and split, drawn, for the mutual information; 0: off; API models are passed over",
     )
     swapped: FlagOrCount = Field(
         default=False,
         description="the control: the same pairs judged by a constitution that neither model was given, on so many "
-        "queries per task and split; true: all",
+        "queries per task and split, drawn; true: all",
     )
 
 

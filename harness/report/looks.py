@@ -19,7 +19,7 @@ def looks_said(results: Results) -> list[str]:
         before = joined([f"{look['n']} ({str(look['created'])[:16].replace('T', ' ')})" for look in looked])
         found.append(
             f"The number of queries was raised after results were shown, of n = {before}. A reading at a fixed n takes no account "
-            "of that: raised once, it finds an effect that is not there in 8 to 10% of cases in the place of 5%. "
+            "of that: raised once, it finds an effect that is not there in about 9% of cases in the place of 5%. "
             "statistics.stop plans looks beforehand."
         )
     return found

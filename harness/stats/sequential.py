@@ -1,7 +1,7 @@
 """Looking at a win rate before all queries are judged: rules for stopping, and what holds after each of them.
 
 An ordinary interval promises its level at one look, at an n that was fixed before. Who looks again and again, and stops when it
-leaves one half, is wrong far more often: 17% of the time with 5 looks to 250 queries, 37% with a look every 10 to 1,000. Three
+leaves one half, is wrong far more often: 15% of the time with 5 looks to 250 queries, 35% with a look every 10 to 1,000. Three
 rules keep the promise:
 
     half_width  stop when the interval is narrow enough; the ordinary interval
@@ -136,7 +136,7 @@ def enough_width(scores: ArrayLike, half_width: float, at_least: int = 30, level
     """Whether there are `at_least` scores and half the width of `win_rate`'s interval is at most `half_width`.
 
     The width hardly depends on which side of one half the mean lies, so the ordinary interval keeps its coverage (Chow and
-    Robbins 1965, asymptotically; 94.2 to 95.6% by simulation, benchmarks/coverage.py).
+    Robbins 1965, asymptotically; 94.4 to 98.3% by simulation, benchmarks/coverage.py).
 
     Raises UnusableScores as `win_rate`.
     """
