@@ -191,6 +191,62 @@ def test_a_plan_says_when_it_may_stop(place: Path, capsys: pytest.CaptureFixture
     assert "takes 8 of 8 at most" in said
 
 
+ONE_SIDED = """
+name: one-sided
+models:
+  asks: {path: recorded/asks, style: completion}
+  states: {path: recorded/states, style: completion}
+tasks:
+  dialogue: {task: hh-rlhf, source: many.jsonl}
+  more: {task: hh-rlhf, source: others.jsonl}
+principles: {sets: [question.yaml], splits: [learned], polarity: principle}
+judges: {verifiable: {kind: verifiable}}
+comparisons: [{a: asks, b: states}]
+measures: {steerability: false}
+output: run
+"""
+QUESTION = """
+name: question
+source: Written for this test.
+principles:
+  - {id: question, task: [dialogue, summarization], split: learned, definition: End with a question.,
+     antithesis: End with a statement., check: ends_with_question}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "n", "method"),
+    [
+        ({"anytime": True}, 25, "betting"),
+        ({"looks": [5, 20, 40]}, 20, "repeated, look 2 of 3"),
+        ({"half_width": 0.08}, 30, "Wilson"),
+    ],
+)
+def test_a_model_that_always_wins_is_found_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any], n: int, method: str
+) -> None:
+    """All 30 + 10 queries are won: five wins are too few for any rule."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    tasks = {"many": [f"What is {n}?" for n in range(30)], "others": [f"Who is {n}?" for n in range(10)]}
+    for name, queries in tasks.items():
+        rows = [{"id": f"{name}{i}", "query": query, "part": "evaluation"} for i, query in enumerate(queries)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in (("asks", "Is it so?"), ("states", "It is so.")):
+        (tmp_path / name).mkdir()
+        answers = [{"query": query, "text": text} for queries in tasks.values() for query in queries]
+        (tmp_path / name / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    (tmp_path / "question.yaml").write_text(QUESTION)
+    (tmp_path / "one-sided.yaml").write_text(ONE_SIDED)
+    results = run(load_spec("one-sided.yaml", {"statistics.stop": rule}), quiet=True).results
+    assert (results["stopped"]["n"], results["stopped"]["of"], results["stopped"]["decided"]) == (n, 40, True)
+    rows = {row["task"]: row for row in results["comparisons"]}
+    assert rows["all"]["n"] == n
+    assert abs(rows["dialogue"]["n"] - n * 30 / 40) <= 1, "as many of each task as its share"
+    assert rows["all"]["ci_method"].startswith(method)
+    assert rows["all"]["ci_low"] > 0.5
+
+
 # --- Unfinished runs
 
 
