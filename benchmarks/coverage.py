@@ -24,6 +24,7 @@ from coverage_sections import (
     paired,
     principles,
     ranking,
+    sequential,
     win_rates,
 )
 
@@ -50,6 +51,10 @@ SECTIONS: list[tuple[str, Callable[[int], None]]] = [
     ("judge_share", judges.share),
     ("infonce at its limit", information.limit),
     ("own_likeliest", information.likeliest),
+    ("looks before the end, planned", sequential.looks),
+    ("looks before the end, betting interval", sequential.betting),
+    ("looks before the end, betting rule", sequential.anytime),
+    ("looks before the end, width rule", sequential.half_width),
     ("all wins, all ties, one query, NaN", edges.edges),
 ]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import costs
+from harness.looks import as_it_stopped, looks, rule_of
 from harness.plan import Plan, Stage, VerdictUnit
 from harness.protocols import CORRECTED, LADDER, Protocol
 from harness.rows import Generation
@@ -34,7 +35,7 @@ def plan_of_run(folder: Path, changes: Mapping[str, Any] | None = None) -> Plan:
     file = folder / "spec.yaml"
     if not file.is_file():
         raise UserError(f"{folder}: there is no spec.yaml here, so this is no run; name the output folder of a run")
-    return plan_in(folder, load_spec(file, {"output": str(folder), **(changes or {})}))
+    return as_it_stopped(plan_in(folder, load_spec(file, {"output": str(folder), **(changes or {})})))
 
 
 def plan_in(folder: Path, spec: Spec) -> Plan:
@@ -52,7 +53,8 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
     spec, folder = plan.spec, plan.folder
     rows: dict[str, list[Any]] = {"generate": [], "likelihood": [], "judge": []}
     training = {}
-    incomplete = []
+    older: list[tuple[Stage, dict[str, Any]]] = []
+    unfinished = False
     for stage in plan.stages:
         if stage.kind == "train":
             summary = folder / stage.path / "summary.json"
@@ -61,7 +63,9 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
         elif stage.kind == "judge":
             found = stage.all_rows(folder)
             rows[stage.kind] += found.values()
-            incomplete += [stage] if len(found) < stage.expected() else []
+            if len(found) < stage.expected():
+                older.append((stage, stage.older_rows(folder)))
+                unfinished |= len(found) + len(older[-1][1]) < stage.expected()
         else:
             rows[stage.kind] += stage.finished_rows(folder).values()
     return ScoreInputs(
@@ -89,14 +93,22 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
         protocol=protocol,
         kinds={name: data.kind for name, data in plan.tasks.items()},
         seed=spec.seed,
-        not_counted=_not_counted(plan, incomplete),
+        not_counted=_not_counted(plan, older),
+        rule=rule_of(plan, unfinished=unfinished),
+        unfinished=unfinished,
     )
 
 
-def _not_counted(plan: Plan, incomplete: Sequence[Stage]) -> list[NotCounted]:
+def results_of(plan: Plan, protocol: Protocol = CORRECTED, prices: costs.Prices | None = None) -> dict[str, Any]:
+    """The results of a plan from the rows in its folder, as docs/results.md describes them, without `created`."""
+    inputs = score_inputs(plan, protocol)
+    cost = costs.spent(plan, plan.folder, prices or costs.load_prices())
+    return {**score(inputs), **looks(plan, inputs), "cost": cost}
+
+
+def _not_counted(plan: Plan, older: Sequence[tuple[Stage, Mapping[str, Any]]]) -> list[NotCounted]:
     """The verdicts that another version, or another specification, left in the places of missing ones."""
-    older = [(stage, rows) for stage in incomplete if (rows := stage.older_rows(plan.folder))]
-    lasting = _lasting_responses(plan) if older else set()
+    lasting = _lasting_responses(plan) if any(rows for _, rows in older) else set()
     found: Counter[tuple[WhyNotCounted, str, Kind, str, str]] = Counter()
     for stage, rows in older:
         for unit in stage.units:
@@ -124,8 +136,7 @@ def rescore(folder: Path, protocol: Protocol = CORRECTED) -> dict[str, Any]:
     Raises:
         UserError: the folder is no run, or a row cannot be read.
     """
-    plan = plan_of_run(folder)
-    return {**score(score_inputs(plan, protocol)), "cost": costs.spent(plan, folder, costs.load_prices())}
+    return results_of(plan_of_run(folder), protocol)
 
 
 def ladder(folder: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def score(inputs: ScoreInputs) -> dict[str, Any]:
     """The results of a run, ready for strict JSON: no NaN, no times. The caller adds `created`."""
     pairs = judged_pairs(inputs)
     groups = grouped(inputs, pairs)
-    verdicts = verdict_counts(pairs)
+    verdicts = verdict_counts([pair for pair in pairs if not (inputs.unfinished and None in pair.rows)])
     unscored_rate = verdicts["unscored"] / verdicts["expected"] if verdicts["expected"] else 0.0
     return {
         "schema_version": SCHEMA_VERSION,
@@ -50,14 +50,14 @@ def score(inputs: ScoreInputs) -> dict[str, Any]:
         "comparisons": _adjusted(
             [comparison(key, groups, inputs) for key in groups if key.kind == "win_rate"],
         ),
-        "gaps": _adjusted(gaps(groups, inputs.level)),
+        "gaps": _adjusted(gaps(groups, inputs)),
         "leaderboards": leaderboards(groups, inputs),
         "rank_stability": rank_stabilities(groups, inputs),
         "steerability": [
             row
             for key, group in groups.items()
             if key.kind == "steerability"
-            for row in steerability(key, group, inputs.level)
+            for row in steerability(key, group, inputs)
         ],
         "infonce": infonce_rows(inputs),
         "judges": judge_cards(inputs, pairs),

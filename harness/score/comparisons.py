@@ -32,7 +32,6 @@ from harness.stats import (
     length_summary,
     paired_difference,
     repeat_agreement,
-    sign_flip_p,
     tie_rules,
 )
 
@@ -40,7 +39,7 @@ from harness.stats import (
 def comparison(key: Key, groups: Groups, inputs: ScoreInputs) -> dict[str, Any]:
     """The row of what one judge says of two models, on the queries of `key`."""
     group = groups[key]
-    rate = rate_of(scored_pairs(group), inputs.level)
+    rate = rate_of(scored_pairs(group), inputs.level, inputs.rule)
     n_expected = len({pair.query for pair in group})
     counts = ScoreCounts.of(rate["means"], n_expected - rate["n"])
     rules = tie_rules(*counts[:3]) if rate["n"] else None
@@ -61,23 +60,23 @@ def comparison(key: Key, groups: Groups, inputs: ScoreInputs) -> dict[str, Any]:
         "n_eff": rate["n_eff"],
         "win_rate_ties_dropped": rules.drop if rules else None,
         "win_rate_ties_lost": rules.loss if rules else None,
-        "p_value": sign_flip_p(rate["means"], [0.5] * rate["n"]) if rate["n"] else None,
+        "p_value": rate["p_value"],
         "length_spearman": length["spearman"],
         "length_stratified": length["stratified"],
         "length_glm": length["glm"],
-        "swapped": _swapped(group, groups.get(key._replace(kind="swapped")), inputs.level),
+        "swapped": _swapped(group, groups.get(key._replace(kind="swapped")), inputs),
         "judge_noise": _judge_noise(group, inputs.level),
         "position_consistency": card["position_consistency"],
         "verdicts": verdict_counts(group),
         "by_principle": [
-            _principle_row(principle, scored, inputs.level) for principle, scored in scored_by_principle(group).items()
+            _principle_row(principle, scored, inputs) for principle, scored in scored_by_principle(group).items()
         ],
     }
     return noted(row, None if rate["n"] else NOTHING_SCORED)
 
 
-def _principle_row(principle: str, scored: Scored, level: float) -> dict[str, Any]:
-    rate = rate_of(scored, level)
+def _principle_row(principle: str, scored: Scored, inputs: ScoreInputs) -> dict[str, Any]:
+    rate = rate_of(scored, inputs.level, inputs.rule)
     counts = ScoreCounts.of(rate["means"])
     row = {
         "principle": principle,
@@ -127,14 +126,14 @@ def _without_length(estimate: Callable[[], LengthStratified | LengthGlm]) -> dic
     return {"n": found.n, "win_rate": found.estimate, "ci_low": found.low, "ci_high": found.high}
 
 
-def _swapped(group: list[Pair], control: list[Pair] | None, level: float) -> dict[str, Any] | None:
+def _swapped(group: list[Pair], control: list[Pair] | None, inputs: ScoreInputs) -> dict[str, Any] | None:
     """The control: the win rate of the same pairs under constitutions that neither model was given.
 
     `difference` is the win rate minus that, paired by query: what is left when style and length are taken out.
     """
     if control is None:
         return None
-    rate = rate_of(scored_pairs(control), level)
+    rate = rate_of(scored_pairs(control), inputs.level, inputs.rule)
     row = {
         "n": rate["n"],
         "win_rate": rate["rate"],
@@ -147,7 +146,7 @@ def _swapped(group: list[Pair], control: list[Pair] | None, level: float) -> dic
     shared = sorted(one.keys() & two.keys())
     if not shared:
         return noted(row, "No query has a score under its own and under a swapped constitution.")
-    found = paired_difference([one[query] for query in shared], [two[query] for query in shared], level)
+    found = paired_difference([one[query] for query in shared], [two[query] for query in shared], inputs.level)
     figures = (found.estimate, found.low, found.high, found.n)
     return row | dict(zip(("difference", "difference_low", "difference_high", "n_paired"), figures, strict=True))
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from harness.judges.llm import Order
 from harness.protocols import CORRECTED, Protocol
 from harness.rows import Likelihood, Verdict
+from harness.stats import StopRule
 
 Kind = Literal["win_rate", "steerability", "swapped"]
 WhyNotCounted = Literal["rules", "responses"]
@@ -85,3 +86,7 @@ class ScoreInputs:
     """Of the order that is drawn where a protocol takes one of two."""
     not_counted: Sequence[NotCounted] = ()
     """Verdicts that are there besides `verdicts`: the results tell of them, and take nothing from them."""
+    rule: StopRule | None = None
+    """By which intervals and p values hold where n was not fixed before (`harness.stats.sequential_rate`)."""
+    unfinished: bool = False
+    """Whether verdicts are still to be made."""

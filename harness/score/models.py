@@ -24,7 +24,7 @@ from harness.score.pairs import (
     strict,
 )
 from harness.stability import rank_stability
-from harness.stats import UnusableScores, bradley_terry, gap, sign_flip_p, win_rate_matrix
+from harness.stats import UnusableScores, bradley_terry, gap, sequential_rate, win_rate_matrix
 
 SANDWICH = "Student's t, sandwich covariance clustered by query"
 """The intervals of a leaderboard's strengths (`harness.stats.bradley_terry`)."""
@@ -128,46 +128,47 @@ def rank_stabilities(groups: Groups, inputs: ScoreInputs) -> list[dict[str, Any]
     return rows
 
 
-def gaps(groups: Groups, level: float) -> list[dict[str, Any]]:
+def gaps(groups: Groups, inputs: ScoreInputs) -> list[dict[str, Any]]:
     """Learned minus held-out, for every comparison that has both."""
     rows = []
     for key, learned in groups.items():
         held_out = groups.get(key._replace(split="held_out"))
         if key.kind == "win_rate" and key.split == "learned" and held_out is not None:
             head = {name: value for name, value in key.head().items() if name != "split"}
-            rows.append(head | _gap(scored_pairs(learned), scored_pairs(held_out), level))
+            rows.append(head | _gap(scored_pairs(learned), scored_pairs(held_out), inputs))
     return rows
 
 
-def _gap(learned: Scored, held_out: Scored, level: float) -> dict[str, Any]:
+def _gap(learned: Scored, held_out: Scored, inputs: ScoreInputs) -> dict[str, Any]:
     try:
         one, two = (dict(zip(*map(list, query_means(side)), strict=True)) for side in (learned, held_out))
-        found = gap(one, two, level)
+        found = gap(one, two, inputs.level)
     except UnusableScores:
         figures = dict.fromkeys(("gap", "ci_low", "ci_high"))
         note = "No query has a score under both learned and held-out principles."
-        return figures | {"ci_level": level, "ci_method": None, "n": 0, "p_value": None, "note": note}
-    shared = sorted(one.keys() & two.keys())
+        return figures | {"ci_level": inputs.level, "ci_method": None, "n": 0, "p_value": None, "note": note}
+    halved = [(one[query] - two[query] + 1) / 2 for query in sorted(one.keys() & two.keys())]
+    holds = sequential_rate(inputs.rule, halved, inputs.level)
     row = {
         "gap": found.estimate,
-        "ci_low": found.low,
-        "ci_high": found.high,
-        "ci_level": level,
-        "ci_method": found.method,
+        "ci_low": 2 * holds.low - 1,
+        "ci_high": 2 * holds.high - 1,
+        "ci_level": inputs.level,
+        "ci_method": f"{holds.method}, on (difference + 1) / 2",
         "n": found.n,
-        "p_value": sign_flip_p([one[query] for query in shared], [two[query] for query in shared]),
+        "p_value": holds.p_value,
     }
     left_out = found.n_unpaired
     return noted(row, f"Queries with one of the two scores, left out: {left_out}." if left_out else None)
 
 
-def steerability(key: Key, group: list[Pair], level: float) -> list[dict[str, Any]]:
+def steerability(key: Key, group: list[Pair], inputs: ScoreInputs) -> list[dict[str, Any]]:
     """How often a model follows a principle, not its opposite: a row over all principles (`principle` null), then one for each."""
     everything: list[tuple[str | None, Scored]] = [(None, scored_pairs(group)), *scored_by_principle(group).items()]
     unscored = len({pair.query for pair in group}) - len({query for query, _ in everything[0][1]})
     rows = []
     for principle, scored in everything:
-        rate = rate_of(scored, level)
+        rate = rate_of(scored, inputs.level, inputs.rule)
         row = {
             "model": key.a,
             "task": key.task,
@@ -179,7 +180,7 @@ def steerability(key: Key, group: list[Pair], level: float) -> list[dict[str, An
             "steerability": rate["rate"],
             "ci_low": rate["low"],
             "ci_high": rate["high"],
-            "ci_level": level,
+            "ci_level": inputs.level,
             "ci_method": rate["method"],
         }
         left_out = f"Queries without a score, left out: {unscored}." if principle is None and unscored else None

@@ -12,7 +12,7 @@ from harness.judges.verifiable import TIE_TOLERANCE
 from harness.protocols import drawn_order, pair_scores
 from harness.rows import Verdict
 from harness.score.inputs import ExpectedPair, Kind, ScoreInputs
-from harness.stats import ClusterMeans, UnusableScores, cluster_means, win_rate
+from harness.stats import ClusterMeans, StopRule, UnusableScores, cluster_means, sequential_rate, win_rate
 
 ALL_TASKS = "all"
 """The `task` of a row that pools every task."""
@@ -178,20 +178,22 @@ def _principle_score(pair: Pair, score: float, principle: str) -> float:
     return fmean(0.5 if abs(p["a"] - p["b"]) < TIE_TOLERANCE else float(p["a"] > p["b"]) for p in own)
 
 
-def rate_of(scored: Scored, level: float) -> dict[str, Any]:
-    """Win rate over queries with its interval; null, with a note, where nothing is scored."""
+def rate_of(scored: Scored, level: float, rule: StopRule | None = None) -> dict[str, Any]:
+    """Win rate over queries with the interval and the p value that hold under `rule`; null, with a note, without a score."""
     try:
         means = query_means(scored).means
     except UnusableScores:
-        return {"n": 0, "rate": None, "low": None, "high": None, "method": None, "n_eff": None, "means": []}
-    rate = win_rate(means, level)
+        fields = ("rate", "low", "high", "method", "n_eff", "p_value")
+        return {"n": 0, **dict.fromkeys(fields), "means": []}
+    rate, holds = win_rate(means, level), sequential_rate(rule, means, level)
     return {
         "n": rate.n,
         "rate": rate.estimate,
-        "low": rate.low,
-        "high": rate.high,
-        "method": rate.method,
+        "low": holds.low,
+        "high": holds.high,
+        "method": holds.method,
         "n_eff": rate.n_eff,
+        "p_value": holds.p_value,
         "means": means,
     }
 

@@ -18,7 +18,6 @@ from harness.score.pairs import (
     noted,
     place_of,
     places_of,
-    principles_of,
     split_place,
     task_place,
     with_all_tasks,
@@ -82,7 +81,11 @@ def facts_of(row: Generation, sentences: Sequence[str], query: Query) -> Facts:
 
 def beside(group: Sequence[Pair], inputs: ScoreInputs) -> dict[str, Any]:
     """The fields of a comparison's row that tell what its responses are."""
-    pairs = [(pair, a, b) for pair in group if (a := _of(pair.expected, "a", inputs)) and (b := _of(pair.expected, "b", inputs))]
+    pairs = [
+        (pair, a, b)
+        for pair in group
+        if (a := _of(pair.expected, "a", inputs)) and (b := _of(pair.expected, "b", inputs))
+    ]
     sides = {"a": [(p.query, a) for p, a, _ in pairs], "b": [(p.query, b) for p, _, b in pairs]}
     identical = fmean(a.digest == b.digest for _, a, b in pairs) if pairs else None
     return {
@@ -153,9 +156,7 @@ def _style(pairs: Sequence[_Both], level: float) -> AdjustedWinRate:
 
 def relevance_by_response(rows: Iterable[Relevance]) -> dict[LengthKey, tuple[str, float]]:
     """(scorer, relevance in [0, 1]) of each response."""
-    return {
-        (r.model, r.task, r.query_id, r.constitution_id, r.epoch): (r.scorer, relevance(r.logprobs)) for r in rows
-    }
+    return {(r.model, r.task, r.query_id, r.constitution_id, r.epoch): (r.scorer, relevance(r.logprobs)) for r in rows}
 
 
 def mean_relevance(found: Sequence[tuple[str, str, float]], level: float) -> dict[str, Any] | None:
