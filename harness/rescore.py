@@ -10,10 +10,11 @@ from typing import Any
 
 from harness import costs
 from harness.looks import as_it_stopped, looks, rule_of
-from harness.plan import Plan, Stage, VerdictUnit
+from harness.plan import GenerationUnit, Plan, Stage, VerdictUnit
 from harness.protocols import CORRECTED, LADDER, Protocol
 from harness.rows import Generation
-from harness.score import Kind, NotCounted, ScoreInputs, WhyNotCounted, score
+from harness.score import Facts, Kind, NotCounted, ResponseKey, ScoreInputs, WhyNotCounted, score
+from harness.score.responses import facts_of, relevance_by_response, response_key
 from harness.spec import Spec, load_spec
 from harness.store import RowFile, read_json
 from sami_train.errors import UserError
@@ -51,7 +52,7 @@ def plan_in(folder: Path, spec: Spec) -> Plan:
 def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
     """All that the results of a plan are made of, as far as it is in the plan's folder."""
     spec, folder = plan.spec, plan.folder
-    rows: dict[str, list[Any]] = {"generate": [], "likelihood": [], "judge": []}
+    rows: dict[str, list[Any]] = {"generate": [], "likelihood": [], "relevance": [], "judge": []}
     training = {}
     older: list[tuple[Stage, dict[str, Any]]] = []
     unfinished = False
@@ -84,9 +85,8 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
         },
         judges={name: {"kind": judge.kind, "model": judge.model} for name, judge in spec.judges.items()},
         verdicts=rows["judge"],
-        lengths={
-            (g.model, g.task, g.query_id, g.constitution_id, g.epoch): len(g.text.split()) for g in rows["generate"]
-        },
+        facts=_facts(plan, rows["generate"]),
+        relevance=relevance_by_response(rows["relevance"]),
         likelihoods=rows["likelihood"],
         training=training,
         expected=plan.expected_pairs(),
@@ -97,6 +97,13 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
         rule=rule_of(plan, unfinished=unfinished),
         unfinished=unfinished,
     )
+
+
+def _facts(plan: Plan, rows: Sequence[Generation]) -> dict[ResponseKey, Facts]:
+    units = {unit.id: unit for stage in plan.stages for unit in stage.units if isinstance(unit, GenerationUnit)}
+    return {
+        response_key(row): facts_of(row, units[row.id].constitution.sentences(), units[row.id].query) for row in rows
+    }
 
 
 def results_of(plan: Plan, protocol: Protocol = CORRECTED, prices: costs.Prices | None = None) -> dict[str, Any]:

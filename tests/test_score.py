@@ -76,7 +76,7 @@ def inputs(judged: dict[ExpectedPair, str], **fields: Any) -> ScoreInputs:
     given = {
         "name": "run", "description": "", "spec_fingerprint": "f", "level": 0.95, "max_unscored": 0.02,
         "models": {"base": {}, "sami": {}}, "judges": {"judge": {"kind": "llm", "model": "base"}}, "verdicts": rows,
-        "lengths": {}, "likelihoods": [], "training": {}, "expected": list(judged),
+        "facts": {}, "likelihoods": [], "training": {}, "expected": list(judged),
     }  # fmt: skip
     return ScoreInputs(**{**given, **fields})
 
@@ -116,11 +116,11 @@ def random_run() -> ScoreInputs:
         outcomes = " ".join(rng.choices(["a", "b", "tie", "unscored", "-"], [4, 3, 2, 1, 0.5], k=2))
         judged[pair(f"q{q}", constitution, task=task, split=split, epoch=epoch)] = outcomes
     lengths = {
-        (model, p.task, p.query_id, p.constitution_id, p.epoch): rng.randrange(5, 90)
+        ResponseKey(model, p.task, p.principle_set, p.split, p.query_id, p.constitution_id, p.epoch): Facts(rng.randrange(5, 90))
         for p in judged
         for model in ("sami", "base")
     }
-    return inputs(judged, lengths=lengths)
+    return inputs(judged, facts=lengths)
 
 
 def naive_scores(run: ScoreInputs, task: str, split: str, principle: str | None = None) -> dict[str, float]:
@@ -471,7 +471,7 @@ def test_the_card_has_the_lengths_of_win_rates_alone() -> None:
     lengths = {
         (m, "dialogue", q, "short+", 0): n for m, q, n in [("sami", "q0", 9), ("base", "q0", 4), ("sami", "q1", 7)]
     }
-    card = score(inputs(judged, lengths=lengths))["judges"]["judge"]
+    card = score(inputs(judged, facts=lengths))["judges"]["judge"]
     assert (card["n_longer"], card["longer_wins"]) == (1, 1.0)
 
 
@@ -624,7 +624,7 @@ def test_lengths_are_taken_out_over_queries() -> None:
 def test_lengths_that_do_not_permit_it_say_why() -> None:
     judged = {pair(f"q{i}"): "a b" for i in range(12)}
     lengths = {(m, "dialogue", f"q{i}", "short+", 0): 10 for m in ("sami", "base") for i in range(12)}
-    row = score(inputs(judged, lengths=lengths))["comparisons"][0]
+    row = score(inputs(judged, facts=lengths))["comparisons"][0]
     assert row["length_stratified"]["win_rate"] is None
     assert "10 queries in each half" in row["length_stratified"]["note"]
     assert row["length_glm"]["note"]

@@ -14,12 +14,14 @@ from harness.score.pairs import (
     Pair,
     Scored,
     noted,
+    principles_ci,
     rate_of,
     score_by_query,
     scored_by_principle,
     scored_pairs,
     verdict_counts,
 )
+from harness.score.responses import beside
 from harness.stats import (
     LengthGlm,
     LengthStratified,
@@ -55,6 +57,9 @@ def comparison(key: Key, groups: Groups, inputs: ScoreInputs) -> dict[str, Any]:
         "ci_high": rate["high"],
         "ci_level": inputs.level,
         "ci_method": rate["method"],
+        "principles_ci": principles_ci(group, inputs.level),
+        "whole": _whole(group, inputs),
+        **beside(group, inputs),
         "mean_length_a": length["mean_a"],
         "mean_length_b": length["mean_b"],
         "n_eff": rate["n_eff"],
@@ -73,6 +78,15 @@ def comparison(key: Key, groups: Groups, inputs: ScoreInputs) -> dict[str, Any]:
         ],
     }
     return noted(row, None if rate["n"] else NOTHING_SCORED)
+
+
+def _whole(group: list[Pair], inputs: ScoreInputs) -> dict[str, Any] | None:
+    """The win rate with copied text left in, by a judge that takes it out; None for others."""
+    scored = [(pair.query, pair.whole) for pair in group if pair.whole is not None]
+    if not scored:
+        return None
+    rate = rate_of(scored, inputs.level, inputs.rule)
+    return {"n": rate["n"], "win_rate": rate["rate"], "ci_low": rate["low"], "ci_high": rate["high"]}
 
 
 def _principle_row(principle: str, scored: Scored, inputs: ScoreInputs) -> dict[str, Any]:
@@ -98,12 +112,11 @@ def _length(group: list[Pair], inputs: ScoreInputs) -> dict[str, Any]:
     """
     queries, a, b, scores = [], [], [], []
     for pair in group:
-        e = pair.expected
-        one, two = (inputs.lengths.get((model, e.task, e.query_id, e.constitution_id, e.epoch)) for model in (e.a, e.b))
+        one, two = inputs.facts.get(pair.expected.response("a")), inputs.facts.get(pair.expected.response("b"))
         if pair.score is not None and one is not None and two is not None:
             queries.append(pair.query)
-            a.append(one)
-            b.append(two)
+            a.append(one.words)
+            b.append(two.words)
             scores.append(pair.score)
     if not queries:
         return dict.fromkeys(("mean_a", "mean_b", "spearman", "stratified", "glm"))

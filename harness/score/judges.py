@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from harness.judges.card import JudgedPair, against_reference, corrected, full_card
 from harness.judges.family import same_family
-from harness.score.inputs import LengthKey, NotCounted, ScoreInputs, WhyNotCounted
+from harness.score.inputs import NotCounted, ScoreInputs, WhyNotCounted
 from harness.score.pairs import Groups, Pair, score_by_query, scored_pairs
 
 
@@ -20,7 +20,7 @@ def judge_cards(inputs: ScoreInputs, pairs: list[Pair]) -> dict[str, Any]:
     }
     for name, judge in inputs.judges.items():
         own = [pair for pair in pairs if pair.expected.judge == name]
-        judged_pairs = [_judged(pair, inputs.lengths) for pair in own]
+        judged_pairs = [_judged(pair, inputs) for pair in own]
         card = full_card(judged_pairs, inputs.level)
         if not any(len(pair.expected.orders) > 1 for pair in own):
             card["share_first"] = card["intervals"]["share_first"] = None
@@ -71,9 +71,9 @@ def corrections(inputs: ScoreInputs, groups: Groups) -> list[dict[str, Any]]:
     return rows
 
 
-def _judged(pair: Pair, lengths: Mapping[LengthKey, int]) -> JudgedPair:
+def _judged(pair: Pair, inputs: ScoreInputs) -> JudgedPair:
     e = pair.expected
-    a, b = (lengths.get((m, e.task, e.query_id, e.constitution_id, e.epoch)) for m in (e.a, e.b))
+    a, b = (facts and facts.words for facts in (inputs.facts.get(e.response("a")), inputs.facts.get(e.response("b"))))
     rows = tuple(row for row in pair.rows if row)
     known = (a, b) if e.kind == "win_rate" else (None, None)  # the other answer of a contrast has another constitution
     return JudgedPair(tuple(e[1:10]), pair.query, rows, pair.score, *known, e.kind)

@@ -6,12 +6,12 @@ These shares stand beside every win rate and every steerability: a win of degene
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from harness.rows import Generation, Relevance
-from harness.score.inputs import ExpectedPair, LengthKey, ScoreInputs
+from harness.score.inputs import Facts, ResponseKey, ScoreInputs
 from harness.score.pairs import (
     ALL_TASKS,
     Pair,
@@ -41,27 +41,6 @@ REPEATS = 0.5
 SHARES = ("copied", "ran_on", "cut", "empty", "repeats_query")
 
 
-class Facts(NamedTuple):
-    """What one response is, whatever it says."""
-
-    words: int
-    copied: float
-    """Share of its words, in [0, 1], that are copied from its constitution."""
-    ran_on: bool
-    """It went on with its own prompt and was cut there."""
-    cut: bool
-    """It ended at the token limit."""
-    repeats_query: float
-    """Share of its words, in [0, 1], that are copied from its query; 0 in summarization, where that is the task."""
-    digest: str
-    """Equal for equal texts, blanks aside."""
-    style: Mapping[str, float]
-
-    @property
-    def empty(self) -> bool:
-        return self.words == 0
-
-
 def facts_of(row: Generation, sentences: Sequence[str], query: Query) -> Facts:
     """The facts of a response. `sentences`: both sides of its constitution's principles."""
     text = " ".join(row.text.split())
@@ -84,9 +63,9 @@ def beside(group: Sequence[Pair], inputs: ScoreInputs) -> dict[str, Any]:
     pairs = [
         (pair, a, b)
         for pair in group
-        if (a := _of(pair.expected, "a", inputs)) and (b := _of(pair.expected, "b", inputs))
+        if (a := inputs.facts.get(pair.expected.response("a"))) and (b := inputs.facts.get(pair.expected.response("b")))
     ]
-    sides = {"a": [(p.query, a) for p, a, _ in pairs], "b": [(p.query, b) for p, _, b in pairs]}
+    sides = {"a": [a for _, a, _ in pairs], "b": [b for _, _, b in pairs]}
     identical = fmean(a.digest == b.digest for _, a, b in pairs) if pairs else None
     return {
         "responses": {side: shares(of) for side, of in sides.items()} | {"identical": identical},
@@ -96,21 +75,16 @@ def beside(group: Sequence[Pair], inputs: ScoreInputs) -> dict[str, Any]:
     }
 
 
-def _of(e: ExpectedPair, side: str, inputs: ScoreInputs) -> Facts | None:
-    return inputs.facts.get((getattr(e, side), e.task, e.query_id, e.constitution_id, e.epoch))
-
-
-def shares(of: Sequence[tuple[str, Facts]]) -> dict[str, Any]:
+def shares(found: Sequence[Facts]) -> dict[str, Any]:
     """Shares of responses, in [0, 1], with their number `n`: `copied` has any copied span, `repeats_query` half its words."""
-    if not of:
+    if not found:
         return {"n": 0, **dict.fromkeys(SHARES)}
-    found = [facts for _, facts in of]
     return {
         "n": len(found),
         "copied": fmean(facts.copied > 0 for facts in found),
         "ran_on": fmean(facts.ran_on for facts in found),
         "cut": fmean(facts.cut for facts in found),
-        "empty": fmean(facts.empty for facts in found),
+        "empty": fmean(facts.words == 0 for facts in found),
         "repeats_query": fmean(facts.repeats_query >= REPEATS for facts in found),
     }
 
@@ -144,19 +118,25 @@ def _echo(pairs: Sequence[_Both], level: float) -> AdjustedWinRate:
 
 def _style(pairs: Sequence[_Both], level: float) -> AdjustedWinRate:
     names = list(pairs[0][1].style) if pairs else []
-    by_side = []
-    for side in (1, 2):
-        counts = [_means(pairs, lambda both, s=side, n=name: both[s].style[n]) for name in names]  # type: ignore[misc]
-        by_side.append([dict(zip(names, row, strict=True)) for row in zip(*counts, strict=True)])
-    return style_adjusted(_scores(pairs), *by_side, level)
+
+    def side(place: Literal[1, 2]) -> list[dict[str, float]]:
+        counts = [_means(pairs, lambda both, n=name: both[place].style[n]) for name in names]  # type: ignore[misc]
+        return [dict(zip(names, row, strict=True)) for row in zip(*counts, strict=True)]
+
+    return style_adjusted(_scores(pairs), side(1), side(2), level)
 
 
 # --- Relevance --------------------------------------------------------------------------------------------------------
 
 
-def relevance_by_response(rows: Iterable[Relevance]) -> dict[LengthKey, tuple[str, float]]:
+def relevance_by_response(rows: Iterable[Relevance]) -> dict[ResponseKey, tuple[str, float]]:
     """(scorer, relevance in [0, 1]) of each response."""
-    return {(r.model, r.task, r.query_id, r.constitution_id, r.epoch): (r.scorer, relevance(r.logprobs)) for r in rows}
+    return {response_key(row): (row.scorer, relevance(row.logprobs)) for row in rows}
+
+
+def response_key(row: Generation | Relevance) -> ResponseKey:
+    """The place of the response that a row is, or is about."""
+    return ResponseKey(row.model, row.task, row.principle_set, row.split, row.query_id, row.constitution_id, row.epoch)
 
 
 def mean_relevance(found: Sequence[tuple[str, str, float]], level: float) -> dict[str, Any] | None:
@@ -176,23 +156,27 @@ def mean_relevance(found: Sequence[tuple[str, str, float]], level: float) -> dic
 
 def _relevance_of_both(group: Sequence[Pair], inputs: ScoreInputs) -> dict[str, Any] | None:
     """Relevance of both sides and, by one scorer on the same queries, how much that of a is above that of b."""
-    of: dict[str, list[tuple[str, str, float]]] = {"a": [], "b": []}
+    of: dict[Literal["a", "b"], list[tuple[str, str, float]]] = {"a": [], "b": []}
     for pair in group:
-        e = pair.expected
-        for side in of:
-            if known := inputs.relevance.get((getattr(e, side), e.task, e.query_id, e.constitution_id, e.epoch)):
-                of[side].append((pair.query, *known))
-    both = {side: mean_relevance(found, inputs.level) for side, found in of.items()}
-    if not any(both.values()):
+        for side, found in of.items():
+            if known := inputs.relevance.get(pair.expected.response(side)):
+                found.append((pair.query, *known))
+    a, b = (mean_relevance(found, inputs.level) for found in of.values())
+    if a is None and b is None:
         return None
-    row: dict[str, Any] = {**both, **dict.fromkeys(("difference", "difference_low", "difference_high", "n_paired"))}
-    a, b = both["a"], both["b"]
+    row: dict[str, Any] = {
+        "a": a,
+        "b": b,
+        **dict.fromkeys(("difference", "difference_low", "difference_high", "n_paired")),
+    }
     if a is None or b is None or a["scorer"] != b["scorer"]:
         return noted(row, "The two are scored by different models, so that their relevances cannot be compared.")
-    one, two = (_by_query(of[side]) for side in ("a", "b"))
+    one, two = (_by_query(found) for found in of.values())
     shared = sorted(one.keys() & two.keys())
-    found = paired_difference([one[q] for q in shared], [two[q] for q in shared], inputs.level)
-    figures = (found.estimate, found.low, found.high, found.n)
+    if not shared:
+        return noted(row, "No query has a relevance of both.")
+    apart = paired_difference([one[q] for q in shared], [two[q] for q in shared], inputs.level)
+    figures = (apart.estimate, apart.low, apart.high, apart.n)
     return row | dict(zip(("difference", "difference_low", "difference_high", "n_paired"), figures, strict=True))
 
 
@@ -203,27 +187,28 @@ def _by_query(found: Sequence[tuple[str, str, float]]) -> dict[str, float]:
 
 # --- By model ---------------------------------------------------------------------------------------------------------
 
-_Cell = tuple[str, str, str]
-"""(model, task, split)"""
+_Cell = tuple[str, str, str, str]
+"""(model, task, principle set, split)"""
 
 
 def response_rows(inputs: ScoreInputs) -> list[dict[str, Any]]:
-    """A row for every model, task and split, and for all tasks together where there are several: shares and relevance."""
-    groups: dict[_Cell, list[LengthKey]] = {}
-    for key, split in inputs.splits.items():
-        groups.setdefault((key[0], key[1], split), []).append(key)
-    groups = with_all_tasks(groups, lambda cell: (cell[0], ALL_TASKS, cell[2]))
+    """A row for every model, task, principle set and split, and for all tasks together where there are several."""
+    groups: dict[_Cell, list[ResponseKey]] = {}
+    for key in inputs.facts:
+        groups.setdefault((key.model, key.task, key.principle_set, key.split), []).append(key)
+    groups = with_all_tasks(groups, lambda cell: (cell[0], ALL_TASKS, *cell[2:]))
     models = places_of(inputs.models)
 
     def order(cell: _Cell) -> tuple[Any, ...]:
-        return place_of(models, cell[0]), task_place(cell[1]), split_place(cell[2])
+        return place_of(models, cell[0]), cell[2], task_place(cell[1]), split_place(cell[3])
 
     rows = []
     for cell in sorted(groups, key=order):
-        known = [(f"{key[1]}\0{key[2]}", key) for key in groups[cell]]
-        of = [(query, inputs.facts[key]) for query, key in known if key in inputs.facts]
-        found = [(query, *inputs.relevance[key]) for query, key in known if key in inputs.relevance]
-        head = dict(zip(("model", "task", "split"), cell, strict=True))
-        words = fmean(facts.words for _, facts in of) if of else None
-        rows.append({**head, **shares(of), "words": words, "relevance": mean_relevance(found, inputs.level)})
+        found = [
+            (f"{key.task}\0{key.query_id}", *inputs.relevance[key]) for key in groups[cell] if key in inputs.relevance
+        ]
+        facts = [inputs.facts[key] for key in groups[cell]]
+        head = dict(zip(("model", "task", "principle_set", "split"), cell, strict=True))
+        words = fmean(one.words for one in facts)
+        rows.append({**head, **shares(facts), "words": words, "relevance": mean_relevance(found, inputs.level)})
     return rows
