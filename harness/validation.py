@@ -22,6 +22,7 @@ from harness.judges.checks import validate_check
 from harness.judges.llm import load_judge_template
 from harness.models._api import check_base_url, resolve_key, variables_of
 from harness.models.recorded import answers_file, read_answers
+from harness.plan import EMBEDDED_SCORER
 from harness.spec import JudgeSpec, ModelSpec, Spec, SpecError, is_there, model_backend, one_line
 from harness.tasks import TaskData, hh_rlhf, list_tasks, load_task, tldr
 from harness.tasks.base import BUNDLED, HUB
@@ -80,6 +81,7 @@ def validate(spec: Spec, *, to_run: bool = True) -> list[str]:
     _check_judges(spec, sets, found)
     _check_comparisons(spec, found)
     _check_swapped(spec, sets, found)
+    _check_relevance(spec, found)
     return found.sentences
 
 
@@ -656,6 +658,27 @@ def _check_swapped(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) 
             f"{min(few)[1]}, and swapping needs {2 * size}; add principles, lower principles.size, or set it to false"
         )
         found.add(("measures", "swapped"), message)
+
+
+def _check_relevance(spec: Spec, found: _Problems) -> None:
+    """Relevance is scored by a model that runs here: one of the specification, or an embedded one that is installed."""
+    settings = spec.measures.relevance
+    if settings is None:
+        return
+    place: Location = ("measures", "relevance")
+    if settings.embedded:
+        with found.at((*place, "embedded")):
+            check_source(parse_source(EMBEDDED_SCORER))
+    name = settings.scorer
+    local = [n for n, m in spec.models.items() if model_backend(m.path or "") not in (*_API, "recorded")]
+    if name is None or name in local:
+        return
+    with found.at((*place, "scorer")):
+        if name in spec.models:
+            raise UserError(f"'{name}' does not run here, so it gives no probabilities; {nearest(name, local)}")
+        if not name.startswith("embedded/"):
+            raise UserError(f"there is no model '{name}' here; {nearest(name, [*local, EMBEDDED_SCORER])}")
+        check_source(parse_source(name))
 
 
 def _closest(name: str, known: Sequence[str]) -> str | None:
