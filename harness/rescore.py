@@ -50,7 +50,7 @@ def plan_in(folder: Path, spec: Spec) -> Plan:
 def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
     """All that the results of a plan are made of, as far as it is in the plan's folder."""
     spec, folder = plan.spec, plan.folder
-    rows: dict[str, list[Any]] = {"generate": [], "likelihood": [], "judge": []}
+    rows: dict[str, list[Any]] = {"generate": [], "likelihood": [], "relevance": [], "judge": []}
     training = {}
     incomplete = []
     for stage in plan.stages:

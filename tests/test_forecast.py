@@ -38,7 +38,7 @@ judges:
   far: {kind: llm, model: gpt}
 comparisons: [{a: sami, b: base}]
 sampling: {max_new_tokens: 16, max_prompt_tokens: 512}
-measures: {steerability: false}
+measures: {steerability: false, relevance: false}
 engine: {batch_size: 4}
 output: run
 """

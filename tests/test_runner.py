@@ -44,7 +44,7 @@ judges:
   own: {{kind: llm, model: instruct, limit: 2}}
 comparisons: [{{a: sami, b: base}}, {{a: sami, b: instruct}}]
 sampling: {{max_new_tokens: 8, max_prompt_tokens: 1400}}
-measures: {{infonce: 2}}
+measures: {{infonce: 2, relevance: false}}
 engine: {{threads: 1, batch_size: 5}}
 output: {output}
 """
