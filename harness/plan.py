@@ -206,8 +206,7 @@ class Plan:
             name: scorer for name in spec.models if self._used(name) and (scorer := self._scorer(name))
         }
         self.model_fingerprints: dict[str, str] = {
-            name: self._known(name, (known or {}).get(name)) or self._model_fingerprint(name)
-            for name in self.models
+            name: self._known(name, (known or {}).get(name)) or self._model_fingerprint(name) for name in self.models
         }
 
     # Models

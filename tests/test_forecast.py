@@ -154,12 +154,18 @@ def test_a_judge_that_writes_may_write_all_it_is_given(folder: Path, tiny_model:
 
 
 def test_a_scorer_of_relevance_reads_every_querys_responses_after_five_queries(folder: Path, tiny_model: Path) -> None:
-    plan = plan_of(folder, measures__relevance={"scorer": "judge", "queries": 3}, models__judge__path=str(twin(tiny_model, folder)))
+    plan = plan_of(
+        folder, measures__relevance={"scorer": "judge", "queries": 3}, models__judge__path=str(twin(tiny_model, folder))
+    )
     rows = [row for row in forecast(plan, GPU)["models"] if row["does"] == "relevance"]
     assert [row["model"] for row in rows] == ["judge"]
     units = [u for s in plan.stages if s.kind == "relevance" for u in s.units]
     (row,) = rows
-    assert (row["rows"], row["new_tokens"], row["batch"]) == (2 * 3 * 2, 0, 5)  # writers, queries, sides; the own query and 4
+    assert (row["rows"], row["new_tokens"], row["batch"]) == (
+        2 * 3 * 2,
+        0,
+        5,
+    )  # writers, queries, sides; the own query and 4
     longest = read = 0
     for unit in units:
         for query in (unit.response.query, *unit.others):

@@ -97,7 +97,13 @@ MANIFEST: dict[str, Any] = {
     "done": 9,
     "failed": 1,
 }
-KINDS = [(Generation, GENERATION), (Verdict, VERDICT), (Likelihood, LIKELIHOOD), (Relevance, RELEVANCE), (Manifest, MANIFEST)]
+KINDS = [
+    (Generation, GENERATION),
+    (Verdict, VERDICT),
+    (Likelihood, LIKELIHOOD),
+    (Relevance, RELEVANCE),
+    (Manifest, MANIFEST),
+]
 
 
 @pytest.mark.parametrize(("kind", "fields"), KINDS)

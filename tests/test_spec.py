@@ -564,10 +564,10 @@ def test_relevance_is_scored_by_a_model_that_runs_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relevance: str, words: list[str]
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "key")
-    (tmp_path / "told.jsonl").write_text('{"query": "a", "response": "b"}\n', encoding="utf-8")
+    (tmp_path / "told.jsonl").write_text('{"query": "a", "text": "b"}\n', encoding="utf-8")
     more = "models:\n  far: {path: openai/gpt, style: chat}\n  told: {path: recorded/told.jsonl, style: chat}\n"
     file = write(tmp_path, ("infonce: 2", f"infonce: 2, {relevance}"), ("models:\n", more))
-    found = [problem for problem in problems(file) if "relevance" in problem]
+    found = [problem for problem in problems(file) if "measures.relevance" in problem]
     assert len(found) == (1 if words else 0)
     for problem in found:
         assert problem.startswith(f"{file}:28: ")
@@ -581,11 +581,11 @@ def test_a_scorer_whose_package_is_missing_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "smollm2" in name else real(name))
     for change in ("scorer: embedded/smollm2-135m-instruct", "embedded: true"):
         spec = load_spec(write(tmp_path, ("infonce: 2", f"infonce: 2, relevance: {{{change}}}")))
-        (found,) = (problem for problem in validate(spec) if "relevance" in problem)
+        (found,) = (problem for problem in validate(spec) if "measures.relevance" in problem)
         assert f"'measures.relevance.{change.partition(':')[0]}'" in found
         assert "needs the package" in found
     spec = load_spec(write(tmp_path, ("infonce: 2", "infonce: 2, relevance: {embedded: false}")))
-    assert not [problem for problem in validate(spec) if "relevance" in problem]
+    assert not [problem for problem in validate(spec) if "measures.relevance" in problem]
 
 
 @pytest.mark.parametrize("relevance", ["false", "true", "{scorer: base, queries: 7}", "{others: 2, embedded: false}"])
@@ -595,11 +595,11 @@ def test_relevance_comes_back_from_a_dump(tmp_path: Path, relevance: str) -> Non
     again = tmp_path / "again.yaml"
     again.write_text(spec.dump(), encoding="utf-8")
     assert load_spec(again).measures.relevance == spec.measures.relevance
-    changed = load_spec(again, {"measures.relevance": False})
-    assert changed.measures.relevance is None
-    assert load_spec(again, {"measures.relevance.queries": 5}).measures.relevance == RelevanceSpec(
-        **{**({} if spec.measures.relevance is None else spec.measures.relevance.model_dump()), "queries": 5}
-    )
+    assert load_spec(again, {"measures.relevance": False}).measures.relevance is None
+    assert load_spec(again, {"measures.relevance": True}).measures.relevance == RelevanceSpec()
+    if spec.measures.relevance is not None:
+        changed = load_spec(again, {"measures.relevance.queries": 5}).measures.relevance
+        assert changed == spec.measures.relevance.model_copy(update={"queries": 5})
 
 
 @pytest.mark.parametrize("swapped", [True, False, 3])

@@ -136,7 +136,9 @@ def test_the_scores_are_those_of_the_texts_without_copies(drawn, text_a, text_b)
 def test_a_copy_of_the_constitution_adds_nothing(drawn, text):
     copy = " ".join(side for side in drawn.sentences() if without_copied(side, drawn.sentences()).strip() == "")
     spaced = f"{text}\n" if text.strip() else ""
-    assert compare(drawn, f"{spaced}{copy}", text)[1]["score_a"] <= compare(drawn, text, text)[1]["score_a"] or copy == ""
+    assert (
+        compare(drawn, f"{spaced}{copy}", text)[1]["score_a"] <= compare(drawn, text, text)[1]["score_a"] or copy == ""
+    )
 
 
 @given(constitutions, texts)
@@ -176,7 +178,9 @@ def test_the_opposite_constitution_turns_the_outcome_round(drawn, text_a, text_b
 
 @given(constitutions, texts)
 def test_the_score_agrees_with_the_plain_formula(drawn, text):
-    values = [score(e.principle.check, text) if e.follows else 1 - score(e.principle.check, text) for e in drawn.elements]
+    values = [
+        score(e.principle.check, text) if e.follows else 1 - score(e.principle.check, text) for e in drawn.elements
+    ]
     naive = sum(values) / len(values) - 0.5 * (1 - weight(text))
     assert follow_score(drawn, text) == pytest.approx(naive)
 

@@ -61,7 +61,9 @@ def naive_spans(response: str, sources: list[str], least: int) -> list[tuple[int
     return spans
 
 
-pieces = st.sampled_from(["a", "B", "b", "c", "don't", "7", "猫", "が", "한국", "ß", "_", " ", "  ", "\n", ", ", '"', ".", "(", "!"])
+pieces = st.sampled_from(
+    ["a", "B", "b", "c", "don't", "7", "猫", "が", "한국", "ß", "_", " ", "  ", "\n", ", ", '"', ".", "(", "!"]
+)
 texts = st.lists(pieces, max_size=40).map("".join)
 spaced = st.lists(st.sampled_from(["a", "b", "A", "c."]), max_size=25).map(" ".join)
 
@@ -132,7 +134,10 @@ def test_no_principle_of_the_shipped_sets_is_left_when_it_is_copied() -> None:
         for principle in load_principle_set(name).principles:
             for side in (principle.definition, principle.antithesis):
                 if len(words(side)) >= LEAST:
-                    assert without_copied(f"As asked: {side}", [principle.definition, principle.antithesis]) == "As asked:  "
+                    assert (
+                        without_copied(f"As asked: {side}", [principle.definition, principle.antithesis])
+                        == "As asked:  "
+                    )
 
 
 def calls(text: str) -> int:

@@ -142,7 +142,12 @@ def test_the_answer_is_what_follows_the_marker(text: str, answer: str, reasoning
 
 def run_on(style: str, principles: int, label: str) -> list[tuple[str, str]]:
     """Responses of which the second part runs on with a prompt of so many principles."""
-    said = [" He left the house at 9, and asks what to do.", "First:\n1. he left\n2. she left", " Il est parti\u00a0: 数を… 😀\n\n", ""]
+    said = [
+        " He left the house at 9, and asks what to do.",
+        "First:\n1. he left\n2. she left",
+        " Il est parti\u00a0: 数を… 😀\n\n",
+        "",
+    ]
     tails = [f"{label} another post", f"  {label}\nmore of it\n{label}"]
     tails += [f"{principles + 1}. Say so.\n4. And so on."] if principles > 2 else []
     return [(f"{text}\n" if text else "", tail) for text in said for tail in tails]
@@ -165,7 +170,9 @@ def check_the_cut(tokenizer: Any, style: Any, principles: int) -> None:
         assert not found.text or len(longer.strip()) > len(found.text), "one more would be of the tail"
         generated = SimpleNamespace(text=said.strip(), ids=list(tokenizer(said, add_special_tokens=False).input_ids))
         whole = answer_of(tokenizer, generated, template, chosen)
-        assert (whole.text, whole.ids, whole.tail) == (generated.text, generated.ids, ""), "nothing is cut without a tail"
+        assert (whole.text, whole.ids, whole.tail) == (generated.text, generated.ids, ""), (
+            "nothing is cut without a tail"
+        )
         while found.ids and not tokenizer.decode(found.ids[-1:]).strip():
             found.ids.pop()
         expected = tokenizer(said.rstrip(), add_special_tokens=False).input_ids
@@ -214,7 +221,13 @@ FILTERED: list[tuple[str, tuple[str, str], tuple[int, int], tuple[str, str], dic
     ("template_debris", (GOOD, "Entry: and so on."), (7, 5), ("stop", "stop"), {"labels": ("Entry:", "Say:")}),
     ("template_debris", (GOOD, "<|im_end|> and so on."), (7, 5), ("stop", "stop"), {}),
     ("runs_on", (GOOD, "She stays."), (7, 4), ("stop", "stop"), {"ran_on": True}),
-    ("copies_constitution", (GOOD, "I write OF the weather, of..."), (7, 6), ("stop", "stop"), {"sentences": SENTENCES}),
+    (
+        "copies_constitution",
+        (GOOD, "I write OF the weather, of..."),
+        (7, 6),
+        ("stop", "stop"),
+        {"sentences": SENTENCES},
+    ),
     ("apology", ("I'm sorry, but no.", "Yes."), (6, 4), ("stop", "stop"), {}),
     ("no_full_stop", ("He left and", GOOD), (5, 7), ("stop", "stop"), {}),
     ("cut_off", (GOOD, "She and."), (7, 6), ("stop", "length"), {}),

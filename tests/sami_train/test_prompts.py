@@ -35,7 +35,13 @@ reasoning:
 """
 STYLES: tuple[Style, ...] = ("completion", "chat")
 SHIPPED = sorted(file.stem for file in FOLDER.glob("*.yaml"))
-FORMS = [(name, style, r) for name in SHIPPED for style in STYLES for r in (False, True) if not r or load_template(name).reasoning]
+FORMS = [
+    (name, style, r)
+    for name in SHIPPED
+    for style in STYLES
+    for r in (False, True)
+    if not r or load_template(name).reasoning
+]
 
 
 @pytest.fixture
@@ -56,7 +62,9 @@ def test_several_principles_are_numbered_and_one_is_not(own: Template) -> None:
 
 
 @pytest.mark.parametrize(("name", "style", "reasoning"), FORMS)
-def test_no_shipped_prompt_of_one_principle_has_a_list_that_could_go_on(name: str, style: Style, reasoning: bool) -> None:
+def test_no_shipped_prompt_of_one_principle_has_a_list_that_could_go_on(
+    name: str, style: Style, reasoning: bool
+) -> None:
     prompt = load_template(name).render(["Be kind."], "why?", style, example=True, reasoning=reasoning).text
     assert not [line for line in prompt.splitlines() if line.lstrip()[:2] in ("1.", "1)")]
 
@@ -113,7 +121,9 @@ def test_a_response_ends_where_it_goes_on_with_the_list_of_principles(own: Templ
     assert own.run_on(text, 1, style) is None, "one principle is no list"
     assert own.run_on(text, 3, style) is None, "it counted three itself"
     assert own.run_on("It is late.\n4. Be kind.", 3, style) == len("It is late.\n")
-    assert own.run_on("It is late.\n3.5 hours went by.\n3.\n", 2, style) == text.index("3") + len("3.5 hours went by.\n")
+    assert own.run_on("It is late.\n3.5 hours went by.\n3.\n", 2, style) == text.index("3") + len(
+        "3.5 hours went by.\n"
+    )
     assert own.run_on("It is late.\n3.5 hours went by, 3. of them", 2, style) is None
 
 
@@ -136,7 +146,9 @@ def test_a_text_without_lines_runs_on_nowhere(own: Template) -> None:
 
 
 @pytest.mark.parametrize(("name", "style", "reasoning"), FORMS)
-def test_a_response_that_goes_on_with_the_shipped_prompt_ends_before_it(name: str, style: Style, reasoning: bool) -> None:
+def test_a_response_that_goes_on_with_the_shipped_prompt_ends_before_it(
+    name: str, style: Style, reasoning: bool
+) -> None:
     """The prompt again, of another query, after a response: it is cut off before the prompt's first label or item."""
     template = load_template(name)
     again = template.render(["Be kind.", "Be brief.", "Be loud."], "why?", style, reasoning=reasoning).text

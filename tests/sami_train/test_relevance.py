@@ -17,7 +17,12 @@ from sami_train.models import load_model, load_tokenizer, parse_source
 from sami_train.prompts import Style
 from sami_train.relevance import CHANCE, mean_logprobs, other_queries, query_prompt, relevance, responding_text
 
-QUERIES = ["How do I boil an egg?", "Why is the sky blue? " * 9, "数 <s> </s> \x00body\x00 of it", "{query} {principles}"]
+QUERIES = [
+    "How do I boil an egg?",
+    "Why is the sky blue? " * 9,
+    "数 <s> </s> \x00body\x00 of it",
+    "{query} {principles}",
+]
 RESPONSES = ["Eight minutes will do.", " ", "空は青い。", "", "a", "It is blue, for it is.\n\nOr so."]
 
 
@@ -44,7 +49,9 @@ def naive(model: Any, tokenizer: Any, query: str, response: str, style: Style, l
 
 @pytest.mark.parametrize("limit", [400, 90])
 @pytest.mark.parametrize("style", ["completion", "chat"])
-def test_log_probabilities_are_those_of_one_sequence_at_a_time(opened: tuple[Any, Any], style: Style, limit: int) -> None:
+def test_log_probabilities_are_those_of_one_sequence_at_a_time(
+    opened: tuple[Any, Any], style: Style, limit: int
+) -> None:
     found = mean_logprobs(*opened, QUERIES, RESPONSES, style, limit)
     assert len(found) == len(RESPONSES)
     for response, row in zip(RESPONSES, found, strict=True):
@@ -100,7 +107,9 @@ def test_an_echo_of_the_query_does_not_count_in_dialogue_and_does_in_a_summary()
     assert responding_text(text, dialogue).strip() == ""
     assert responding_text(f"You ask: {text.upper()} Geraniums.", dialogue) == "You ask:   Geraniums."
     assert responding_text(text, post) == text
-    assert responding_text("Plant on a balcony.", dialogue) == "Plant on a balcony.", "a few words in common are no echo"
+    assert responding_text("Plant on a balcony.", dialogue) == "Plant on a balcony.", (
+        "a few words in common are no echo"
+    )
 
 
 # --- The other queries
