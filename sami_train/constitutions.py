@@ -264,7 +264,7 @@ def parse_principle_set(document: LinedDocument) -> PrincipleSet:
 _WORD = re.compile(r"[a-z0-9']+")
 
 
-FindingKind = Literal["copy", "too_short", "unlike_lengths", "near_duplicate", "held_out_leak", "satisfied_by_copy"]
+FindingKind = Literal["copy", "too_short", "unlike_lengths", "near_duplicate", "held_out_leak"]
 
 
 class Finding(NamedTuple):

@@ -133,28 +133,35 @@ def test_relevance_can_be_switched_off(folder: Path) -> None:
 
 # --- Who scores whom
 
+EMBEDDED = {"measures.relevance.embedded": True}
+FAR = "{path: openai/gpt, style: chat}"
+AGAIN = SAMI.replace("base,", "sami,")
+BOTH = {"base": "chat", "chat": "base"}
 SCORERS: list[tuple[dict[str, Any], dict[str, str]]] = [
-    ({}, {"base": "chat", "chat": "base"}),
+    ({}, BOTH),
     # the same weights under another name are the writer itself
     ({"models.chat": "{path: ONE, style: chat}"}, {}),
-    ({"models.chat": "{path: ONE, style: chat}", "measures.relevance.embedded": True}, dict.fromkeys(("base", "chat"), EMBEDDED_SCORER)),
+    ({"models.chat": "{path: ONE, style: chat}", **EMBEDDED}, dict.fromkeys(BOTH, EMBEDDED_SCORER)),
     # what a model is trained from does not score it, however far back
-    ({"models.sami": SAMI}, {"base": "chat", "chat": "base", "sami": "chat"}),
-    ({"models.sami": SAMI, "measures.relevance.scorer": "base"}, {"base": "chat", "chat": "base", "sami": "chat"}),
-    ({"models.sami": SAMI, "models.again": SAMI.replace("base,", "sami,")}, {"base": "chat", "chat": "base", "sami": "chat", "again": "chat"}),
+    ({"models.sami": SAMI}, {**BOTH, "sami": "chat"}),
+    ({"models.sami": SAMI, "measures.relevance.scorer": "base"}, {**BOTH, "sami": "chat"}),
+    ({"models.sami": SAMI, "models.again": AGAIN}, {**BOTH, "sami": "chat", "again": "chat"}),
     # a trained model scores where it is named
     ({"models.sami": SAMI, "measures.relevance.scorer": "sami"}, {"base": "sami", "chat": "sami", "sami": "chat"}),
     # chat models first, those that write nothing among them
     ({"models.judge": "{path: THREE, style: chat}"}, {"base": "chat", "chat": "judge"}),
-    ({"models.judge": "{path: THREE, style: completion}"}, {"base": "chat", "chat": "base"}),
-    ({"models.judge": "{path: THREE, style: completion}", "measures.relevance.scorer": "judge"}, {"base": "judge", "chat": "judge"}),
+    ({"models.judge": "{path: THREE, style: completion}"}, BOTH),
+    (
+        {"models.judge": "{path: THREE, style: completion}", "measures.relevance.scorer": "judge"},
+        dict.fromkeys(BOTH, "judge"),
+    ),
     # models without probabilities do not score, and are scored
-    ({"models.far": "{path: openai/gpt, style: chat}"}, {"base": "chat", "chat": "base", "far": "chat"}),
-    ({"models.told": "{path: recorded/told.jsonl, style: chat}"}, {"base": "chat", "chat": "base", "told": "chat"}),
-    ({"models.chat": "{path: openai/gpt, style: chat}"}, {"chat": "base"}),
-    ({"models.chat": "{path: openai/gpt, style: chat}", "measures.relevance.embedded": True}, {"base": EMBEDDED_SCORER, "chat": "base"}),
-    ({"measures.relevance.scorer": EMBEDDED_SCORER}, dict.fromkeys(("base", "chat"), EMBEDDED_SCORER)),
-]  # fmt: skip
+    ({"models.far": FAR}, {**BOTH, "far": "chat"}),
+    ({"models.told": "{path: recorded/told.jsonl, style: chat}"}, {**BOTH, "told": "chat"}),
+    ({"models.chat": FAR}, {"chat": "base"}),
+    ({"models.chat": FAR, **EMBEDDED}, {"base": EMBEDDED_SCORER, "chat": "base"}),
+    ({"measures.relevance.scorer": EMBEDDED_SCORER}, dict.fromkeys(BOTH, EMBEDDED_SCORER)),
+]
 
 
 @pytest.mark.parametrize(("changes", "scorers"), SCORERS)
@@ -309,7 +316,7 @@ def test_a_half_finished_stage_gives_the_same_rows(done: Path, tmp_path: Path, k
     for file in (again / "relevance").rglob("*.jsonl"):
         lines = file.read_bytes().splitlines(keepends=True)
         file.write_bytes(b"".join(lines[:kept]) + lines[kept][:40])
-    before = {i: row for i, row in rows_in(done / "run").items()}
+    before = rows_in(done / "run")
     outcome = run(load_spec(done / "spec.yaml", {"output": str(again)}), quiet=True, cache=False)
     assert rows_in(again) == before
     assert (
@@ -345,7 +352,8 @@ def test_a_run_is_read_back_where_the_embedded_scorer_is_not_installed(
 ) -> None:
     """Two models of the same weights: neither may score the other, so the embedded one does."""
     changes = {
-        "output": str(tmp_path / "run"), "models.chat.path": str(tiny_model), "tasks.dialogue.limit": 2, "tasks.summarization.limit": 2,
+        "output": str(tmp_path / "run"), "models.chat.path": str(tiny_model), "tasks.dialogue.limit": 2,
+        "tasks.summarization.limit": 2,
         "principles.splits": ["learned"], "measures.relevance.embedded": None,
     }  # fmt: skip
     outcome = run(load_spec(done / "spec.yaml", changes), quiet=True, cache=False)

@@ -306,7 +306,7 @@ def _problems(found: PrincipleSet) -> tuple[list[str], list[str]]:
             except UserError as error:
                 problems.append(f"{principle.id}: {error}")
             else:
-                copies += [finding.message for finding in copy_findings([principle])]
+                copies += copy_findings([principle])
     return ([*problems, *copies], []) if is_shipped(found) else (problems, copies)
 
 

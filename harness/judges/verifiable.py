@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from harness.judges.checks import score, validate_check, weight
-from sami_train.constitutions import Constitution, Element, Finding, Principle
+from sami_train.constitutions import Constitution, Element, Principle
 from sami_train.copying import without_copied
 from sami_train.errors import UserError
 
@@ -69,10 +69,10 @@ def satisfied_by_copy(principle: Principle) -> bool:
     return check is not None and check.name != "word_count" and score(check, principle.definition) > 0.5
 
 
-def copy_findings(principles: Iterable[Principle]) -> list[Finding]:
-    """A finding for each principle that `satisfied_by_copy` is true of. Raises UserError: a check cannot run."""
-    message = "a copy of its own definition passes its check; reword it so that it does not show the feature"
-    return [Finding("satisfied_by_copy", (p.id,), f"{p.id}: {message}") for p in principles if satisfied_by_copy(p)]
+def copy_findings(principles: Iterable[Principle]) -> list[str]:
+    """A sentence for each principle that `satisfied_by_copy` is true of. Raises UserError: a check cannot run."""
+    found = "a copy of its own definition passes its check; reword it so that it does not show the feature"
+    return [f"{principle.id}: {found}" for principle in principles if satisfied_by_copy(principle)]
 
 
 def follow_score(constitution: Constitution, text: str, *, principle_set: str = "") -> float:
