@@ -179,15 +179,15 @@ def execute_lint(options: argparse.Namespace) -> int:
             rows.append({"set": name, "principles": 0, "readable": False, "problems": [str(error)], "warnings": []})
         else:
             problems, warnings = _problems(found)
-            row = {"set": found.name, "principles": len(found.principles), "readable": True}
-            rows.append({**row, "problems": problems, "warnings": warnings})
+            said = {"problems": problems, "warnings": warnings}
+            rows.append({"set": found.name, "principles": len(found.principles), "readable": True, **said})
     if options.json:
         print_json(rows)
     else:
         for row in rows:
-            said = [*row["problems"], *(f"warning: {warning}" for warning in row["warnings"])]
-            if said:
-                sys.stdout.writelines(f"{row['set']}: {line}\n" for line in said)
+            lines = [*row["problems"], *(f"warning: {warning}" for warning in row["warnings"])]
+            if lines:
+                sys.stdout.writelines(f"{row['set']}: {line}\n" for line in lines)
             else:
                 sys.stdout.write(f"{row['set']}: {row['principles']} principles, nothing found\n")
     return 2 if not all(row["readable"] for row in rows) else 3 if any(row["problems"] for row in rows) else 0
