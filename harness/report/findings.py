@@ -63,9 +63,8 @@ def findings(results: Results) -> list[str]:
     for key, rows in comparisons.items():
         _, _, principle_set, judge = key
         within = f" on the set {principle_set}" if several_sets else ""
-        said = [_outcome(results, row) for row in pooled_rows(rows)]
-        said += [_gap_said(results, row) for row in pooled_rows(gaps.get(key, ()))]
-        sentences.append(f"Judged by {judge}{within}: {'; '.join(said)}.")
+        sentences += [_outcome(results, row, f"judged by {judge}{within}") for row in pooled_rows(rows)]
+        sentences += [_gap_said(results, row) for row in pooled_rows(gaps.get(key, ()))]
         sentences += _tasks_apart(results, rows)
     sentences += _disagreements(results, comparisons)
     sentences += _steerability_said(results)
@@ -78,18 +77,18 @@ def _on(row: Row) -> str:
     return f"on {f'these {n} ' if n else ''}{split_words(row.get('split', ''))} principles{task}"
 
 
-def _outcome(results: Results, row: Row) -> str:
-    """``on these 10 held-out principles sami is not distinguishable from base: 52.1% [47.6, 56.5], n = 36, p Holm 0.549;
-    for principles like them [39.3, 64.6] (10 principles)``
+def _outcome(results: Results, row: Row, judged: str) -> str:
+    """``On these 10 held-out principles, judged by gpt, sami is not distinguishable from base: 52.1% [47.6, 56.5], n = 36, p Holm
+    0.549; for principles like them [39.3, 64.6] (10 principles).``
     """
     mark = reading(row, level_of(results))
-    said = f"{_on(row)} {row['a']} {SENTENCE[mark]} {row['b']}"
+    said = f"O{_on(row)[1:]}, {judged}, {row['a']} {SENTENCE[mark]} {row['b']}"
     if mark == NO_SCORE:
-        return f"{said} (0 of {counted(row.get('n_expected', 0), 'query')} scored)"
+        return f"{said} (0 of {counted(row.get('n_expected', 0), 'query')} scored)."
     alone = f", {not_adjusted(results, 'comparisons', row)}" if mark in ALONE else ""
     figures = [rate(row["win_rate"], *interval_of(row)), f"n = {row.get('n')}"]
     figures += [f"p Holm {p_value(row['p_holm'])}"] if row.get("p_holm") is not None else []
-    return f"{said}{alone}: {', '.join(figures)}{_of_new_principles(row, mark)}"
+    return f"{said}{alone}: {', '.join(figures)}{_of_new_principles(row, mark)}."
 
 
 def _of_new_principles(row: Row, mark: str) -> str:
@@ -97,7 +96,7 @@ def _of_new_principles(row: Row, mark: str) -> str:
     low, high = found.get("low"), found.get("high")
     if low is None or high is None:
         return ""
-    said = f", for principles like them [{100 * low:.1f}, {100 * high:.1f}] ({found['n_principles']} principles)"
+    said = f"; for principles like them [{100 * low:.1f}, {100 * high:.1f}] ({found['n_principles']} principles)"
     if mark not in GOOD | BAD:
         return said
     agrees = new_principles(row) == (1 if mark in GOOD else -1)
@@ -109,8 +108,9 @@ def _of_new_principles(row: Row, mark: str) -> str:
 def _gap_said(results: Results, row: Row) -> str:
     mark = reading(row, level_of(results), GAP, 0)
     task = "" if row.get("task") == "all" else f" on {row.get('task')}"
+    gap = f"The gap of {row['a']} against {row['b']}{task}, learned minus held-out, by {row['judge']},"
     if mark == NO_SCORE:
-        return f"the gap{task} between the two cannot be computed"
+        return f"{gap} cannot be computed."
     meaning = {
         GAP.above: "is above zero",
         GAP.above_alone: f"is above zero by its interval, {not_adjusted(results, 'gaps', row)}",
@@ -122,7 +122,7 @@ def _gap_said(results: Results, row: Row) -> str:
     like = row.get("principles") or {}
     if like.get("gap") is not None:
         figure += f", for principles like these {points(like['gap'], *interval_of(like))}"
-    return f"the gap{task}, learned minus held-out, {meaning} ({figure})"
+    return f"{gap} {meaning} ({figure})."
 
 
 def _disagreements(results: Results, comparisons: dict[tuple[Any, ...], list[Row]]) -> list[str]:

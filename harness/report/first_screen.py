@@ -11,7 +11,7 @@ from rich.text import Text
 
 from harness.report.flags import flags
 from harness.report.headline import headline, headline_legend, marks, models_shown, not_trusted
-from harness.report.terminal import plain, style_of
+from harness.report.terminal import plain, style_of, wrapped
 from harness.report.words import NONE, Results, Table, rows_of, split_words
 
 LINES = 23
@@ -119,9 +119,9 @@ def _packed(clauses: Sequence[str], width: int, most: int, between: str, console
     """
     between = plain(between, console)
     blocks: list[tuple[int, list[str]]] = []
-    for clause in (clipped(clause, 2 * width - 1, console) for clause in clauses):
-        lines = [line.plain.rstrip() for line in Text(clause).wrap(console, width)]
-        lines = [lines[0], clipped(" ".join(lines[1:]), width, console)] if len(lines) > 1 else lines
+    for clause in (plain(" ".join(clause.split()), console) for clause in clauses):
+        first, *rest = wrapped(clause, width)
+        lines = [clipped(line, width, console) for line in (first, " ".join(rest)) if line]
         count, before = blocks[-1] if blocks else (0, [])
         if len(before) == len(lines) == 1 and cell_len(before[0] + between + lines[0]) <= width:
             blocks[-1] = (count + 1, [before[0] + between + lines[0]])
@@ -147,10 +147,10 @@ def _examples(results: Results, console: Console) -> list[list[Text]]:
         there = list(dict.fromkeys(there))[:MOST_MODELS]
         margin = min(16, max((cell_len(clipped(name, 16, console)) for name in there), default=0))
         constitution = " ".join(map(str, example.get("constitution") or ()))
-        lead = clipped(f"{split_words(str(example.get('split')))}: {constitution}", console.width * 11 // 20, console)
-        line = f"{lead} {plain('→', console)} "
-        query = clipped(example.get("query") or "", max(0, console.width - cell_len(line)), console)
-        lines = [Text.assemble((line, "bold cyan"), (query, "cyan"))]
+        lead = f"{split_words(str(example.get('split')))} principle: {constitution}"
+        lead = clipped(lead, console.width * 6 // 10, console) + " "
+        query = clipped(f"query: {example.get('query')}", max(0, console.width - cell_len(lead)), console)
+        lines = [Text.assemble((lead, "bold"), (query, "dim"))]
         for name in there:
             response = responses[name]
             short = clipped(name, margin, console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+
 from harness.report.readings import side
 from harness.report.trust import at_chance, by_judges, judges_of, trusted
 from harness.report.words import (

@@ -51,15 +51,19 @@ def headline(results: Results) -> list[Table]:
 
 def headline_legend(results: Results, tables: list[Table]) -> list[str]:
     """What the columns and marks of the headline mean, as far as they occur."""
-    rows = [dict(zip(table.columns, row, strict=True)) for table in tables for row in table.rows]
-    found = ["win rate of the first"] if rows else []
-    if any(row["like these"] != NONE for row in rows):
+    found = ["win rate of the first"] if tables else []
+    if any(row[table.columns.index("like these")] != NONE for table in tables for row in table.rows):
         found.append("like these: for new principles")
-    believed = [row for row in rows_of(results, "comparisons") if trusted(results, str(row.get("judge")))]
-    groups = grouped(believed, "judge", "principle_set", "a", "b").values()
-    heads = [row for group in groups for row in pooled_rows(group) if row.get("p_value") is not None]
-    sizes = [family_size(results, "comparisons", row) for row in heads]
-    return found + legend([row["reading"] for row in rows], sizes)
+    return found + headline_marks(results, tables)
+
+
+def headline_marks(results: Results, tables: list[Table]) -> list[str]:
+    """What the readings of the headline mean, as far as they occur."""
+    marks = [row[table.columns.index("reading")] for table in tables for row in table.rows]
+    rows = [row for row in rows_of(results, "comparisons") if trusted(results, str(row.get("judge")))]
+    groups = grouped(rows, "judge", "principle_set", "a", "b").values()
+    tested = [row for group in groups for row in pooled_rows(group) if row.get("p_value") is not None]
+    return legend(marks, [family_size(results, "comparisons", row) for row in tested])
 
 
 def _principles(row: Row) -> str:

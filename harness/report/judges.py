@@ -201,6 +201,7 @@ def rank_stability_section(results: Results) -> Section:
         tables.append(Table(columns, cells, heading, frozenset((*columns[2:6], "n"))))
     remark = (
         "Over the queries that both judges scored: their win rates, how often a query has the same outcome (win, tie, loss), "
-        "Cohen's kappa, and the order of the two models: same or flips where both intervals exclude one half, else unclear. tau-b: Kendall's correlation of the models' ranks."
+        "Cohen's kappa, and the order of the two models: same or flips where both intervals exclude one half, else unclear. "
+        "tau-b: Kendall's correlation of the models' ranks."
     )
     return Section("Rank stability", (), tuple(tables), (remark,))

@@ -15,12 +15,14 @@ from harness.report.content import (
 )
 from harness.report.findings import findings
 from harness.report.flags import flags
-from harness.report.headline import headline, headline_legend, marks, models_shown, not_trusted
+from harness.report.headline import headline, headline_marks, marks, models_shown, not_trusted
 from harness.report.judges import corrections_section, judges_section, rank_stability_section
 from harness.report.looks import looks_said
 from harness.report.responses import adjusted_section, responses_section
 from harness.report.trust import by_judges, judges_of, trusted, why_not
 from harness.report.win_rates import (
+    LIKE_THESE,
+    RELEVANCE,
     by_principle_section,
     gaps_section,
     information_section,
@@ -112,8 +114,9 @@ def _headline(results: Results) -> list[str]:
     lines: list[str] = ["## What this run shows", ""]
     for table in tables:
         lines += _table(table.without_empty())
-    legend = headline_legend(results, tables)
-    lines += [escape(f"{'; '.join(legend)}."), ""] if legend else []
+    if tables:
+        lines += [escape(f"Win rates are of the first model. {LIKE_THESE}"), "", escape(RELEVANCE), ""]
+        lines += [escape(f"{'; '.join(headline_marks(results, tables))}."), ""]
     lines += [line for said in not_trusted(results).sentences for line in (escape(said), "")]
     items = [*looks_said(results), *(f"**Red flag:** {escape(flag)}" for flag in flags(results)), *findings(results)]
     lines += [f"- {item if item.startswith('**Red flag:** ') else escape(item)}" for item in items]
@@ -189,8 +192,7 @@ def _section(section: Section, *, heading: bool = True) -> list[str]:
     lines += [f"- {escape(sentence)}" for sentence in section.sentences]
     lines += [""] if section.sentences else []
     for table in section.tables:
-        wide = table.without(*_LEFT_OUT) if "reading" in table.columns else table
-        lines += _table(wide.side_by_side() if "task" in wide.columns else wide)
+        lines += _table(table.without(*_LEFT_OUT).side_by_side() if table.beside else table)
     for remark in section.remarks:
         lines += [escape(remark), ""]
     return lines

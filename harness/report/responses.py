@@ -47,7 +47,9 @@ def responses_section(results: Results) -> Section:
         tables.append(Table(columns, cells, heading, frozenset(columns[3:])).without_empty())
     same = [
         (versus(row), row["task"], split_words(row["split"]), percent(share, 0), _relevance_apart(row))
-        for group in grouped(rows_of(results, "comparisons"), "a", "b", "principle_set", "task", "split").values()
+        for group in grouped(
+            tasks_last(rows_of(results, "comparisons")), "a", "b", "principle_set", "task", "split"
+        ).values()
         if (row := max(group, key=lambda one: one.get("n") or 0))
         and (share := (row.get("responses") or {}).get("identical")) is not None
     ]
@@ -102,7 +104,7 @@ def adjusted_section(results: Results) -> Section:
         for key in ("echo_adjusted", "style_adjusted")
         if (of := row.get(key) or {}).get("note")
     }
-    return Section("Copying and style taken out", (), (table,), (*remarks, *sorted(notes)[:2]))
+    return Section("Copying and style taken out", (), (table,), (*remarks, *sorted(notes)[:1]))
 
 
 def _rate_of(figure: Row | None) -> str:

@@ -20,7 +20,8 @@ from harness.report.words import Section, Table
 
 _GAP = 2
 _NARROWEST = 6
-_BLANK = re.compile(r" (?![^\[]*\])")
+BLANK = re.compile(r" (?![^\[]*\])")
+"""Where a line may break: not within an interval."""
 _ASCII = str.maketrans({"½": "1/2", "–": "-", "—": "-", "−": "-", "→": ">", "…": "...", "·": "|", "Δ": "d", "ρ": "rho"})
 
 
@@ -77,12 +78,26 @@ def _print_item(sentence: str, console: Console, style: str = "") -> None:
 
 def _rich_table(table: Table, console: Console) -> RichTable:
     found = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", show_edge=False)
-    for name, width in zip(table.columns, _widths(table, console.width), strict=True):
+    widths = _widths(table, console.width)
+    for name, width in zip(table.columns, widths, strict=True):
         right = name in table.numbers
         found.add_column(_text(name, console), justify="right" if right else "left", overflow="fold", width=width)
     for row in table.rows:
-        found.add_row(*(_text(cell, console, style_of(cell)) for cell in row))
+        cells = zip(row, widths, strict=True)
+        lines = [[plain(line, console) for line in wrapped(cell, width)] for cell, width in cells]
+        found.add_row(*(Text("\n".join(part), style_of(cell)) for part, cell in zip(lines, row, strict=True)))
     return found
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """`text` as lines of at most `width` cells, as far as it can be broken between words and not within an interval."""
+    lines: list[str] = []
+    for part in BLANK.split(text):
+        if lines and cell_len(f"{lines[-1]} {part}") <= width:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 def fitting(table: Table, width: int) -> list[Table]:
@@ -99,22 +114,14 @@ def fitting(table: Table, width: int) -> list[Table]:
         rooms[-1].append(i)
     if len(rooms) == 1:
         return [table]
-    return [
-        Table(
-            tuple(table.columns[i] for i in kept),
-            [tuple(row[i] for i in kept) for row in table.rows],
-            table.heading,
-            table.numbers,
-        )
-        for kept in rooms
-    ]
+    return [table.without(*(name for i, name in enumerate(table.columns) if i not in kept)) for kept in rooms]
 
 
 def _needed(table: Table) -> tuple[list[int], list[int]]:
     """What each column needs to be on one line, and to keep its words and intervals whole."""
     columns = list(zip(table.columns, *table.rows, strict=True))
     widths = [max(map(cell_len, column)) for column in columns]
-    return widths, [max(cell_len(part) for cell in column for part in _BLANK.split(cell)) for column in columns]
+    return widths, [max(cell_len(part) for cell in column for part in BLANK.split(cell)) for column in columns]
 
 
 def _widths(table: Table, available: int) -> list[int]:

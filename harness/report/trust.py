@@ -23,7 +23,7 @@ def why_not(results: Results, judge: str) -> str | None:
     if side(*kept) < 1:
         if card.get("position_consistency") is None:
             return "no pair judged in both orders"
-        return f"same verdict in both orders: {percent(card['position_consistency'], 0)}"
+        return f"both orders agree: {percent(card['position_consistency'], 0)}"
     agreement = card.get("agreement") or {}
     found = (agreement.get("by_kind") or {}).get("win_rate") or agreement
     if found and side(*limits(found, "kappa_ci"), 0) < 1:
@@ -48,7 +48,7 @@ def by_judges(results: Results, judges: list[str]) -> Results:
 
 
 def at_chance(results: Results) -> list[str]:
-    """``judge smollm2 at chance (same verdict in both orders: 0%)``, for each that is not trusted."""
+    """``judge smollm2 at chance (both orders agree: 0%)``, for each that is not trusted."""
     return [
         f"judge {judge} {'not tested' if why.startswith('no pair') else 'at chance'} ({why})"
         for judge in judges_of(results)

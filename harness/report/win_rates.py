@@ -60,7 +60,9 @@ def win_rates_section(results: Results) -> Section:
         sizes += [family_size(results, "comparisons", row) for row in group if row.get("p_holm") is not None]
         words = judge_words(results, judge)
         heading = f"{versus(group[0])} · principles: {principle_set} · judge: {words}"
-        tables.append(Table(columns, rows, heading, frozenset((*columns[2:8], columns[-1]))).without_empty())
+        tables.append(
+            Table(columns, rows, heading, frozenset((*columns[2:8], columns[-1])), beside=True).without_empty()
+        )
     remark = (
         "p: sign-flip test of the queries' scores against one half; p Holm: adjusted for the rows of all tasks together, or for "
         "those of single tasks, of a judge on a principle set. n: queries scored, of those planned where some are missing."
@@ -251,7 +253,7 @@ def steerability_section(results: Results) -> Section:
         ]
         words = judge_words(results, judge)
         numbers = frozenset((*columns[3:6], columns[-1]))
-        table = Table(columns, cells, f"principles: {principle_set} · judge: {words}", numbers)
+        table = Table(columns, cells, f"principles: {principle_set} · judge: {words}", numbers, beside=True)
         tables.append(table.without_empty())
     remark = (
         "How often a response under a constitution follows it more than the same model's response under the opposite "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Results = dict[str, Any]
@@ -20,6 +20,8 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     heading: str = ""
     numbers: frozenset[str] = frozenset()
+    beside: bool = False
+    """Whether splits stand beside each other where there is room (`side_by_side`)."""
 
     def without_empty(self) -> Table:
         """The table without the columns that say nothing in any row; a reading says something."""
@@ -29,14 +31,14 @@ class Table:
     def without(self, *names: str) -> Table:
         kept = [i for i, name in enumerate(self.columns) if name not in names]
         rows = [tuple(row[i] for i in kept) for row in self.rows]
-        return Table(tuple(self.columns[i] for i in kept), rows, self.heading, self.numbers)
+        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
 
     def side_by_side(self) -> Table:
         """The table with the splits beside each other; the columns before "split" are the key of a row.
 
         n is said once where it is the same for all splits.
         """
-        if "split" not in self.columns:
+        if not self.beside or not self.rows:
             return self
         at = self.columns.index("split")
         cells = {(row[:at], row[at]): row[at + 1 :] for row in self.rows}
