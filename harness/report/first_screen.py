@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -12,11 +12,11 @@ from rich.text import Text
 from harness.report.flags import flags
 from harness.report.headline import headline, headline_legend, marks, models_shown, not_trusted
 from harness.report.terminal import plain, style_of, wrapped
-from harness.report.words import NONE, Results, Table, rows_of, split_words
+from harness.report.words import KEPT, NONE, Results, counted, rows_of, split_words
 
 LINES = 23
 """One less than the rows of the smallest usual terminal: the prompt needs one."""
-MOST_ROWS = 7
+MOST_ROWS = 6
 MOST_FLAG_LINES = 6
 MOST_MODELS = 4
 COLUMNS = ("comparison", "principles", "win rate", "like these", "p Holm", "reading")
@@ -62,45 +62,38 @@ def _win_rates(results: Results, console: Console) -> list[Text]:
     tables = headline(results)
     if not tables:
         return [Text(clipped(said, console.width, console)) for said in not_trusted(results).sentences]
-    found: list[Text] = []
-    left_out = 0
-    for place, table in enumerate(tables):
-        shown = table.rows[: max(0, MOST_ROWS - 1 - len(found))]
-        left_out += len(table.rows) - len(shown)
-        if shown:
-            head = table.heading if len(tables) > 1 else table.heading.split(", ")[0]
-            found += _aligned(table, shown, head, console, names=place == 0)
-    legend = headline_legend(results, tables)
-    if left_out:
-        legend.insert(0, f"and {left_out} more {'row' if left_out == 1 else 'rows'}: --all")
+    lines: list[str | tuple[str, ...]] = []
+    for table in tables:
+        lines += [table.heading] if len(tables) > 1 else []
+        lines += [row[: len(COLUMNS)] for row in table.rows]
+    shown = lines[: MOST_ROWS if len(lines) > MOST_ROWS else None]
+    if isinstance(shown[-1], str):
+        shown.pop()
+    left = sum(isinstance(line, tuple) for line in lines[len(shown) :])
+    legend = [f"and {counted(left, 'more row')}: --all"] if left else []
+    legend += headline_legend(results, tables)
+    head = tables[0].heading.split(", ")[0] if len(tables) == 1 else COLUMNS[0]
+    found = _aligned([(head, *COLUMNS[1:]), *shown], tables[0].numbers, console)
     return found + [Text(line, "dim") for _, line in _packed(legend, console.width, 2, "; ", console)]
 
 
-def _aligned(table: Table, rows: Sequence[tuple[str, ...]], head: str, console: Console, *, names: bool) -> list[Text]:
-    """Rows under a line with the judge; the first column gives way to the others."""
-    chosen = [i for i, name in enumerate(table.columns) if name in COLUMNS]
-    titles = (head, *(table.columns[i] for i in chosen[1:])) if names else (head, *[""] * (len(chosen) - 1))
-    kept = [
-        j
-        for j, i in enumerate(chosen)
-        if j == 0 or any(row[i] != NONE for row in rows) or table.columns[i] == "reading"
-    ]
-    cells = [
-        [plain(line[j], console) for j in kept] for line in (titles, *(tuple(row[i] for i in chosen) for row in rows))
-    ]
-    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-    if not names or len(cells[0][0]) > widths[0]:
-        widths[0] = max(cell_len(line[0]) for line in cells[1:])
+def _aligned(lines: Sequence[str | tuple[str, ...]], numbers: Collection[str], console: Console) -> list[Text]:
+    """Rows under the names of their columns, headings between them; the first column gives way to the others."""
+    names, *rows = [line for line in lines if isinstance(line, tuple)]
+    kept = [i for i, name in enumerate(COLUMNS) if i == 0 or name in KEPT or any(row[i] != NONE for row in rows)]
+    widths = [max(cell_len(plain(row[i], console)) for row in (names, *rows)) for i in kept]
     widths[0] = max(_NARROWEST, min(widths[0], console.width - sum(widths[1:]) - len(_GAP) * (len(widths) - 1)))
-    right = [table.columns[chosen[j]] in table.numbers for j in kept]
     found = []
-    for number, line in enumerate(cells):
-        text = Text(style="bold" if number == 0 else "")
-        for j, cell in enumerate(line):
-            short = cell if number == 0 and not names else clipped(cell, widths[j], console)
-            blank = " " * max(0, widths[j] - cell_len(short))
-            text.append(_GAP if j else "")
-            text.append(blank + short if right[j] else short + blank, style_of(cell) if number else "")
+    for line in lines:
+        if isinstance(line, str):
+            found.append(Text(clipped(line, console.width, console), "italic"))
+            continue
+        text = Text(style="bold" if line is names else "")
+        for i, width in zip(kept, widths, strict=True):
+            cell = clipped(line[i], width, console)
+            blank = " " * (width - cell_len(cell))
+            text.append(_GAP if i else "")
+            text.append(blank + cell if COLUMNS[i] in numbers else cell + blank, style_of(line[i]))
         text.rstrip()
         found.append(text)
     return found
