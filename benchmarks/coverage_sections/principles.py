@@ -45,7 +45,7 @@ def interval(simulations: int) -> None:
 
 
 def constitutions(simulations: int) -> None:
-    """150 queries with a constitution of two or three principles each, whose effects average; and rows copied for each principle."""
+    """150 queries with a constitution of two or three principles each, whose effects average; beside it, copies of the rows."""
     print("  G   size  sd   ties  coverage  bar    of copied rows; of the interval over queries")
     rng = np.random.default_rng(13)
     for g, size, sd, tie_rate in itertools.product((5, 10), (2, 3), (0.0, 0.5, 1.0), (0.0, 0.6)):
