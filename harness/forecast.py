@@ -8,11 +8,12 @@ known (queries on a hub that is out of reach, tokens without a tokenizer) is ass
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from harness.plan import GenerationUnit, Plan, Stage, VerdictUnit, is_local, rate_key
+from harness.plan import GenerationUnit, Plan, RelevanceUnit, Stage, VerdictUnit, is_local, rate_key
 from harness.spec import Spec, model_backend
 from harness.tasks import Query, TaskData, TaskSpec, hash_queries, load_task
 from harness.tasks.base import BUNDLED, OutOfReach
@@ -146,7 +147,8 @@ def training_work(plan: Plan, model: str) -> dict[str, int]:
 
 
 def forecast(plan: Plan, machine: Machine | None = None, *, memory: bool = True) -> dict[str, Any]:
-    """What the unfinished part of a run takes: a row per training, per model that answers, and per local model that judges.
+    """What the unfinished part of a run takes: a row per training, per model that answers, per local model that judges, and
+    per model that scores relevance.
 
     Args:
         plan: what is to be done.
@@ -157,7 +159,7 @@ def forecast(plan: Plan, machine: Machine | None = None, *, memory: bool = True)
         ``machine``, ``training``, ``models``: memory in bytes (None where it is not planned), tokens, whether it fits; and
         ``notes``, what could not be known, a sentence each.
     """
-    shapes = _Shapes(plan, machine) if memory and any(_wants_memory(plan, name) for name in plan.spec.models) else None
+    shapes = _Shapes(plan, machine) if memory and any(_wants_memory(plan, name) for name in plan.models) else None
     training = [
         _training(plan, stage.model, shapes)
         for stage in plan.stages
@@ -174,14 +176,14 @@ def forecast(plan: Plan, machine: Machine | None = None, *, memory: bool = True)
 
 def _wants_memory(plan: Plan, name: str) -> bool:
     """Whether a model runs here and is not embedded: those are small."""
-    return is_local(plan.spec.models[name]) and model_backend(_path(plan, name)) != "embedded"
+    return is_local(plan.model(name)) and model_backend(_path(plan, name)) != "embedded"
 
 
 def _path(plan: Plan, name: str) -> str:
     """Where the weights of a local model come from: for a trained one, the path of what it goes back to."""
-    while (train := plan.spec.training(name)) is not None:
+    while name in plan.spec.models and (train := plan.spec.training(name)) is not None:
         name = train.from_
-    return plan.spec.models[name].path or ""
+    return plan.model(name).path or ""
 
 
 class _Shapes:
@@ -282,7 +284,7 @@ class _Shapes:
 
     def dtype(self, model: str) -> str:
         """The number format that a model's weights are loaded in."""
-        wanted = self.plan.spec.models[model].dtype or self.plan.spec.engine.dtype
+        wanted = self.plan.model(model).dtype or self.plan.spec.engine.dtype
         if wanted != "auto":
             return wanted
         from harness.models.local import best_dtype
@@ -307,11 +309,11 @@ def _training(plan: Plan, model: str, shapes: _Shapes | None) -> dict[str, Any]:
 
 
 def _local_models(plan: Plan, shapes: _Shapes | None) -> Iterator[dict[str, Any]]:
-    """A row for each local model that still has something to answer, to judge in writing, and to judge by its probabilities."""
+    """A row for each local model that still has something to answer, to judge (in writing, by its probabilities) or to score."""
     nothing = dict.fromkeys(("parameters", "dtype", "weights", "batch", "devices", "peak", "fits", "largest_batch"))
-    purposes = (("generate", True), ("judge", True), ("judge", False))
-    for name, model in plan.spec.models.items():
-        for kind, writes in purposes if is_local(model) else ():
+    purposes = (("generate", True), ("judge", True), ("judge", False), ("relevance", False))
+    for name in plan.models:
+        for kind, writes in purposes if is_local(plan.model(name)) else ():
             stages = [s for s in plan.stages if (s.kind, s.model) == (kind, name) and bool(_written(plan, s)) == writes]
             counts = [_tokens(plan, stage) for stage in stages]
             rows = sum(count.rows for count in counts)
@@ -325,6 +327,8 @@ def _local_models(plan: Plan, shapes: _Shapes | None) -> Iterator[dict[str, Any]
 
                 prompt = plan.spec.sampling.max_prompt_tokens if kind == "generate" else max(c.longest for c in counts)
                 new, batch = (_written(plan, stages[0]), shapes.batch()) if writes else (1, CHOICE_BATCH)
+                if kind == "relevance" and (settings := plan.spec.measures.relevance) is not None:
+                    batch = 1 + settings.others
                 row |= shapes.generation(name, prompt, new, shapes.dtype(name), batch)
             yield row
 
@@ -343,6 +347,17 @@ def _tokens(plan: Plan, stage: Stage) -> _Tokens:
     done = stage.finished_rows(plan.folder)
     units = [unit for unit in stage.units if unit.id not in done]
     limit, new = plan.spec.sampling.max_prompt_tokens, plan.spec.sampling.max_new_tokens
+    if stage.kind == "relevance":  # a query's responses are read together, once after each query
+        together = Counter(unit.response.query.id for unit in units if isinstance(unit, RelevanceUnit))
+        read = {
+            unit.response.query.id: [
+                min(limit, _about(query.text)) + together[unit.response.query.id] * new
+                for query in (unit.response.query, *unit.others)
+            ]
+            for unit in units
+            if isinstance(unit, RelevanceUnit)
+        }
+        return _Tokens(len(units), sum(map(sum, read.values())), 0, max(map(max, read.values()), default=0))
     lengths = []
     for unit in units:
         if isinstance(unit, GenerationUnit):

@@ -237,11 +237,15 @@ class Plan:
             name: scorer for name in spec.models if self._used(name) and (scorer := self._scorer(name))
         }
         self.model_fingerprints: dict[str, str] = {
-            name: self._known(name, (known or {}).get(name)) or self._model_fingerprint(name)
-            for name in dict.fromkeys([*spec.models, *self.scorers.values()])
+            name: self._known(name, (known or {}).get(name)) or self._model_fingerprint(name) for name in self.models
         }
 
     # Models
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the specification's models, and of those besides them that score relevance."""
+        return list(dict.fromkeys([*self.spec.models, *self.scorers.values()]))
 
     def model(self, name: str) -> ModelSpec:
         """A model of the specification, or an embedded one that scores relevance and is not named there."""
@@ -266,7 +270,8 @@ class Plan:
         local = [n for n, m in self.spec.models.items() if m.path is not None and is_local(m)]
         local.sort(key=lambda name: self.spec.models[name].style != "chat")
         named = [settings.scorer] if settings.scorer else []
-        fallback = [EMBEDDED_SCORER] if EMBEDDED_SCORER in named or _is_at_hand(EMBEDDED_SCORER) else []
+        at_hand = _is_at_hand(EMBEDDED_SCORER) if settings.embedded is None else settings.embedded
+        fallback = [EMBEDDED_SCORER] if at_hand else []
         candidates = dict.fromkeys([*named, *local, *fallback])
         return next((n for n in candidates if n not in own and self.model(n).path not in paths), None)
 
@@ -705,7 +710,7 @@ class Plan:
         ]
 
     def settled(self) -> Spec:
-        """The specification with what the environment decided written out: which judges are held to a schema."""
+        """The specification with what the environment decided written out: judges held to a schema, the embedded scorer."""
         judges = {}
         for name, judge in self.spec.judges.items():
             if judge.model is not None and judge.structured == "auto" and is_api(self.spec.models[judge.model]):
@@ -713,11 +718,10 @@ class Plan:
                 judge = judge.model_copy(update={"structured": "on" if forms == {"structured"} else "off"})
             judges[name] = judge
         measures = self.spec.measures
-        if measures.relevance is not None and EMBEDDED_SCORER in self.scorers.values():
-            relevance = measures.relevance.model_copy(update={"scorer": EMBEDDED_SCORER})
+        if measures.relevance is not None:
+            embedded = EMBEDDED_SCORER in self.scorers.values()
+            relevance = measures.relevance.model_copy(update={"embedded": embedded})
             measures = measures.model_copy(update={"relevance": relevance})
-        elif not self.scorers:
-            measures = measures.model_copy(update={"relevance": None})
         return self.spec.model_copy(update={"judges": judges, "measures": measures})
 
     def judge_sampling(self, form: Form) -> Sampling:

@@ -180,6 +180,12 @@ class Relevance(Row):
     """Mean log-probability of the response per token, in nats: after its own query, then after each of the others; None for
     a response of which nothing is left to score."""
 
+    @model_validator(mode="after")
+    def _one_for_each_query(self) -> Self:
+        if self.logprobs is not None and len(self.logprobs) != 1 + len(self.others):
+            raise ValueError(f"{len(self.others)} other queries need {1 + len(self.others)} `logprobs`")
+        return self
+
 
 class Manifest(_Record):
     """How one stage of a run came about. The stage is finished when `finished` is set and `failed` is 0."""

@@ -255,6 +255,10 @@ class RelevanceSpec(_Part):
         description="the local model that scores, by its name here or as embedded/NAME; null: one of this specification that "
         "is not the writer nor what the writer is trained from, or else embedded/smollm2-135m-instruct",
     )
+    embedded: bool | None = Field(
+        default=None,
+        description="whether embedded/smollm2-135m-instruct scores where no other model may; null: where it is installed",
+    )
     queries: Count = Field(default=60, description="queries per task and split whose responses are scored")
     others: Count = Field(default=4, description="other queries that a response is held against")
 

@@ -22,6 +22,7 @@ from harness.judges.checks import validate_check
 from harness.judges.llm import load_judge_template
 from harness.models._api import check_base_url, resolve_key, variables_of
 from harness.models.recorded import answers_file, read_answers
+from harness.plan import EMBEDDED_SCORER
 from harness.spec import JudgeSpec, ModelSpec, Spec, SpecError, is_there, model_backend, one_line
 from harness.tasks import TaskData, hh_rlhf, list_tasks, load_task, tldr
 from harness.tasks.base import BUNDLED, HUB
@@ -81,6 +82,7 @@ def validate(spec: Spec, *, to_run: bool = True) -> list[str]:
     _check_comparisons(spec, found)
     _check_swapped(spec, sets, found)
     _check_stop(spec, tasks, found)
+    _check_relevance(spec, found)
     return found.sentences
 
 
@@ -676,6 +678,27 @@ def _check_stop(spec: Spec, tasks: dict[str, TaskData], found: _Problems) -> Non
             f"the last look is at {stop.looks[-1]} queries, and the tasks have {n}; lower it, or raise tasks.*.limit"
         )
         found.add(("statistics", "stop", "looks"), message)
+
+
+def _check_relevance(spec: Spec, found: _Problems) -> None:
+    """Relevance is scored by a model that runs here: one of the specification, or an embedded one that is installed."""
+    settings = spec.measures.relevance
+    if settings is None:
+        return
+    place: Location = ("measures", "relevance")
+    if settings.embedded:
+        with found.at((*place, "embedded")):
+            check_source(parse_source(EMBEDDED_SCORER))
+    name = settings.scorer
+    local = [n for n, m in spec.models.items() if model_backend(m.path or "") not in (*_API, "recorded")]
+    if name is None or name in local:
+        return
+    with found.at((*place, "scorer")):
+        if name in spec.models:
+            raise UserError(f"'{name}' does not run here, so it gives no probabilities; {nearest(name, local)}")
+        if not name.startswith("embedded/"):
+            raise UserError(f"there is no model '{name}' here; {nearest(name, [*local, EMBEDDED_SCORER])}")
+        check_source(parse_source(name))
 
 
 def _closest(name: str, known: Sequence[str]) -> str | None:

@@ -198,12 +198,20 @@ def sample_constitutions(
     return drawn
 
 
+def _shipped_folders() -> list[Path]:
+    here = Path(__file__).resolve().parent
+    return [folder for folder in (here / "_principles", here.parent / "principles") if folder.is_dir()]
+
+
+def is_shipped(principle_set: PrincipleSet) -> bool:
+    """Whether a set's file is one of those that come with this project."""
+    return principle_set.file.resolve().parent in [folder.resolve() for folder in _shipped_folders()]
+
+
 def principle_folders(extra: Sequence[Path] = ()) -> list[Path]:
     """Where principle sets are looked for, first match wins: `extra`, $HARNESS_PRINCIPLES, ./principles, the shipped ones."""
-    here = Path(__file__).resolve().parent
-    shipped = [folder for folder in (here / "_principles", here.parent / "principles") if folder.is_dir()]
     named = [Path(p) for p in os.environ.get("HARNESS_PRINCIPLES", "").split(os.pathsep) if p]
-    folders = [*extra, *named, Path("principles"), *shipped]
+    folders = [*extra, *named, Path("principles"), *_shipped_folders()]
     seen: set[Path] = set()
     return [f for f in folders if f.is_dir() and not (f.resolve() in seen or seen.add(f.resolve()))]  # type: ignore[func-returns-value]
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 LEAST = 4
 """Consecutive words, at least, that make a copy. Three in a row ("the end of") happen by chance."""
 
-_WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿]|[^\W_぀-ヿ㐀-䶿一-鿿豈-﫿]+")
+_CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
 """A run of letters and digits; a Chinese or Japanese character is a word."""
 
 
@@ -50,9 +51,8 @@ def without_copied(response: str, sources: Sequence[str], least: int = LEAST) ->
 
 def copied_share(response: str, sources: Sequence[str], least: int = LEAST) -> float:
     """The share of the words of `response`, in [0, 1], that stand in copied stretches; 0 for a response without words."""
-    spans = copied_spans(response, sources, least)
-    starts = [start for _, start, _ in _words(response)]
-    return sum(any(a <= start < b for a, b in spans) for start in starts) / len(starts) if starts else 0.0
+    words, kept = (sum(1 for _ in _words(text)) for text in (response, without_copied(response, sources, least)))
+    return (words - kept) / words if words else 0.0
 
 
 def _words(text: str) -> Iterator[tuple[str, int, int]]:
@@ -64,7 +64,7 @@ def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
 
 
 def _with_marks(text: str, start: int, end: int) -> tuple[int, int]:
-    """The stretch and the marks that touch it, but none that belong to the next or the previous word ("don't")."""
+    """The stretch and the marks that touch it."""
     while start and _is_mark(text[start - 1]):
         start -= 1
     while end < len(text) and _is_mark(text[end]):

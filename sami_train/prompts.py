@@ -104,11 +104,15 @@ class Template(BaseModel):
         return form.completion.stop if style == "completion" else form.chat.stop
 
     def labels(self, style: Style, *, reasoning: bool = False) -> tuple[str, ...]:
-        """What begins a line of the prompt and announces what follows, such as ``Post:``; the response's own label last."""
+        """What begins a line of the prompt and announces what follows, such as ``Post:``; the response's own label last.
+
+        With reasoning, that is the marker. A chat without reasoning has no label for the response.
+        """
         form = self._form(reasoning)
         texts = [form.completion.text] if style == "completion" else [m.content for m in form.chat.messages]
         starts = [line.partition("{")[0].strip() for text in texts for line in text.splitlines()]
-        return tuple(dict.fromkeys(start for start in starts if start.endswith(":")))
+        labels = dict.fromkeys(start for start in starts if start.endswith(":"))
+        return (*labels, self.answer_marker().strip()) if reasoning else tuple(labels)
 
     def run_on(self, text: str, principles: int, style: Style, *, reasoning: bool = False) -> int | None:
         """Where a response runs on with its own prompt, in characters; None where it does not.
@@ -118,7 +122,7 @@ class Template(BaseModel):
         which the response was to begin may open it.
         """
         labels = self.labels(style, reasoning=reasoning)
-        at_start = labels[:-1] if style == "completion" else labels
+        at_start = labels[:-1] if style == "completion" or reasoning else labels
         counted: set[int] = set()
         start = 0
         for line in text.splitlines(keepends=True):

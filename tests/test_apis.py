@@ -36,7 +36,7 @@ tasks:
 principles: {{sets: [verifiable]}}
 judges: {judges}
 comparisons: [{{a: one, b: two}}]
-measures: {{steerability: false, infonce: 0}}
+measures: {{steerability: false, infonce: 0, relevance: false}}
 statistics: {{max_unscored: 1.0}}
 output: {folder}/run
 """

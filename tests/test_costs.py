@@ -197,7 +197,7 @@ tasks:
 principles: {sets: [verifiable]}
 judges: {claude: {kind: llm, model: judge}}
 comparisons: [{a: one, b: two}]
-measures: {steerability: false, infonce: 0}
+measures: {steerability: false, infonce: 0, relevance: false}
 sampling: {max_new_tokens: 50}
 output: run
 """

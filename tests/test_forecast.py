@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from harness.cli import main
 from harness.forecast import Assumptions, _tokens, forecast, given_rates, plan_ahead, training_work
 from harness.models.local import CHOICE_BATCH
-from harness.plan import JUDGE_SAMPLING, Plan, build_plan, describe, rate_key
+from harness.plan import EMBEDDED_SCORER, JUDGE_SAMPLING, Plan, build_plan, describe, rate_key
 from harness.spec import JudgeSpec, load_spec
 from harness.tasks import TaskSpec, load_task
 from sami_train.config import list_recipes, load_recipe
@@ -38,7 +39,7 @@ judges:
   far: {kind: llm, model: gpt}
 comparisons: [{a: sami, b: base}]
 sampling: {max_new_tokens: 16, max_prompt_tokens: 512}
-measures: {steerability: false}
+measures: {steerability: false, relevance: false}
 engine: {batch_size: 4}
 output: run
 """
@@ -106,7 +107,8 @@ def test_the_papers_models_are_planned_without_their_files(tmp_path: Path, root:
     (tmp_path / "sami-diverse.yaml").write_text(
         text.replace("name: diverse\n", "name: sami-diverse\n"), encoding="utf-8"
     )
-    spec = load_spec("paper/exp3-diverse", {"principles.folders": [str(tmp_path)], "output": str(tmp_path / "run")})
+    changes = {"principles.folders": [str(tmp_path)], "output": str(tmp_path / "run"), "measures.relevance": False}
+    spec = load_spec("paper/exp3-diverse", changes)
     plan, assumed = plan_ahead(spec)
     found = forecast(plan, GPU)
     (row,) = found["training"]
@@ -149,6 +151,42 @@ def test_a_judge_that_writes_may_write_all_it_is_given(folder: Path, tiny_model:
     recipe, architecture = load_recipe("embedded/gemma-3-270m"), find_architecture(str(tiny_model))
     held = rehearse_sampling(architecture, recipe, Lengths(prompt, longest), "cuda", "bfloat16", 4)
     assert writing["peak"] == writing["weights"] + max(held.prompts, held.writing) + PROGRAM["cuda"]
+
+
+def test_a_scorer_of_relevance_reads_every_querys_responses_after_five_queries(folder: Path, tiny_model: Path) -> None:
+    plan = plan_of(
+        folder, measures__relevance={"scorer": "judge", "queries": 3}, models__judge__path=str(twin(tiny_model, folder))
+    )
+    rows = [row for row in forecast(plan, GPU)["models"] if row["does"] == "relevance"]
+    assert [row["model"] for row in rows] == ["judge"]
+    units = [u for s in plan.stages if s.kind == "relevance" for u in s.units]
+    (row,) = rows
+    assert (row["rows"], row["new_tokens"], row["batch"]) == (
+        2 * 3 * 2,
+        0,
+        5,
+    )  # writers, queries, sides; the own query and 4
+    longest = read = 0
+    for unit in units:
+        for query in (unit.response.query, *unit.others):
+            length = min(512, math.ceil(len(query.text) / 4)) + 2 * 16  # the two sides' responses, at their longest
+            longest, read = max(longest, length), read + length
+    assert row["prompt_tokens"] == read / 2, "the two sides are read together"
+    recipe, architecture = load_recipe("embedded/gemma-3-270m"), find_architecture(str(tiny_model))
+    held = rehearse_sampling(architecture, recipe, Lengths(longest, 1), "cuda", "bfloat16", 5)
+    assert row["peak"] == row["weights"] + max(held.prompts, held.writing) + PROGRAM["cuda"]
+
+
+def test_the_embedded_scorer_is_listed_and_its_memory_is_not_planned(folder: Path) -> None:
+    plan = plan_of(folder, measures__relevance={"embedded": True})
+    row = next(r for r in forecast(plan, GPU)["models"] if r["does"] == "relevance")
+    assert (row["model"], row["path"], row["peak"]) == (EMBEDDED_SCORER, EMBEDDED_SCORER, None)
+    assert row["rows"] == 2 * 5 * 2
+
+
+def twin(model: Path, folder: Path) -> Path:
+    """The same model at another place."""
+    return Path(shutil.copytree(model, folder / "twin"))
 
 
 def test_what_is_done_is_left_out(folder: Path) -> None:

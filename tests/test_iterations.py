@@ -34,7 +34,7 @@ judges:
   verifiable: {{kind: verifiable}}
 comparisons: [{{a: {scored}, b: base}}, {{a: sami-2, b: base}}]
 sampling: {{max_new_tokens: 8, max_prompt_tokens: 1400}}
-measures: {{steerability: false}}
+measures: {{steerability: false, relevance: false}}
 engine: {{threads: 1, batch_size: 5}}
 output: {output}
 """
@@ -183,7 +183,7 @@ principles: {{sets: [summarization], splits: [learned]}}
 judges: {{own: {{kind: llm, model: chat}}}}
 comparisons: [{{a: base, b: chat}}]
 sampling: {{max_new_tokens: 8, max_prompt_tokens: 1400, reasoning: {reasoning}}}
-measures: {{steerability: false, infonce: {infonce}}}
+measures: {{steerability: false, infonce: {infonce}, relevance: false}}
 engine: {{threads: 1}}
 output: {output}
 """

@@ -245,6 +245,7 @@ principles: {{sets: [verifiable]}}
 judges: {{program: {{kind: verifiable}}, own: {{kind: llm, model: other, form: text, limit: 1}}}}
 comparisons: [{{a: base, b: other}}]
 sampling: {{max_new_tokens: 8, max_prompt_tokens: 1400}}
+measures: {{relevance: false}}
 statistics: {{max_unscored: 1}}
 engine: {{threads: 1}}
 output: {tmp_path / "run"}

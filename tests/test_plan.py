@@ -57,7 +57,7 @@ judges:
   verifiable: {kind: verifiable}
   llm: {kind: llm, model: judge, limit: 2}
 comparisons: [{a: sami, b: base}]
-measures: {infonce: 2}
+measures: {infonce: 2, relevance: false}
 output: run
 """
 

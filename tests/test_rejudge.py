@@ -40,7 +40,7 @@ judges:
   verifiable: {{kind: verifiable}}
 comparisons: [{{a: instruct, b: base}}]
 sampling: {{max_new_tokens: 8, max_prompt_tokens: 1400}}
-measures: {{steerability: false, swapped: true}}
+measures: {{steerability: false, swapped: true, relevance: false}}
 engine: {{threads: 1, device: cpu}}
 output: {output}
 """

@@ -36,7 +36,7 @@ judges:
   own: {kind: llm, model: instruct}
 comparisons: [{a: base, b: instruct}]
 sampling: {max_new_tokens: 8, max_prompt_tokens: 1400}
-measures: {infonce: 2}
+measures: {infonce: 2, relevance: false}
 statistics: {max_unscored: 1.0}
 engine: {threads: 1, batch_size: 5, dtype: float32}
 """

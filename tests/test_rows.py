@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from harness.rows import Generation, Likelihood, Manifest, Verdict
+from harness.rows import Generation, Likelihood, Manifest, Relevance, Verdict
 
 GENERATION: dict[str, Any] = {
     "id": "m/dialogue/q1/short+/0",
@@ -24,6 +24,7 @@ GENERATION: dict[str, Any] = {
     "prompt": "Be short.\n\nWhat is a tree?",
     "text": "A tall plant – 木\u2028🌲",
     "reasoning": "Few words are wanted.",
+    "tail": "Asked: what is a bush?",
     "finish_reason": "stop",
     "n_prompt_tokens": 9,
     "n_tokens": 7,
@@ -66,6 +67,20 @@ LIKELIHOOD: dict[str, Any] = {
     "logprob_sums": [[-1.0, -2.5], [-0.1 - 0.2, -3.0]],
     "n_tokens": [4, 5],
 }
+RELEVANCE: dict[str, Any] = {
+    "id": "r1",
+    "fingerprint": "b" * 32,
+    "model": "m",
+    "task": "dialogue",
+    "query_id": "q1",
+    "constitution_id": "short+",
+    "principle_set": "verifiable",
+    "split": "learned",
+    "epoch": 0,
+    "scorer": "other",
+    "others": ["q3", "q2"],
+    "logprobs": [-1.5, -0.1 - 0.2, -3.0],
+}
 MANIFEST: dict[str, Any] = {
     "stage": "generate",
     "fingerprint": "c" * 32,
@@ -82,7 +97,13 @@ MANIFEST: dict[str, Any] = {
     "done": 9,
     "failed": 1,
 }
-KINDS = [(Generation, GENERATION), (Verdict, VERDICT), (Likelihood, LIKELIHOOD), (Manifest, MANIFEST)]
+KINDS = [
+    (Generation, GENERATION),
+    (Verdict, VERDICT),
+    (Likelihood, LIKELIHOOD),
+    (Relevance, RELEVANCE),
+    (Manifest, MANIFEST),
+]
 
 
 @pytest.mark.parametrize(("kind", "fields"), KINDS)
@@ -131,6 +152,7 @@ def test_details_are_what_a_reader_of_the_file_will_see() -> None:
         (Verdict, VERDICT | {"details": {"share": float("nan")}}),
         (Verdict, VERDICT | {"latency_s": float("inf")}),
         (Likelihood, LIKELIHOOD | {"logprob_sums": [[-1.0, float("nan")], [-1.0, -1.0]]}),
+        (Relevance, RELEVANCE | {"logprobs": [-1.0, float("-inf"), -1.0]}),
     ],
 )
 def test_numbers_that_json_has_no_word_for_are_refused(kind: Any, fields: dict[str, Any]) -> None:
@@ -156,6 +178,12 @@ def test_a_failure_comes_with_its_reason_and_only_a_failure(kind: Any, fields: d
 def test_a_likelihood_is_square(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="constitutions need"):
         Likelihood(**LIKELIHOOD | change)
+
+
+def test_a_relevance_has_a_number_for_each_query_or_none() -> None:
+    assert Relevance(**RELEVANCE | {"logprobs": None}).logprobs is None
+    with pytest.raises(ValidationError, match="2 other queries need 3 `logprobs`"):
+        Relevance(**RELEVANCE | {"logprobs": [-1.0, -2.0]})
 
 
 def test_a_manifest_without_a_time_zone_is_refused() -> None:

@@ -44,7 +44,7 @@ judges:
   own: {{kind: llm, model: instruct, limit: 2}}
 comparisons: [{{a: sami, b: base}}, {{a: sami, b: instruct}}]
 sampling: {{max_new_tokens: 8, max_prompt_tokens: 1400}}
-measures: {{infonce: 2}}
+measures: {{infonce: 2, relevance: false}}
 engine: {{threads: 1, batch_size: 5}}
 output: {output}
 """
@@ -243,13 +243,13 @@ def test_another_run_takes_everything_from_the_cache(undisturbed: Path, tiny_mod
     assert figures(tmp_path / "run")["comparisons"] == mine
 
 
-def test_a_changed_principle_recomputes_only_what_depends_on_it(tiny_model: Path, tmp_path: Path, root: Path) -> None:
+def test_changed_principles_recompute_only_what_depends_on_it(tiny_model: Path, tmp_path: Path, root: Path) -> None:
     text = (root / "principles" / "verifiable.yaml").read_text()
     folder = tmp_path / "principles"
     folder.mkdir()
     units: list[dict[str, str]] = []
     stages: list[dict[str, str]] = []
-    for version in (text, text.replace("definition: ", "definition: Please. ", 1)):
+    for version in (text, text.replace("definition: ", "definition: Please. ", 6)):
         (folder / "mine.yaml").write_text(version.replace("name: verifiable", "name: mine"))
         spec = load_spec(str(write_spec(tmp_path, tiny_model)), {"principles.sets": [str(folder / "mine.yaml")]})
         plan = build_plan(spec)

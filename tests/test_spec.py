@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.spec import ENVIRONMENT, Spec, SpecError, list_presets, load_spec, model_backend
+from harness.spec import ENVIRONMENT, RelevanceSpec, Spec, SpecError, list_presets, load_spec, model_backend
 from harness.stats import StopRule
 from harness.validation import check, validate
 from sami_train.data import Query
@@ -516,10 +516,10 @@ def test_a_model_trained_from_one_without_a_chat_template_cannot_chat(tmp_path: 
 
 
 def test_a_query_must_not_get_the_same_principle_twice(tmp_path: Path) -> None:
-    (found,) = problems(write(tmp_path, ("size: 1", "size: 2\n  per_query: 3")))
+    (found,) = problems(write(tmp_path, ("size: 1", "size: 2\n  per_query: 5")))
     assert found.startswith(f"{tmp_path}/try.yaml:19: 'principles.per_query': ")
-    assert "has 5 held-out principles" in found
-    assert "lower 'per_query' to 2" in found
+    assert "has 9 held-out principles" in found
+    assert "lower 'per_query' to 4" in found
 
 
 def test_what_judges_go_by_is_in_every_constitution(tmp_path: Path) -> None:
@@ -540,6 +540,67 @@ def test_swapping_needs_twice_as_many_principles_as_a_constitution_has(tmp_path:
     (found,) = problems(file)
     assert "try.yaml:26: 'measures.swapped': the set 'one' has 1 " in found
     assert "swapping needs 2" in found
+
+
+SCORERS = [
+    # what follows 'infonce: 2', words of the one problem (none: it is sound)
+    ("relevance: false", []),
+    ("relevance: true", []),
+    ("relevance: {scorer: instruct}", []),
+    ("relevance: {scorer: sami, queries: 3, others: 2}", []),
+    ("relevance: {scorer: embedded/gemma-3-270m}", []),
+    ("relevance: {scorer: instrcut}", ["measures.relevance.scorer", "no model 'instrcut'", "did you mean 'instruct'"]),
+    ("relevance: {scorer: far}", ["measures.relevance.scorer", "'far' does not run here", "base"]),
+    ("relevance: {scorer: told}", ["measures.relevance.scorer", "'told' does not run here", "base"]),
+    ("relevance: {scorer: embedded/gema-3-270m}", ["measures.relevance.scorer", "did you mean 'gemma-3-270m'"]),
+    ("relevance: {scorer: org/name}", ["measures.relevance.scorer", "there is no model 'org/name'"]),
+    ("relevance: {scorr: base}", ["unknown key 'measures.relevance.scorr'", "'scorer'"]),
+    ("relevance: {queries: 0}", ["measures.relevance", "greater than or equal to 1"]),
+    ("relevance: 3", ["measures.relevance"]),
+]
+
+
+@pytest.mark.parametrize(("relevance", "words"), SCORERS)
+def test_relevance_is_scored_by_a_model_that_runs_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relevance: str, words: list[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    (tmp_path / "told.jsonl").write_text('{"query": "a", "text": "b"}\n', encoding="utf-8")
+    more = "models:\n  far: {path: openai/gpt, style: chat}\n  told: {path: recorded/told.jsonl, style: chat}\n"
+    file = write(tmp_path, ("infonce: 2", f"infonce: 2, {relevance}"), ("models:\n", more))
+    found = [problem for problem in problems(file) if "measures.relevance" in problem]
+    assert len(found) == (1 if words else 0)
+    for problem in found:
+        assert problem.startswith(f"{file}:28: ")
+        assert all(word in problem for word in words), problem
+
+
+def test_a_scorer_whose_package_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "smollm2" in name else real(name))
+    for change in ("scorer: embedded/smollm2-135m-instruct", "embedded: true"):
+        spec = load_spec(write(tmp_path, ("infonce: 2", f"infonce: 2, relevance: {{{change}}}")))
+        (found,) = (problem for problem in validate(spec) if "measures.relevance" in problem)
+        assert f"'measures.relevance.{change.partition(':')[0]}'" in found
+        assert "needs the package" in found
+    spec = load_spec(write(tmp_path, ("infonce: 2", "infonce: 2, relevance: {embedded: false}")))
+    assert not [problem for problem in validate(spec) if "measures.relevance" in problem]
+
+
+@pytest.mark.parametrize("relevance", ["false", "true", "{scorer: base, queries: 7}", "{others: 2, embedded: false}"])
+def test_relevance_comes_back_from_a_dump(tmp_path: Path, relevance: str) -> None:
+    spec = load_spec(write(tmp_path, ("infonce: 2", f"infonce: 2, relevance: {relevance}")))
+    assert (spec.measures.relevance is None) == (relevance == "false")
+    again = tmp_path / "again.yaml"
+    again.write_text(spec.dump(), encoding="utf-8")
+    assert load_spec(again).measures.relevance == spec.measures.relevance
+    assert load_spec(again, {"measures.relevance": False}).measures.relevance is None
+    assert load_spec(again, {"measures.relevance": True}).measures.relevance == RelevanceSpec()
+    if spec.measures.relevance is not None:
+        changed = load_spec(again, {"measures.relevance.queries": 5}).measures.relevance
+        assert changed == spec.measures.relevance.model_copy(update={"queries": 5})
 
 
 @pytest.mark.parametrize("swapped", [True, False, 3])

@@ -64,7 +64,7 @@ def _speeds(option: str, texts: list[str]) -> dict[str | None, float]:
 
 
 def print_forecast(described: dict[str, Any], screen: Console) -> None:
-    """Memory and tokens of training, answers and local judges; what was assumed and what is missing."""
+    """Memory and tokens of training, answers, local judges and scorers of relevance; what was assumed and what is missing."""
     found = described["forecast"]
     if found["training"]:
         _print_training(found["training"], screen)
@@ -104,7 +104,7 @@ def _print_models(found: list[dict[str, Any]], screen: Console) -> None:
     rows = [
         [
             row["model"],
-            "answers" if row["does"] == "generate" else "judges",
+            {"generate": "answers", "judge": "judges", "relevance": "scores relevance"}[row["does"]],
             f"{row['rows']:,}",
             f"{row['prompt_tokens']:,}",
             f"{row['new_tokens']:,}",

@@ -42,7 +42,9 @@ def add_parser(subparsers: Subparsers) -> None:
         usage="[SET ...] [--json]",
         help="look for mistakes in principle sets",
         description="Look for mistakes: near-duplicates, held-out principles among the learned ones, checks that "
-        "cannot run. Exits with 0 when all is clean, 2 when a set cannot be read, 3 when something is suspicious.",
+        "cannot run, definitions that pass their own check. Exits with 0 when all is clean, 2 when a set cannot be read, 3 when "
+        "something is suspicious. A definition that passes its own check is a warning in a set of yours, which leaves the exit "
+        "code as it is, since copied text does not count in a comparison.",
         epilog="""\
 examples:
   harness principles lint              every set at hand
@@ -174,16 +176,18 @@ def execute_lint(options: argparse.Namespace) -> int:
         try:
             found = load_principle_set(name)
         except UserError as error:
-            rows.append({"set": name, "principles": 0, "readable": False, "problems": [str(error)]})
+            rows.append({"set": name, "principles": 0, "readable": False, "problems": [str(error)], "warnings": []})
         else:
-            n = len(found.principles)
-            rows.append({"set": found.name, "principles": n, "readable": True, "problems": _problems(found)})
+            problems, warnings = _problems(found)
+            said = {"problems": problems, "warnings": warnings}
+            rows.append({"set": found.name, "principles": len(found.principles), "readable": True, **said})
     if options.json:
         print_json(rows)
     else:
         for row in rows:
-            if row["problems"]:
-                sys.stdout.writelines(f"{row['set']}: {problem}\n" for problem in row["problems"])
+            lines = [*row["problems"], *(f"warning: {warning}" for warning in row["warnings"])]
+            if lines:
+                sys.stdout.writelines(f"{row['set']}: {line}\n" for line in lines)
             else:
                 sys.stdout.write(f"{row['set']}: {row['principles']} principles, nothing found\n")
     return 2 if not all(row["readable"] for row in rows) else 3 if any(row["problems"] for row in rows) else 0
@@ -288,19 +292,22 @@ def _no_verb(parser: argparse.ArgumentParser) -> int:
     raise UserError("name a verb, for example: harness principles lint")
 
 
-def _problems(found: PrincipleSet) -> list[str]:
-    """What the lint finds, and the checks that cannot run."""
+def _problems(found: PrincipleSet) -> tuple[list[str], list[str]]:
+    """What the lint finds and the checks that cannot run; and what is a warning in a set that is not shipped."""
     from harness.judges.checks import validate_check
-    from sami_train.constitutions import lint
+    from harness.judges.verifiable import copy_findings
+    from sami_train.constitutions import is_shipped, lint
 
-    problems = lint(found)
+    problems, copies = lint(found), []
     for principle in found.principles:
         if principle.check is not None:
             try:
                 validate_check(principle.check)
             except UserError as error:
                 problems.append(f"{principle.id}: {error}")
-    return problems
+            else:
+                copies += copy_findings([principle])
+    return ([*problems, *copies], []) if is_shipped(found) else (problems, copies)
 
 
 def _example_queries(task: str, n: int) -> list[Query]:

@@ -69,6 +69,12 @@ def satisfied_by_copy(principle: Principle) -> bool:
     return check is not None and check.name != "word_count" and score(check, principle.definition) > 0.5
 
 
+def copy_findings(principles: Iterable[Principle]) -> list[str]:
+    """A sentence for each principle that `satisfied_by_copy` is true of. Raises UserError: a check cannot run."""
+    found = "a copy of its own definition passes its check; reword it so that it does not show the feature"
+    return [f"{principle.id}: {found}" for principle in principles if satisfied_by_copy(principle)]
+
+
 def follow_score(constitution: Constitution, text: str, *, principle_set: str = "") -> float:
     """Mean over the elements of the check's score, or of 1 minus it where the constitution takes the antithesis.
 

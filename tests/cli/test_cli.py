@@ -409,6 +409,25 @@ def test_lint_finds_a_copy_of_a_learned_principle_and_a_check_that_cannot_run(ha
     assert harness("principles", "lint", "mine.yaml", "missing.yaml").code == 2
 
 
+def test_lint_warns_of_a_definition_that_a_copy_satisfies_and_refuses_it_in_a_shipped_set(
+    harness: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "name: mine\nprinciples:\n"
+        '  - id: quoted\n    task: dialogue\n    split: learned\n    definition: Put a word like "so" into quotation marks.\n'
+        "    antithesis: Leave out quotation marks in all of it.\n    check: quotations\n"
+    )
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    sentence = "quoted: a copy of its own definition passes its check; reword it so that it does not show the feature"
+    assert harness("principles", "lint", "mine.yaml") == (0, f"mine: warning: {sentence}\n", "")
+    (row,) = json.loads(harness("principles", "lint", "mine.yaml", "--json").out)
+    assert (row["problems"], row["warnings"]) == ([], [sentence])
+    monkeypatch.setattr("sami_train.constitutions._shipped_folders", lambda: [tmp_path])
+    assert harness("principles", "lint", "mine.yaml") == (3, f"mine: {sentence}\n", "")
+    said = harness("principles", "lint", "--help")
+    assert "warning in a set of yours" in " ".join(said.out.split())
+
+
 def test_a_sample_shows_the_prompt_with_principle_and_query(harness: Command) -> None:
     said = harness("principles", "sample", "verifiable", "-n", "2", "--split", "held_out", "--json")
     samples = json.loads(said.out)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.judges.checks import check, list_checks, score, validate_check
+from harness.judges.checks import check, list_checks, score, validate_check, weight
 from sami_train.constitutions import Check, PrincipleSet, lint, load_principle_set
 from sami_train.errors import UserError
 
@@ -320,11 +320,26 @@ BY_PRINCIPLE = {
     "speaks-to-you": ("You should feed your cat.", "The woman should feed the cat."),
     "gives-example": ("Cats eat meat. For example, chicken.", "Cats eat meat of any kind."),
     "digits": ("The cat is 3 years old.", "The cat is three years old."),
+    "names-a-colour": ("The cat is grey all over.", "The cat is one of several."),
+    "something-to-eat": ("The cat wants fish today.", "The cat wants nothing today."),
+    "contrast": ("The cat is ill, but it sleeps.", "The cat is ill and it sleeps."),
+    "caution": ("Be careful with the cat.", "All is well with the cat."),
+    "time-of-day": ("The cat came back at noon.", "The cat came back at last."),
+    "relatives": ("The cat lives with my aunt.", "The cat lives with a stranger."),
+    "buildings": ("The cat sleeps in the barn.", "The cat sleeps in the open."),
+    "asks-a-favour": ("Please look after the cat.", "Look after the cat at once."),
+    "beyond-doubt": ("The cat is certainly ill.", "The cat is said to be ill."),
+    "steps-in-order": ("First feed it, then wait.", "Feed it, and wait a little."),
     "lower-case": ("the cat is ill. it sleeps.", "The cat is ill. It sleeps."),
     "title-line": ("The Sick Cat\n\nThe cat is ill today.", "The cat is ill today.\n\nIt sleeps a lot."),
     "quotation": ('The vet said "it will live".', "The vet said that it will live."),
     "parentheses": ("The cat (a tabby) is ill.", "The cat, a tabby, is ill."),
-    "because": ("It sleeps because it is ill.", "It sleeps and it is ill."),
+    "gives-a-reason": ("It sleeps because it is ill.", "It sleeps and it is ill."),
+    "animals": ("The cat sleeps all day.", "The child sleeps all day."),
+    "sounds-unsure": ("The cat is perhaps ill.", "The cat is ill again."),
+    "opens-with-greeting": ("Hello, the cat is ill.", "The cat is ill. It sleeps."),
+    "weather": ("The cat is out in the rain.", "The cat is out in the open."),
+    "comparison": ("The cat sleeps like a stone.", "The cat sleeps all day long."),
 }
 
 
@@ -340,17 +355,21 @@ def test_every_principle_has_a_check_that_tells_its_sides_apart(verifiable):
 
 def test_the_set_is_clean_and_a_third_is_held_out(verifiable):
     assert lint(verifiable) == []
-    assert len(verifiable.principles) == 15
+    assert len(verifiable.principles) == 30
     for task in ("dialogue", "summarization"):
-        assert len(verifiable.select(task, "learned")) >= 8
-        assert len(verifiable.select(task, "held_out")) >= 4
+        learned, held_out = (len(verifiable.select(task, split)) for split in ("learned", "held_out"))
+        assert learned >= 2 * held_out > 16
 
 
 def test_definition_and_antithesis_are_about_the_same_length(verifiable):
     """A side that is longer on average could be told apart by its length alone."""
     lengths = [(len(p.definition), len(p.antithesis)) for p in verifiable.principles]
-    assert all(abs(a - b) <= 16 for a, b in lengths)
+    assert all(abs(a - b) <= 31 for a, b in lengths)
     assert abs(sum(a - b for a, b in lengths)) / len(lengths) < 3
+
+
+def test_weight_counts_words_up_to_three():
+    assert [weight(text) for text in ("", "!", "no", "no, no", "no no no", "no " * 9)] == [0, 0, 1 / 3, 2 / 3, 1, 1]
 
 
 # --- checkers of other packages

@@ -1,4 +1,4 @@
-"""The verifiable judge: a mean over sides, exact and blind to the order of the two texts."""
+"""The verifiable judge: a mean over sides, exact, blind to the order of the two texts and to what they copy."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.judges.checks import score
-from harness.judges.verifiable import compare, follow_score, require_checks
-from sami_train.constitutions import Check, Constitution, Element, Principle, load_principle_set
+from harness.judges.checks import score, weight
+from harness.judges.verifiable import compare, copy_findings, follow_score, require_checks, satisfied_by_copy
+from sami_train.constitutions import (
+    Check,
+    Constitution,
+    Element,
+    Principle,
+    is_shipped,
+    list_principle_sets,
+    load_principle_set,
+)
+from sami_train.copying import without_copied
 from sami_train.errors import UserError
 
 SET = load_principle_set(Path(__file__).resolve().parents[2] / "principles" / "verifiable.yaml")
@@ -43,7 +52,8 @@ phrases = [
     "For example, 3. ",
     "you ",
 ]
-texts = st.text(max_size=60) | st.lists(st.sampled_from(phrases), max_size=8).map("".join)
+sentences = [side for p in SET.principles for side in (p.definition, p.antithesis)]
+texts = st.text(max_size=60) | st.lists(st.sampled_from(phrases) | st.sampled_from(sentences), max_size=8).map("".join)
 
 
 def test_the_score_is_the_mean_over_the_sides_taken():
@@ -54,23 +64,95 @@ def test_the_score_is_the_mean_over_the_sides_taken():
 
 
 def test_the_better_text_wins_and_the_details_say_why():
-    outcome, details = compare(constitution("digits+", "because-"), "It ran for 3 days.", "It ran because of you.")
+    outcome, details = compare(constitution("digits+", "animals-"), "It ran for 3 days.", "It ran from a dog.")
     assert outcome == "a"
     assert details == {
         "score_a": 1,
         "score_b": 0,
-        "principles": {"digits": {"follows": True, "a": 1, "b": 0}, "because": {"follows": False, "a": 1, "b": 0}},
+        "principles": {"digits": {"follows": True, "a": 1, "b": 0}, "animals": {"follows": False, "a": 1, "b": 0}},
+        "whole": {"outcome": "a", "score_a": 1, "score_b": 0},
     }
 
 
-def test_an_empty_response_never_wins_against_one_that_follows():
-    for principle in SET.principles:
+def quoting() -> Principle:
+    return Principle(
+        id="quoting",
+        definition='Put what somebody said into quotation marks, as in "so he said to me".',
+        antithesis="Report what somebody said and leave out quotation marks.",
+        split="held_out",
+        task=("dialogue",),
+        check=Check(name="quotations"),
+    )
+
+
+def test_a_copy_does_not_count_and_the_whole_keeps_it():
+    principle = quoting()
+    follows = Constitution((Element(principle, True),))
+    copied = f"Well then. {principle.definition} He left the house."
+    plain = "Well then. He left the house."
+    outcome, details = compare(follows, copied, plain)
+    assert (outcome, details["score_a"], details["score_b"]) == ("tie", 0, 0)
+    assert details["whole"] == {"outcome": "a", "score_a": 1, "score_b": 0}
+    outcome, details = compare(follows, 'He said "no" and left.', copied)
+    assert (outcome, details["whole"]["outcome"]) == ("a", "tie")
+    outcome, _ = compare(follows.opposite(), copied, 'He said "no" and left.')
+    assert outcome == "a", "what is left of it reports indirectly"
+
+
+def test_a_copy_of_the_other_side_does_not_count_either():
+    principle = quoting()
+    for side in (principle.definition, principle.antithesis):
         for follows in (True, False):
             one = Constitution((Element(principle, follows),))
-            assert follow_score(one, "") == 0.5
-            assert follow_score(one, " \n") == 0.5
+            outcome, details = compare(one, side, "He left, and said why.")
+            assert details["score_a"] == 0
+            assert outcome == ("tie" if follows else "b")
+
+
+def test_copies_of_what_the_texts_were_given_do_not_count_when_another_is_judged_by():
+    judged, given_to_both = constitution("digits+"), Constitution((Element(quoting(), True),))
+    copied = f"{quoting().definition} It took 3 days."
+    assert compare(judged, copied, "It took 3 days.", given=given_to_both)[0] == "tie"
+    by_quoting = Constitution((Element(quoting(), True),))
+    assert compare(by_quoting, copied, "It took 3 days.", given=judged)[1]["score_a"] == 0
+    told = constitution("gives-example+")
+    example = load_principle_set("verifiable").principles[0].definition
+    assert compare(told, f"For example, {example}", "No, it is not.", given=given_to_both)[0] == "a"
+
+
+@given(constitutions, texts, texts)
+def test_the_scores_are_those_of_the_texts_without_copies(drawn, text_a, text_b):
+    outcome, details = compare(drawn, text_a, text_b)
+    own = [without_copied(text, drawn.sentences()) for text in (text_a, text_b)]
+    assert [details["score_a"], details["score_b"]] == [follow_score(drawn, text) for text in own]
+    assert [details["whole"]["score_a"], details["whole"]["score_b"]] == [
+        follow_score(drawn, text) for text in (text_a, text_b)
+    ]
+    if own == [text_a, text_b]:
+        assert details["whole"]["outcome"] == outcome
+
+
+@given(constitutions, texts)
+def test_a_copy_of_the_constitution_adds_nothing(drawn, text):
+    copy = " ".join(side for side in drawn.sentences() if without_copied(side, drawn.sentences()).strip() == "")
+    spaced = f"{text}\n" if text.strip() else ""
+    assert (
+        compare(drawn, f"{spaced}{copy}", text)[1]["score_a"] <= compare(drawn, text, text)[1]["score_a"] or copy == ""
+    )
+
+
+@given(constitutions, texts)
+def test_an_empty_response_never_wins(drawn, text):
+    for empty in ("", " \n", "!?"):
+        assert follow_score(drawn, empty) == 0
+        assert compare(drawn, empty, text)[0] != "a"
+        assert compare(drawn, empty, drawn.elements[0].text)[0] != "a", "nor against a copy"
+
+
+def test_an_empty_response_loses_to_any_that_follows_a_little():
     assert compare(constitution("first-person-"), "", "The dog ran off today.")[0] == "b"
     assert compare(constitution("few-words+"), "", "The dog ran off.")[0] == "b"
+    assert compare(constitution("first-person-"), "", "Dogs.")[0] == "b", "a word is more than nothing"
 
 
 @given(constitutions, texts, texts)
@@ -88,15 +170,18 @@ def test_identical_texts_tie(drawn, text):
 
 @given(constitutions, texts, texts)
 def test_the_opposite_constitution_turns_the_outcome_round(drawn, text_a, text_b):
-    assert compare(drawn.opposite(), text_a, text_b)[0] == SWAPPED[compare(drawn, text_a, text_b)[0]]
-    assert follow_score(drawn, text_a) + follow_score(drawn.opposite(), text_a) == pytest.approx(1)
+    """Of texts that count in full, with three words of their own; an empty one loses under either side."""
+    assert follow_score(drawn, text_a) + follow_score(drawn.opposite(), text_a) == pytest.approx(weight(text_a))
+    full_a, full_b = f"It is so.\n{text_a}", f"It is so.\n{text_b}"
+    assert compare(drawn.opposite(), full_a, full_b)[0] == SWAPPED[compare(drawn, full_a, full_b)[0]]
 
 
 @given(constitutions, texts)
 def test_the_score_agrees_with_the_plain_formula(drawn, text):
-    naive = sum(
+    values = [
         score(e.principle.check, text) if e.follows else 1 - score(e.principle.check, text) for e in drawn.elements
-    ) / len(drawn.elements)
+    ]
+    naive = sum(values) / len(values) - 0.5 * (1 - weight(text))
     assert follow_score(drawn, text) == pytest.approx(naive)
 
 
@@ -121,3 +206,29 @@ def test_an_unusable_check_is_named_before_the_run():
 def test_an_empty_constitution_is_refused():
     with pytest.raises(UserError, match="the constitution is empty"):
         follow_score(Constitution(()), "Hello there, friend.")
+
+
+# --- definitions that a copy satisfies
+
+
+def test_a_definition_that_shows_its_own_feature_is_found():
+    assert satisfied_by_copy(quoting())
+    (finding,) = copy_findings([*SET.principles, quoting()])
+    assert finding.startswith("quoting: a copy of its own definition passes its check")
+    assert not satisfied_by_copy(unchecked())
+    brief = unchecked().model_copy(update={"check": Check(name="word_count", options={"at_most": 9, "zero_at": 30})})
+    assert not satisfied_by_copy(brief), "a definition is short whatever it asks for"
+
+
+def test_no_definition_of_a_shipped_set_passes_its_own_check(root):
+    shipped = [load_principle_set(file) for file in sorted((root / "principles").glob("*.yaml"))]
+    assert {s.name for s in shipped} == set(list_principle_sets([root / "principles"]))
+    assert all(is_shipped(s) for s in shipped)
+    assert [finding for s in shipped for finding in copy_findings(s.principles)] == []
+
+
+def test_a_copied_definition_never_beats_a_text_that_shows_the_feature_a_little():
+    """Whatever the definition: as it counts, its copy scores nothing on its own side."""
+    for principle in SET.principles:
+        one = Constitution((Element(principle, True),))
+        assert compare(one, principle.definition, "no")[1]["score_a"] == 0

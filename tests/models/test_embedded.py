@@ -12,6 +12,7 @@ from sami_train.data import read_queries
 from sami_train.generation import Generated, encode_prompt, generate
 from sami_train.models import EMBEDDED, has_chat_template, load_model, load_tokenizer, parse_source
 from sami_train.prompts import load_template
+from sami_train.relevance import mean_logprobs, relevance
 
 pytestmark = [
     pytest.mark.slow,
@@ -64,3 +65,23 @@ def test_texts_do_not_depend_on_the_batch_size(opened: tuple[str, Any, Any], roo
         print(f"{name}: query {index} forks at token {fork}, log-probability gap {gap:.2e} nats")  # noqa: T201
         assert gap < 1e-3
     assert len(different) <= 0.05 * len(prompts)
+
+
+def test_responses_that_answer_their_query_are_relevant_and_one_for_all_is_not(opened: tuple[str, Any, Any]) -> None:
+    name, model, tokenizer = opened
+    answered = {
+        "How long do I boil an egg so that the yolk stays soft?": "Six minutes in boiling water leaves the yolk soft.",
+        "What should I plant on a small sunny balcony?": "Geraniums and herbs in deep pots do well in the sun.",
+        "Why is the sky blue?": "Air scatters the short waves of light more than the long ones.",
+        "How do I train a puppy to sit?": "Hold a treat above its nose and praise it when its hind legs go down.",
+        "Which gear do I use to cycle up a hill?": "Shift to a low gear before the slope gets steep and keep pedalling.",
+    }
+    queries = list(answered)
+    found = mean_logprobs(model, tokenizer, queries, [*answered.values(), "I am the title."], STYLES[name], 200)  # type: ignore[arg-type]
+
+    def share(after: list[float] | None, own: int) -> float:
+        assert after is not None
+        return relevance([after[own], *after[:own], *after[own + 1 :]])
+
+    assert [share(row, n) for n, row in enumerate(found[:-1])] == [1.0] * len(queries)
+    assert sum(share(found[-1], n) for n in range(len(queries))) / len(queries) == 0.5

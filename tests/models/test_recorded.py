@@ -114,7 +114,7 @@ principles: {sets: [asking.yaml], splits: [learned], polarity: principle}
 judges:
   program: {kind: verifiable}
 comparisons: [{a: theirs, b: ours}]
-measures: {steerability: false}
+measures: {steerability: false, relevance: false}
 output: OUTPUT
 """
 ASKING = """

@@ -43,7 +43,7 @@ principles: {{sets: [verifiable], splits: [learned], polarity: principle}}
 judges: {{openai: {{kind: llm, model: one, structured: {mode}}}, anthropic: {{kind: llm, model: two, structured: {mode}}}}}
 comparisons: [{{a: one, b: three}}, {{a: two, b: three}}]
 sampling: {{max_new_tokens: 24}}
-measures: {{steerability: false, infonce: 0}}
+measures: {{steerability: false, infonce: 0, relevance: false}}
 statistics: {{max_unscored: 1.0}}
 output: run
 """

@@ -13,6 +13,7 @@ from sami_train.errors import UserError
 from sami_train.generation import (
     Encoded,
     Generated,
+    cut_ids,
     encode_alike,
     encode_prompt,
     generate,
@@ -87,6 +88,18 @@ def test_a_stop_string_ends_the_text_and_the_ids(opened: tuple[Any, Any]) -> Non
     assert plain[index].ids[: len(cut.ids)] == cut.ids
 
 
+@pytest.mark.parametrize("text", ["So it is.", " 数 and 'they' said\n1. one\n\n2. two  ", "", "a"])
+def test_cut_ids_are_the_tokens_of_the_texts_beginning(opened: tuple[Any, Any], text: str) -> None:
+    """Against every cut, and every number of tokens: the most whose text lies within the beginning."""
+    tokenizer = opened[1]
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    for place in range(len(text) + 1):
+        kept = cut_ids(tokenizer, ids, text[:place])
+        fits = [n for n in range(len(ids) + 1) if len(tokenizer.decode(ids[:n]).rstrip()) <= len(text[:place].rstrip())]
+        assert kept == ids[: fits[-1]]
+    assert cut_ids(tokenizer, ids, text) == ids
+
+
 @pytest.mark.parametrize("style", ["completion", "chat"])
 def test_exactly_one_bos(opened: tuple[Any, Any], style: Any) -> None:
     ids = encode_prompt(opened[1], prompts(style)[0], 900).ids
@@ -114,8 +127,8 @@ def test_only_the_body_is_shortened(opened: tuple[Any, Any]) -> None:
     assert not whole.truncated
     assert cut.truncated
     assert len(cut.ids) <= 300
-    assert "1. Be kind to everyone." in cut.text
-    assert cut.text.endswith("Assistant:")
+    assert "\nBe kind to everyone.\n" in cut.text
+    assert cut.text.endswith(load_template("dialogue").labels("completion")[-1])
     assert 20 < cut.text.count("word") < 300
 
 

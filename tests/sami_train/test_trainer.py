@@ -25,9 +25,9 @@ from sami_train.constitutions import distinct, load_principle_set
 from sami_train.data import Query, read_queries
 from sami_train.errors import UserError
 from sami_train.files import append_rows, read_rows, replace_rows
-from sami_train.models import load_model, parse_source
+from sami_train.models import load_model, load_tokenizer, parse_source
 from sami_train.pairs import split_queries
-from sami_train.prompts import load_template
+from sami_train.prompts import Template, load_template
 from sami_train.run_folder import final_model
 from sami_train.trainer import TrainingData, train
 
@@ -306,6 +306,28 @@ def test_empty_responses_are_left_out_even_without_filters(tiny_model: Path, tmp
     plain = recipe(iterations=1, filters=[], batches_at_start=1, batch_size=12, eval_queries=0)
     summary = train(plain, parse_source(str(tiny_model)), data(), tmp_path)
     assert "empty" in summary["iterations"][0]["filtered"]
+
+
+def test_what_runs_on_is_cut_kept_and_counted(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random model does not write labels, so here a response runs on from its fourth character where that is a letter."""
+    monkeypatch.setattr(
+        Template,
+        "run_on",
+        lambda self, text, *_, **__: 3 if len(text) > 3 and text[3].isalpha() and text[:3].strip() else None,
+    )
+    plain = recipe(iterations=1, filters=["runs_on"], batches_at_start=1, batch_size=3, oversample=3.0, eval_queries=0)
+    summary = train(plain, parse_source(str(tiny_model)), data(), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "iteration-1" / "pairs.jsonl").read_text().splitlines()]
+    tokenizer = load_tokenizer(parse_source(str(tiny_model)))
+    cut = [row for row in rows if row["tail"]]
+    assert cut
+    for row in cut:
+        assert (len(row["text"]) <= 3, row["finish_reason"]) == (True, "stop")
+        assert tokenizer.decode(row["response_ids"], skip_special_tokens=True).strip() == row["text"]
+    empty = {row["query_id"] for row in rows if not row["text"]}
+    assert summary["iterations"][0]["filtered"].get("runs_on", 0) == len({row["query_id"] for row in cut} - empty)
 
 
 def test_a_finished_run_of_other_principles_is_refused(undisturbed: Path, tiny_model: Path) -> None:
