@@ -9,17 +9,21 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from harness.judges.llm import VERDICT_SCHEMA, Form, JudgeTemplate, LLMJudge, load_judge_template
 from harness.models.base import Sampling
 from harness.models.recorded import answers_fingerprint
 from harness.rows import Generation, Likelihood, Relevance, Row, Verdict
+from harness.sampling_order import seeded_order
 from harness.score import ExpectedPair, Kind
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
 from harness.store import RowFile, fingerprint
@@ -51,6 +55,12 @@ JUDGING_VERSION = 3
 """Enters the fingerprint of a verdict; a change of how a judge is asked, shown text or read, or of a check, raises it."""
 JUDGE_SAMPLING = Sampling(max_new_tokens=300, max_prompt_tokens=8192)
 """How a judge that writes does so: a few sentences of reasoning and the verdict."""
+BLOCK_ROWS = 512
+"""Rows, in the order of the queries, of which a local model's batches are composed where no rule says when to stop: few
+enough that what is there is a sample of the queries, enough that batches stay full and of like length."""
+
+Place = tuple[str, str]
+"""(task, query id)"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,10 @@ class GenerationUnit:
     epoch: int
     prompt: Prompt
 
+    @property
+    def place(self) -> Place:
+        return self.task, self.query.id
+
 
 @dataclass(frozen=True)
 class LikelihoodUnit:
@@ -79,6 +93,10 @@ class LikelihoodUnit:
     split: str
     responses: tuple[GenerationUnit, ...]
 
+    @property
+    def place(self) -> Place:
+        return self.responses[0].place
+
 
 @dataclass(frozen=True)
 class RelevanceUnit:
@@ -88,6 +106,10 @@ class RelevanceUnit:
     fingerprint: str
     response: GenerationUnit
     others: tuple[Query, ...]
+
+    @property
+    def place(self) -> Place:
+        return self.response.place
 
 
 @dataclass(frozen=True)
@@ -106,6 +128,13 @@ class VerdictUnit:
     def judged_by(self) -> str | None:
         """The id of the constitution that is judged by, where `a` was given another one; None where it is the same."""
         return None if self.constitution == self.a.constitution else self.constitution.id
+
+    @property
+    def place(self) -> Place:
+        return self.a.place
+
+
+_UnitT = TypeVar("_UnitT", GenerationUnit, VerdictUnit)
 
 
 @dataclass(frozen=True)
@@ -200,6 +229,8 @@ class Plan:
         self.templates: dict[str, Template] = {
             name: load_template(task.template or self.tasks[name].kind) for name, task in spec.tasks.items()
         }
+        self.upto: int | None = None
+        """Of how many queries, the first of the order, this plan is; None: of all."""
         self._judges: dict[tuple[str, str], LLMJudge] = {}
         self._weights: dict[str, str] = {}
         self.scorers: dict[str, str] = {
@@ -384,6 +415,76 @@ class Plan:
         self._weights[name] = found
         return found
 
+    # The order of the queries
+
+    @cached_property
+    def order(self) -> tuple[Place, ...]:
+        """Every query that is evaluated, in the order in which rows are made.
+
+        A seeded order, interleaved over the tasks and, within them, over the principles that a query is given, so that what
+        is there first is a sample of all of it. Which constitutions a query is given does not depend on the order.
+        """
+        queries = [(task, query.id) for task, data in self.tasks.items() for query in data.evaluation]
+        given: dict[Place, list[tuple[str, ...]]] = {place: [] for place in queries}
+        for (task, _, _), by_query in self.constitutions.items():
+            for query_id, drawn in by_query.items():
+                given[task, query_id].append(tuple(sorted({e.principle.id for c in drawn for e in c.elements})))
+        strata = [(task, *given[task, query_id]) for task, query_id in queries]
+        seed = int(fingerprint(["order", self.spec.seed])[:12], 16)
+        return tuple(queries[i] for i in seeded_order(strata, seed))
+
+    @cached_property
+    def _queries(self) -> dict[Place, Query]:
+        return {(task, query.id): query for task, data in self.tasks.items() for query in data.evaluation}
+
+    def _given(
+        self, of_task: str | None = None, limit: int | None = None
+    ) -> Iterator[tuple[str, Query, str, str, list[Constitution]]]:
+        """Task, query, principle set, split and constitutions, in the order: of one task or all, the first `limit` of each."""
+        seen = dict.fromkeys(self.tasks, 0)
+        for task, query_id in self.order:
+            seen[task] += 1
+            if of_task not in (None, task) or (limit is not None and seen[task] > limit):
+                continue
+            for (name, set_name, split), by_query in self.constitutions.items():
+                if name == task:
+                    yield task, self._queries[task, query_id], set_name, split, by_query[query_id]
+
+    @cached_property
+    def decisions(self) -> tuple[int, ...]:
+        """After how many queries of the order the run decides whether to go on; empty where it has no rule for that.
+
+        Raises UserError for a look beyond the last query.
+        """
+        from harness.stats import UnusableScores
+
+        if self.spec.statistics.stop is None:
+            return ()
+        try:
+            return self.spec.statistics.stop.rule().schedule(len(self.order))
+        except UnusableScores as error:
+            raise UserError(f"statistics.stop.looks: {error}") from None
+
+    def first(self, n: int) -> Plan:
+        """The plan of the first `n` queries of the order. It has the fingerprint of the whole."""
+        part = copy(self)
+        wanted = set(self.order[:n])
+        part.fingerprint = self.fingerprint
+        part.stages = tuple(replace(s, units=tuple(u for u in s.units if u.place in wanted)) for s in self.stages)
+        part.upto = n
+        return part
+
+    def blocks(self, units: Sequence[_UnitT]) -> list[list[_UnitT]]:
+        """`units`, in the order of the plan, in the blocks that a local model's batches are composed of, one after another.
+
+        They end where the run decides whether to go on. A block depends on the plan alone, never on what is there.
+        """
+        if not self.decisions:
+            return [list(units[start : start + BLOCK_ROWS]) for start in range(0, len(units), BLOCK_ROWS)]
+        places = {place: number for number, place in enumerate(self.order)}
+        ends = self.decisions
+        return [list(block) for _, block in groupby(units, key=lambda unit: bisect_right(ends, places[unit.place]))]
+
     # Stages
 
     @cached_property
@@ -402,7 +503,7 @@ class Plan:
                     )
                 )
             stages += [self._generation_stage(name, task) for task in self.tasks if self._used(name)]
-            if self.spec.measures.infonce and is_local(model):
+            if self.spec.measures.infonce and is_local(model) and self._used(name):
                 stages += [s for task in self.tasks if (s := self._likelihood_stage(name, task)).units]
         for scorer in dict.fromkeys(self.scorers.values()):
             writers = [name for name, chosen in self.scorers.items() if chosen == scorer]
@@ -473,37 +574,34 @@ class Plan:
         """(model, task) -> (principle set, query id, constitution id, split, epoch) -> unit."""
         found: dict[tuple[str, str], dict[tuple[str, str, str, str, int], GenerationUnit]] = {}
         for model, model_spec in self.spec.models.items():
-            for task, data in self.tasks.items():
+            for task in self.tasks:
                 units = found.setdefault((model, task), {})
                 sampling = self.sampling(model, task)
                 decides = [ROW_VERSION, self.model_fingerprints[model], model_spec.style, sampling.settings]
                 if self.spec.sampling.reasoning:
                     decides.append(self.templates[task].answer_marker())
-                for (of_task, set_name, split), by_query in self.constitutions.items():
-                    if of_task != task:
-                        continue
-                    for query in data.evaluation:
-                        for constitution in self._with_opposites(by_query[query.id]):
-                            prompt = self.templates[task].render(
-                                constitution.lines(),
-                                query.text,
-                                model_spec.style,
-                                example=self.spec.sampling.example,
-                                reasoning=self.spec.sampling.reasoning,
+                for _, query, set_name, split, drawn in self._given(task):
+                    for constitution in self._with_opposites(drawn):
+                        prompt = self.templates[task].render(
+                            constitution.lines(),
+                            query.text,
+                            model_spec.style,
+                            example=self.spec.sampling.example,
+                            reasoning=self.spec.sampling.reasoning,
+                        )
+                        for epoch in range(self.spec.sampling.epochs):
+                            key = (set_name, query.id, constitution.id, split, epoch)
+                            units[key] = GenerationUnit(
+                                fingerprint(["generation", model, task, *key])[:24],
+                                fingerprint([*decides, prompt.hash, epoch]),
+                                task,
+                                query,
+                                constitution,
+                                set_name,
+                                split,
+                                epoch,
+                                prompt,
                             )
-                            for epoch in range(self.spec.sampling.epochs):
-                                key = (set_name, query.id, constitution.id, split, epoch)
-                                units[key] = GenerationUnit(
-                                    fingerprint(["generation", model, task, *key])[:24],
-                                    fingerprint([*decides, prompt.hash, epoch]),
-                                    task,
-                                    query,
-                                    constitution,
-                                    set_name,
-                                    split,
-                                    epoch,
-                                    prompt,
-                                )
         return found
 
     def _generation_stage(self, model: str, task: str) -> Stage:
@@ -519,24 +617,19 @@ class Plan:
 
     def _likelihood_stage(self, model: str, task: str) -> Stage:
         units: list[LikelihoodUnit] = []
-        for (of_task, set_name, split), by_query in self.constitutions.items():
-            if of_task != task or not self._used(model):
-                continue
-            for query in self.tasks[task].evaluation[: self.spec.measures.infonce]:
-                sides = self._with_opposites(by_query[query.id][:1])
-                responses = tuple(
-                    self._generations[model, task][set_name, query.id, side.id, split, 0] for side in sides
+        for _, query, set_name, split, drawn in self._given(task, self.spec.measures.infonce):
+            sides = self._with_opposites(drawn[:1])
+            responses = tuple(self._generations[model, task][set_name, query.id, s.id, split, 0] for s in sides)
+            units.append(
+                LikelihoodUnit(
+                    fingerprint(["likelihood", model, task, set_name, split, query.id])[:24],
+                    fingerprint([ROW_VERSION, *(r.fingerprint for r in responses)]),
+                    query.id,
+                    set_name,
+                    split,
+                    responses,
                 )
-                units.append(
-                    LikelihoodUnit(
-                        fingerprint(["likelihood", model, task, set_name, split, query.id])[:24],
-                        fingerprint([ROW_VERSION, *(r.fingerprint for r in responses)]),
-                        query.id,
-                        set_name,
-                        split,
-                        responses,
-                    )
-                )
+            )
         return Stage(
             "likelihood",
             f"{model} likelihoods, {task}",
@@ -550,7 +643,7 @@ class Plan:
         settings, scorer = self.spec.measures.relevance, self.scorers[writer]
         assert settings is not None
         queries = {query.id: query for query in self.tasks[task].evaluation}
-        scored = set(list(queries)[: settings.queries])
+        scored = set([query_id for of_task, query_id in self.order if of_task == task][: settings.queries])
         decides = [
             ROW_VERSION, RELEVANCE_VERSION, self.model_fingerprints[scorer], self.model(scorer).style, self.tasks[task].kind,
             self.spec.sampling.max_prompt_tokens,
@@ -638,45 +731,44 @@ class Plan:
     def _verdicts(self, judge: str, a: str, b: str, measure: Kind) -> Iterator[VerdictUnit]:
         spec = self.spec.judges[judge]
         orders: tuple[Literal["ab", "ba"], ...] = ("ab",) if spec.kind == "verifiable" else ("ab", "ba")
-        for (task, set_name, split), by_query in self.constitutions.items():
-            for query in self.tasks[task].evaluation[: self._judged_queries(judge, measure)]:
-                seen: set[str] = set()
-                for constitution in by_query[query.id]:
-                    if measure == "steerability" and constitution.opposite().id in seen:
-                        continue  # the same contrast, seen from its other side
-                    seen.add(constitution.id)
-                    judged_by = self._judged_by(task, set_name, split, query, constitution, measure)
-                    key = self._judge_key(judge, task, judged_by)
-                    for epoch in range(self.spec.sampling.epochs):
-                        one = self._generations[a, task][set_name, query.id, constitution.id, split, epoch]
-                        other_side = constitution.opposite() if measure == "steerability" else constitution
-                        two = self._generations[b, task][set_name, query.id, other_side.id, split, epoch]
-                        place = [
-                            "verdict",
-                            judge,
-                            measure,
-                            a,
-                            b,
-                            task,
-                            set_name,
-                            split,
-                            query.id,
-                            constitution.id,
-                            epoch,
-                        ]
-                        content = [ROW_VERSION, key, one.fingerprint, two.fingerprint]
-                        for repeat in range(spec.epochs):
-                            again = [repeat] if repeat else []  # the first judging is what it is without others
-                            for order in orders:
-                                yield VerdictUnit(
-                                    fingerprint([*place, order, *again])[:24],
-                                    fingerprint([*content, order, *again]),
-                                    judged_by,
-                                    one,
-                                    two,
-                                    order,
-                                    repeat,
-                                )
+        for task, query, set_name, split, drawn in self._given(limit=self._judged_queries(judge, measure)):
+            seen: set[str] = set()
+            for constitution in drawn:
+                if measure == "steerability" and constitution.opposite().id in seen:
+                    continue  # the same contrast, seen from its other side
+                seen.add(constitution.id)
+                judged_by = self._judged_by(task, set_name, split, query, constitution, measure)
+                key = self._judge_key(judge, task, judged_by)
+                for epoch in range(self.spec.sampling.epochs):
+                    one = self._generations[a, task][set_name, query.id, constitution.id, split, epoch]
+                    other_side = constitution.opposite() if measure == "steerability" else constitution
+                    two = self._generations[b, task][set_name, query.id, other_side.id, split, epoch]
+                    place = [
+                        "verdict",
+                        judge,
+                        measure,
+                        a,
+                        b,
+                        task,
+                        set_name,
+                        split,
+                        query.id,
+                        constitution.id,
+                        epoch,
+                    ]
+                    content = [ROW_VERSION, key, one.fingerprint, two.fingerprint]
+                    for repeat in range(spec.epochs):
+                        again = [repeat] if repeat else []  # the first judging is what it is without others
+                        for order in orders:
+                            yield VerdictUnit(
+                                fingerprint([*place, order, *again])[:24],
+                                fingerprint([*content, order, *again]),
+                                judged_by,
+                                one,
+                                two,
+                                order,
+                                repeat,
+                            )
 
     def _judged_queries(self, judge: str, measure: Kind) -> int | None:
         """How many queries per task and split a judge sees; None: all."""
@@ -843,8 +935,10 @@ def build_plan(spec: Spec) -> Plan:
 def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] | None = None) -> dict[str, Any]:
     """What a plan comes to: a row per stage, what is done already, detectable effects, time in seconds where it is known.
 
-    The minimum detectable effect is the smallest distance from one half (a fraction) that a comparison finds with a power
-    of 80%, for scores with the largest possible standard deviation, 1/2; with ties it is smaller.
+    `stop` (null without a rule) has the numbers of queries at which the run decides whether to go on, the most that it takes,
+    and the critical values of planned looks; all else is of the most. The minimum detectable effect is the smallest
+    distance from one half (a fraction) that a comparison finds with a power of 80%, for scores with the largest possible
+    standard deviation, 1/2; with ties it is smaller.
     """
     from harness.stats import minimum_detectable_effect
 
@@ -876,6 +970,21 @@ def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] 
         "stages": rows,
         "minimum_detectable_effect": effects,
         "estimate_s": total,
+        "stop": _described_stop(plan),
+    }
+
+
+def _described_stop(plan: Plan) -> dict[str, Any] | None:
+    from harness.stats import obrien_fleming
+
+    if (stop := plan.spec.statistics.stop) is None:
+        return None
+    return {
+        "rule": stop.model_dump(mode="json", exclude_defaults=True),
+        "decisions": list(plan.decisions),
+        "most": plan.decisions[-1],
+        "of": len(plan.order),
+        "critical": list(obrien_fleming(stop.looks, plan.spec.statistics.level)) if stop.looks else None,
     }
 
 

@@ -74,7 +74,8 @@ def prepare(
     if api:
         spec = _asked_so(spec, names, api)
     check_judging(spec, names)
-    return plan_in(folder, spec), names
+    again = plan_in(folder, spec)
+    return again if plan.upto is None else again.first(plan.upto), names
 
 
 def _asked_so(spec: Spec, judges: Sequence[str], api: Mapping[str, Any]) -> Spec:

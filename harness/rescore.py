@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from harness import costs
-from harness.plan import Plan, Stage, VerdictUnit
+from harness.looks import as_it_stopped, looks, rule_of
+from harness.plan import GenerationUnit, Plan, Stage, VerdictUnit
 from harness.protocols import CORRECTED, LADDER, Protocol
 from harness.rows import Generation
-from harness.score import Kind, NotCounted, ScoreInputs, WhyNotCounted, score
+from harness.score import Facts, Kind, NotCounted, ResponseKey, ScoreInputs, WhyNotCounted, score
+from harness.score.responses import facts_of, relevance_by_response, response_key
 from harness.spec import Spec, load_spec
 from harness.store import RowFile, read_json
 from sami_train.errors import UserError
@@ -34,7 +36,7 @@ def plan_of_run(folder: Path, changes: Mapping[str, Any] | None = None) -> Plan:
     file = folder / "spec.yaml"
     if not file.is_file():
         raise UserError(f"{folder}: there is no spec.yaml here, so this is no run; name the output folder of a run")
-    return plan_in(folder, load_spec(file, {"output": str(folder), **(changes or {})}))
+    return as_it_stopped(plan_in(folder, load_spec(file, {"output": str(folder), **(changes or {})})))
 
 
 def plan_in(folder: Path, spec: Spec) -> Plan:
@@ -52,7 +54,8 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
     spec, folder = plan.spec, plan.folder
     rows: dict[str, list[Any]] = {"generate": [], "likelihood": [], "relevance": [], "judge": []}
     training = {}
-    incomplete = []
+    older: list[tuple[Stage, dict[str, Any]]] = []
+    unfinished = False
     for stage in plan.stages:
         if stage.kind == "train":
             summary = folder / stage.path / "summary.json"
@@ -61,7 +64,9 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
         elif stage.kind == "judge":
             found = stage.all_rows(folder)
             rows[stage.kind] += found.values()
-            incomplete += [stage] if len(found) < stage.expected() else []
+            if len(found) < stage.expected():
+                older.append((stage, stage.older_rows(folder)))
+                unfinished |= len(found) + len(older[-1][1]) < stage.expected()
         else:
             rows[stage.kind] += stage.finished_rows(folder).values()
     return ScoreInputs(
@@ -80,23 +85,37 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
         },
         judges={name: {"kind": judge.kind, "model": judge.model} for name, judge in spec.judges.items()},
         verdicts=rows["judge"],
-        lengths={
-            (g.model, g.task, g.query_id, g.constitution_id, g.epoch): len(g.text.split()) for g in rows["generate"]
-        },
+        facts=_facts(plan, rows["generate"]),
+        relevance=relevance_by_response(rows["relevance"]),
         likelihoods=rows["likelihood"],
         training=training,
         expected=plan.expected_pairs(),
         protocol=protocol,
         kinds={name: data.kind for name, data in plan.tasks.items()},
         seed=spec.seed,
-        not_counted=_not_counted(plan, incomplete),
+        not_counted=_not_counted(plan, older),
+        rule=rule_of(plan, unfinished=unfinished),
+        unfinished=unfinished,
     )
 
 
-def _not_counted(plan: Plan, incomplete: Sequence[Stage]) -> list[NotCounted]:
+def _facts(plan: Plan, rows: Sequence[Generation]) -> dict[ResponseKey, Facts]:
+    units = {unit.id: unit for stage in plan.stages for unit in stage.units if isinstance(unit, GenerationUnit)}
+    return {
+        response_key(row): facts_of(row, units[row.id].constitution.sentences(), units[row.id].query) for row in rows
+    }
+
+
+def results_of(plan: Plan, protocol: Protocol = CORRECTED, prices: costs.Prices | None = None) -> dict[str, Any]:
+    """The results of a plan from the rows in its folder, as docs/results.md describes them, without `created`."""
+    inputs = score_inputs(plan, protocol)
+    cost = costs.spent(plan, plan.folder, prices or costs.load_prices())
+    return {**score(inputs), **looks(plan, inputs), "cost": cost}
+
+
+def _not_counted(plan: Plan, older: Sequence[tuple[Stage, Mapping[str, Any]]]) -> list[NotCounted]:
     """The verdicts that another version, or another specification, left in the places of missing ones."""
-    older = [(stage, rows) for stage in incomplete if (rows := stage.older_rows(plan.folder))]
-    lasting = _lasting_responses(plan) if older else set()
+    lasting = _lasting_responses(plan) if any(rows for _, rows in older) else set()
     found: Counter[tuple[WhyNotCounted, str, Kind, str, str]] = Counter()
     for stage, rows in older:
         for unit in stage.units:
@@ -124,8 +143,7 @@ def rescore(folder: Path, protocol: Protocol = CORRECTED) -> dict[str, Any]:
     Raises:
         UserError: the folder is no run, or a row cannot be read.
     """
-    plan = plan_of_run(folder)
-    return {**score(score_inputs(plan, protocol)), "cost": costs.spent(plan, folder, costs.load_prices())}
+    return results_of(plan_of_run(folder), protocol)
 
 
 def ladder(folder: Path) -> dict[str, Any]:

@@ -12,16 +12,17 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from harness import costs
 from harness.asking import Terms, ask
 from harness.judges.llm import Comparison, Judgement
 from harness.judges.verifiable import compare
+from harness.looks import as_it_stopped, decided
 from harness.plan import (
     GenerationUnit,
     LikelihoodUnit,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.costs import Allowance
+    from harness.judges.llm import LLMJudge
     from harness.models.base import Backend, Completion, Request, Sampling
     from harness.models.local import TransformersBackend
 
@@ -152,7 +154,8 @@ def _finished_results(plan: Plan, folder: Path) -> dict[str, Any] | None:
     results = read_json(file)
     if not isinstance(results, dict) or results.get("spec_fingerprint") != plan.fingerprint:
         return None
-    return results if all(stage.done(folder) >= stage.expected() for stage in plan.stages) else None
+    stages = as_it_stopped(plan).stages
+    return results if all(stage.done(folder) >= stage.expected() for stage in stages) else None
 
 
 class _Runner:
@@ -176,22 +179,38 @@ class _Runner:
     def results(self, stages: Sequence[Stage] | None = None) -> dict[str, Any]:
         """Run every stage (of `stages`) that is not finished, then score and write the report."""
         from harness.report.markdown import render_markdown
-        from harness.rescore import score_inputs
-        from harness.score import score
+        from harness.rescore import results_of
 
         write_atomic(self.folder / "spec.yaml", self.plan.settled().dump())
-        stages = self.plan.stages if stages is None else stages
         self._tell_of_other_judges()
-        self.display.plan({stage.name: stage.expected() for stage in stages})
-        for stage in stages:
-            self._run_stage(stage)
+        self.display.plan({s.name: s.expected() for s in (self.plan.stages if stages is None else stages)})
+        if stages is None:
+            self._run_until_decided()
+        else:
+            for stage in stages:
+                self._run_stage(stage)
         self._close_model()
-        cost = costs.spent(self.plan, self.folder, self.prices)
-        results = {**score(score_inputs(self.plan)), "cost": cost, "created": _now().isoformat(timespec="seconds")}
+        results = {
+            **results_of(self.plan, prices=self.prices),
+            "created": _now().isoformat(timespec="seconds"),
+        }
         write_json(self.folder / "manifest.json", self._run_manifest(results))
         write_atomic(self.folder / "report.md", render_markdown(results))
         write_json(self.folder / "results.json", results)
         return results
+
+    def _run_until_decided(self) -> None:
+        """Run every stage; where the specification has a rule for that, on ever more queries until the rule is met."""
+        from harness.rescore import score_inputs
+
+        whole = self.plan
+        for n in whole.decisions or (None,):
+            self.plan = whole if n is None else whole.first(n)
+            for stage in self.plan.stages:
+                self._run_stage(stage)
+            if n is not None and decided(score_inputs(self.plan)):
+                self.display.note(f"statistics.stop: {n} of {len(whole.order)} queries are enough")
+                return
 
     def _tell_of_other_judges(self) -> None:
         there = {place.name for place in (self.folder / "verdicts").glob("*") if place.is_dir()}
@@ -313,12 +332,9 @@ class _Runner:
         from harness.models.base import Asked, Request
 
         assert stage.model is not None
+        sampling = self.plan.sampling(stage.model, stage.task)
         units = {unit.id: cast(GenerationUnit, unit) for unit in stage.units}
         done = set(stage.finished_rows(self.folder))
-        requests = [
-            Request(u.id, u.prompt, Asked(u.query.id, u.query.text, tuple(u.constitution.lines()), u.epoch))
-            for u in units.values()
-        ]
         backend = self._model(stage.model)
 
         template, style = self.plan.templates[stage.task], self.spec.models[stage.model].style
@@ -345,8 +361,25 @@ class _Runner:
                 usage={name: value for name, value in made.usage.items() if name != "latency_s"},
             )
 
-        batches = self._answers(stage, backend, 0, requests, self.plan.sampling(stage.model, stage.task), done)
-        self._write(stage, ([row(c) for c in batch if c.id not in done] for batch in batches), len(done))
+        def batches() -> Iterator[list[Completion]]:
+            for block, seeded in self._blocks(stage, units.values(), sampling):
+                requests = [
+                    Request(u.id, u.prompt, Asked(u.query.id, u.query.text, tuple(u.constitution.lines()), u.epoch))
+                    for u in block
+                ]
+                yield from self._answers(stage, backend, 0, requests, seeded, done)
+
+        self._write(stage, ([row(c) for c in batch if c.id not in done] for batch in batches()), len(done))
+
+    def _blocks(
+        self, stage: Stage, units: Iterable[UnitT], sampling: Sampling
+    ) -> Iterator[tuple[list[UnitT], Sampling]]:
+        """The units whose batches are composed together, with a seed for each block: all of them where no batch is composed."""
+        assert stage.model is not None
+        every = list(units)
+        local = is_local(self.spec.models[stage.model])
+        for number, block in enumerate(self.plan.blocks(every) if local else [every]):
+            yield block, replace(sampling, seed=sampling.seed + BLOCK_SEED * number)
 
     def _likelihood(self, stage: Stage) -> None:
         assert stage.model is not None
@@ -465,10 +498,25 @@ class _Runner:
 
         Each repeat has a seed of its own, so that a server which honours seeds does not give one answer again and again.
         """
-        assert stage.model is not None
         judges = {task: self.plan.judge(stage.judge, task) for task in self.plan.tasks}
+        sampling = self.plan.judge_sampling(next(iter(judges.values())).form)
+        for block, seeded in self._blocks(stage, units, replace(sampling, seed=sampling.seed + repeat)):
+            yield from self._asked_together(stage, block, missing, texts, repeat, judges, seeded)
+
+    def _asked_together(
+        self,
+        stage: Stage,
+        units: Sequence[VerdictUnit],
+        missing: AbstractSet[str],
+        texts: dict[str, Generation],
+        repeat: int,
+        judges: Mapping[str, LLMJudge],
+        sampling: Sampling,
+    ) -> Iterator[list[Row]]:
+        """Verdicts of one block. Those that need no asking come with those asked before and after them: rows are a sample."""
+        assert stage.model is not None
         comparisons: dict[str, tuple[VerdictUnit, Comparison]] = {}
-        settled: list[Row] = []
+        settled: list[tuple[int, Row]] = []
         for unit in units:
             comparison = Comparison(
                 unit.id,
@@ -482,26 +530,28 @@ class _Runner:
             if judgement is None:
                 comparisons[unit.id] = (unit, comparison)
             elif unit.id in missing:
-                settled.append(self._verdict(stage, unit, judgement, 0.0))
-        yield settled
-        if not missing & comparisons.keys():
-            return
-        backend = self._model(stage.model)
-        asked = {i: judges[unit.a.task] for i, (unit, _) in comparisons.items()}
-        sampling = self.plan.judge_sampling(next(iter(asked.values())).form)
-        sampling = replace(sampling, seed=sampling.seed + repeat)
-        for batch in ask(
-            backend,
-            asked,
-            [c for _, c in comparisons.values()],
-            sampling,
-            missing=missing & comparisons.keys(),
-            generate=functools.partial(self._answers, stage, backend, repeat),
-        ):
-            yield [
-                self._verdict(stage, comparisons[made.id][0], made.judgement, made.latency_s, made.usage)
-                for made in batch
-            ]
+                settled.append((len(comparisons), self._verdict(stage, unit, judgement, 0.0)))
+        if missing & comparisons.keys():
+            backend = self._model(stage.model)
+            places = {id_: number for number, id_ in enumerate(comparisons)}
+            for batch in ask(
+                backend,
+                {i: judges[unit.a.task] for i, (unit, _) in comparisons.items()},
+                [c for _, c in comparisons.values()],
+                sampling,
+                missing=missing & comparisons.keys(),
+                generate=functools.partial(self._answers, stage, backend, repeat),
+            ):
+                reached = max((places[made.id] for made in batch), default=-1)
+                yield [
+                    *(row for place, row in settled if place <= reached),
+                    *(
+                        self._verdict(stage, comparisons[made.id][0], made.judgement, made.latency_s, made.usage)
+                        for made in batch
+                    ),
+                ]
+                settled = [(place, row) for place, row in settled if place > reached]
+        yield [row for _, row in settled]
 
     def _answers(
         self,
@@ -666,6 +716,9 @@ class _Runner:
 
 CHECKED_ROWS = 256
 """Verdicts of a verifiable judge that are written together."""
+BLOCK_SEED = 7919
+"""What a block's number adds to the seed, so that no two blocks are sampled alike."""
+UnitT = TypeVar("UnitT", GenerationUnit, VerdictUnit)
 
 
 def _names(stage: Stage, unit: Any) -> dict[str, Any]:

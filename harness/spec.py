@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -32,6 +32,9 @@ from sami_train.constitutions import Polarity, Split
 from sami_train.errors import UserError, nearest
 from sami_train.prompts import Style
 from sami_train.yamlfile import LinedDocument, Location, first_problem, parse_yaml, read_yaml
+
+if TYPE_CHECKING:
+    from harness.stats import StopRule
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 """Where the presets lie; a preset's name is its path in here without the suffix."""
@@ -186,7 +189,7 @@ class JudgeSpec(_Part):
 
     kind: Literal["verifiable", "llm"] = Field(description="verifiable: programs score the text; llm: a model compares")
     model: str | None = Field(default=None, description="llm: the model of this specification that judges")
-    limit: Count | None = Field(default=None, description="queries judged per task and split; null: all")
+    limit: Count | None = Field(default=None, description="queries judged per task and split, drawn; null: all")
     template: str | None = Field(
         default=None, description="llm: a judge prompt, by name or .yaml file; null: that of the task"
     )
@@ -272,12 +275,12 @@ class MeasuresSpec(_Part):
     )
     infonce: Annotated[int, Field(strict=True, ge=0)] = Field(
         default=0,
-        description="queries per task and split for the mutual information; 0: off; API models are passed over",
+        description="queries per task and split, drawn, for the mutual information; 0: off; API models are passed over",
     )
     swapped: FlagOrCount = Field(
         default=False,
         description="the control: the same pairs judged by a constitution that neither model was given, on so many "
-        "queries per task and split; true: all",
+        "queries per task and split, drawn; true: all",
     )
     relevance: Annotated[RelevanceSpec | None, BeforeValidator(_switch_or_part)] = Field(
         default=RelevanceSpec(),
@@ -289,12 +292,50 @@ class MeasuresSpec(_Part):
         return False if relevance is None else relevance.model_dump(mode="json")
 
 
+class StopSpec(_Part):
+    """When a run has enough queries before all are judged: exactly one of `half_width`, `looks` and `anytime`."""
+
+    half_width: Annotated[float, Field(strict=True, gt=0, lt=0.5)] | None = Field(
+        default=None, description="half the width of the win rate's interval that is narrow enough, as a fraction"
+    )
+    at_least: Count | None = Field(default=None, description="with half_width: queries before that; null: 30")
+    looks: tuple[Count, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100,
+        description="numbers of queries, over all tasks, ascending, at which one half is tested",
+    )
+    anytime: Flag = Field(default=False, description="stop as soon as the betting interval leaves one half")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> StopSpec:
+        named = [name for name in ("half_width", "looks", "anytime") if getattr(self, name)]
+        if len(named) != 1:
+            has = "none of them" if not named else " and ".join(f"'{name}'" for name in named)
+            raise ValueError(f"a rule has one of 'half_width', 'looks' and 'anytime: true'; this one has {has}")
+        if self.at_least is not None and self.half_width is None:
+            raise ValueError("'at_least' goes with 'half_width'; leave it out")
+        if self.looks and list(self.looks) != sorted(set(self.looks)):
+            raise ValueError("'looks' are ascending numbers of queries, such as [50, 100, 150]")
+        return self
+
+    def rule(self) -> StopRule:
+        """What `harness.stats` takes."""
+        from harness.stats import StopRule
+
+        return StopRule(self.half_width, self.at_least or 30, self.looks or (), self.anytime)
+
+
 class StatisticsSpec(_Part):
     """Of the figures."""
 
     level: Annotated[float, Field(strict=True, gt=0, lt=1)] = Field(default=0.95, description="of confidence intervals")
     max_unscored: Annotated[float, Field(strict=True, ge=0, le=1)] = Field(
         default=0.02, description="share of unscored verdicts above which the run fails its quality check"
+    )
+    stop: StopSpec | None = Field(
+        default=None,
+        description="end the run before all queries are judged, once every comparison has decided by the first judge",
     )
 
 

@@ -81,6 +81,7 @@ def validate(spec: Spec, *, to_run: bool = True) -> list[str]:
     _check_judges(spec, sets, found)
     _check_comparisons(spec, found)
     _check_swapped(spec, sets, found)
+    _check_stop(spec, tasks, found)
     _check_relevance(spec, found)
     return found.sentences
 
@@ -658,6 +659,25 @@ def _check_swapped(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) 
             f"{min(few)[1]}, and swapping needs {2 * size}; add principles, lower principles.size, or set it to false"
         )
         found.add(("measures", "swapped"), message)
+
+
+def _check_stop(spec: Spec, tasks: dict[str, TaskData], found: _Problems) -> None:
+    """The first judge sees every query that a rule for stopping counts, and no look lies beyond the last of them."""
+    stop = spec.statistics.stop
+    if stop is None:
+        return
+    name, judge = next(iter(spec.judges.items()))
+    if judge.limit is not None:
+        message = (
+            f"'{name}' decides when statistics.stop is met, and must see every query; set tasks.*.limit in its place"
+        )
+        found.add(("judges", name, "limit"), message)
+    n = sum(len(data.evaluation) for data in tasks.values())
+    if stop.looks and len(tasks) == len(spec.tasks) and stop.looks[-1] > n:
+        message = (
+            f"the last look is at {stop.looks[-1]} queries, and the tasks have {n}; lower it, or raise tasks.*.limit"
+        )
+        found.add(("statistics", "stop", "looks"), message)
 
 
 def _check_relevance(spec: Spec, found: _Problems) -> None:

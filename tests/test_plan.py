@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -27,7 +28,8 @@ from harness.plan import (
 )
 from harness.rows import Generation
 from harness.spec import JudgeSpec, ModelSpec, load_spec
-from harness.store import RowFile
+from harness.store import RowFile, fingerprint
+from sami_train.constitutions import sample_constitutions
 from sami_train.errors import UserError
 
 PRINCIPLES = """
@@ -299,6 +301,103 @@ def test_repeats_are_rows_of_their_own_and_leave_the_first_judging_as_it_was(fol
     assert prints(once, "judge", judge="verifiable") == prints(thrice, "judge", judge="verifiable")
     assert {p.repeats for p in thrice.expected_pairs() if p.judge == "llm"} == {3}
     assert len(thrice.expected_pairs()) == len(once.expected_pairs())
+
+
+# --- The order of the queries
+
+
+def places(units: Any) -> list[tuple[str, str]]:
+    """(task, query) of each unit, every one once, in the order in which it comes first."""
+    return list(dict.fromkeys(unit.place for unit in units))
+
+
+def test_rows_are_made_in_a_seeded_order_that_changes_nothing_else(folder: Path) -> None:
+    plan = plan_of(folder)
+    in_file = [(task, query.id) for task, data in plan.tasks.items() for query in data.evaluation]
+    assert sorted(plan.order) == sorted(in_file)
+    assert list(plan.order) != in_file
+    assert plan_of(folder).order == plan.order
+    assert plan_of(folder, seed=1).order != plan.order
+    for stage in plan.stages:
+        if stage.kind != "train":
+            here = places(stage.units)
+            assert here == [place for place in plan.order if place in set(here)], stage.name
+    for (task, set_name, split), by_query in plan.constitutions.items():
+        drawn = sample_constitutions(
+            plan.sets[set_name].select(plan.tasks[task].kind, split), [q.id for q in plan.tasks[task].evaluation],
+            per_query=1, size=1, polarity="both", seed=int(fingerprint([0, task, set_name, split])[:12], 16),
+        )  # fmt: skip
+        assert by_query == drawn, "what a query is given depends on the file alone"
+
+
+def test_what_is_first_is_spread_over_tasks_and_principles(folder: Path) -> None:
+    plan = plan_of(folder, tasks__dialogue__limit=20, tasks__summarization__limit=10)
+    for n in range(1, 31):
+        dialogue = [query for task, query in plan.order[:n] if task == "dialogue"]
+        assert abs(len(dialogue) - n * 20 / 30) <= 1
+        learned = Counter(
+            plan.constitutions["dialogue", "mine", "learned"][q][0].elements[0].principle.id for q in dialogue
+        )
+        assert max(learned["question"], learned["thrilled"]) - min(learned["question"], learned["thrilled"]) <= 1
+
+
+def test_a_limit_of_a_judge_takes_the_first_of_the_order_in_both_splits(folder: Path) -> None:
+    plan = plan_of(folder, measures__swapped=1)
+    in_order = {task: [query for t, query in plan.order if t == task] for task in plan.tasks}
+    for judge, measure, n in (("llm", "win_rate", 2), ("llm", "swapped", 1), ("verifiable", "swapped", 1)):
+        stage = plan.stage("judge", judge=judge, measure=measure)
+        for task in plan.tasks:
+            for split in ("learned", "held_out"):
+                units = [u for u in stage.units if isinstance(u, VerdictUnit)]
+                seen = {u.a.query.id for u in units if (u.a.task, u.a.split) == (task, split)}
+                assert seen == set(in_order[task][:n])
+    for task in plan.tasks:
+        assert [q for _, q in places(plan.stage("likelihood", model="base", task=task).units)] == in_order[task][:2]
+
+
+def test_a_part_of_a_plan_has_the_rows_of_its_queries(folder: Path) -> None:
+    plan = plan_of(folder)
+    part = plan.first(4)
+    assert (part.fingerprint, part.upto, plan.upto) == (plan.fingerprint, 4, None)
+    wanted = set(plan.order[:4])
+    for whole, some in zip(plan.stages, part.stages, strict=True):
+        assert (some.name, some.path, some.fingerprint) == (whole.name, whole.path, whole.fingerprint)
+        assert some.units == tuple(unit for unit in whole.units if unit.place in wanted)
+    assert {(pair.task, pair.query_id) for pair in part.expected_pairs()} == wanted
+
+
+def test_blocks_are_whole_queries_up_to_a_decision(folder: Path) -> None:
+    plan = plan_of(folder, statistics__stop={"looks": [3, 4, 8]})
+    assert plan.decisions == (3, 4, 8)
+    for stage in plan.stages:
+        blocks = plan.blocks(stage.units)  # type: ignore[type-var]
+        assert [unit for block in blocks for unit in block] == list(stage.units)
+        ends = (0, *plan.decisions)
+        expected = [set(plan.order[a:b]) & set(places(stage.units)) for a, b in itertools.pairwise(ends)]
+        assert [set(places(block)) for block in blocks] == [queries for queries in expected if queries]
+        part = plan.first(4).stage(stage.kind, name=stage.name)
+        assert plan.first(4).blocks(part.units) == blocks[: len(plan.blocks(part.units))]  # type: ignore[type-var]
+
+
+def test_without_a_rule_blocks_have_so_many_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(folder)
+    units = plan.stage("generate", model="base", task="dialogue").units
+    assert [len(block) for block in plan.blocks(units)] == [20]  # type: ignore[type-var]
+    monkeypatch.setattr(harness.plan, "BLOCK_ROWS", 8)
+    blocks = plan.blocks(units)  # type: ignore[type-var]
+    assert [len(block) for block in blocks] == [8, 8, 4]
+    assert [unit for block in blocks for unit in block] == list(units)
+
+
+def test_a_rule_for_stopping_enters_the_plan_and_no_row(folder: Path) -> None:
+    before, after = plan_of(folder), plan_of(folder, statistics__stop={"looks": [4, 8]})
+    assert before.fingerprint != after.fingerprint
+    assert plan_of(folder, statistics__stop={"looks": [5, 8]}).fingerprint != after.fingerprint
+    assert [stage.units for stage in before.stages] == [stage.units for stage in after.stages]
+    described = describe(after)["stop"]
+    assert (described["decisions"], described["most"], described["of"]) == ([4, 8], 8, 8)
+    assert described["critical"] == pytest.approx([2.796511, 1.977432], abs=1e-4)
+    assert describe(before)["stop"] is None
 
 
 # --- Models that are not looked at again

@@ -24,6 +24,7 @@ from harness.stats import (
     length_glm,
     length_stratified,
     length_summary,
+    own_likeliest,
     paired_difference,
     sign_flip_p,
     win_rate,
@@ -75,7 +76,7 @@ def inputs(judged: dict[ExpectedPair, str], **fields: Any) -> ScoreInputs:
     given = {
         "name": "run", "description": "", "spec_fingerprint": "f", "level": 0.95, "max_unscored": 0.02,
         "models": {"base": {}, "sami": {}}, "judges": {"judge": {"kind": "llm", "model": "base"}}, "verdicts": rows,
-        "lengths": {}, "likelihoods": [], "training": {}, "expected": list(judged),
+        "facts": {}, "likelihoods": [], "training": {}, "expected": list(judged),
     }  # fmt: skip
     return ScoreInputs(**{**given, **fields})
 
@@ -110,16 +111,18 @@ def random_run() -> ScoreInputs:
     rng = random.Random(7)
     judged = {}
     for task, split, q, constitution, epoch in product(
-        ("dialogue", "posts"), ("learned", "held_out"), range(20), ("short+.list-", "list+"), (0, 1)
+        ("dialogue", "posts"), ("learned", "held_out"), range(30), ("short+.list-", "list+"), (0, 1)
     ):
         outcomes = " ".join(rng.choices(["a", "b", "tie", "unscored", "-"], [4, 3, 2, 1, 0.5], k=2))
         judged[pair(f"q{q}", constitution, task=task, split=split, epoch=epoch)] = outcomes
     lengths = {
-        (model, p.task, p.query_id, p.constitution_id, p.epoch): rng.randrange(5, 90)
+        ResponseKey(model, p.task, p.principle_set, p.split, p.query_id, p.constitution_id, p.epoch): Facts(
+            rng.randrange(5, 90)
+        )
         for p in judged
         for model in ("sami", "base")
     }
-    return inputs(judged, lengths=lengths)
+    return inputs(judged, facts=lengths)
 
 
 def naive_scores(run: ScoreInputs, task: str, split: str, principle: str | None = None) -> dict[str, float]:
@@ -147,7 +150,7 @@ def test_a_win_rate_is_that_of_the_naive_loop(task: str, split: str) -> None:
     assert row["win_rate"] == pytest.approx(sum(scores) / len(scores), abs=1e-12)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert row["n_eff"] == pytest.approx(expected.n_eff, rel=1e-9)
-    assert (row["n"], row["n_expected"]) == (len(scores), 40 if task == "all" else 20)
+    assert (row["n"], row["n_expected"]) == (len(scores), 60 if task == "all" else 30)
     assert row["unscored"] == row["n_expected"] - row["n"]
     assert row["wins"] == sum(s > 0.5 for s in scores)
     assert row["ties"] == sum(s == 0.5 for s in scores)
@@ -300,7 +303,7 @@ def test_all_ties_are_one_half_with_a_finite_interval() -> None:
 def test_one_query_has_an_interval() -> None:
     row = score(inputs({pair(): "a a"}))["comparisons"][0]
     assert 0 < row["ci_low"] < 1 == row["win_rate"] == row["ci_high"]
-    assert row["ci_method"].startswith("Clopper-Pearson")
+    assert row["ci_method"].startswith("Wilson")
 
 
 def test_one_task_has_no_row_for_all_tasks() -> None:
@@ -356,16 +359,26 @@ def test_infonce_is_that_of_the_tables() -> None:
     row = score(inputs({}, likelihoods=rows))["infonce"][0]
     naive = [sum(t[j][j] - math.log((math.exp(t[0][j]) + math.exp(t[1][j])) / 2) for j in range(2)) / 2 for t in tables]
     assert row["infonce"] == pytest.approx(sum(naive) / 6, abs=1e-12)
+    assert (row["n"], row["log_c"], row["ci_low"], row["ci_high"]) == (6, pytest.approx(math.log(2)), None, None)
+    assert "needs 30 queries" in row["note"]
+    own = own_likeliest(tables)
+    assert (row["own_likeliest"], row["own_likeliest_ci"], row["chance"]) == (own.estimate, [own.low, own.high], 0.5)
+
+
+def test_infonce_of_many_queries_has_its_interval() -> None:
+    rng = random.Random(3)
+    tables = [[[-rng.uniform(5, 9) for _ in range(2)] for _ in range(2)] for _ in range(40)]
+    row = score(inputs({}, likelihoods=[likelihood(f"q{i:02}", table) for i, table in enumerate(tables)]))["infonce"][0]
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((infonce(tables).low, infonce(tables).high), abs=1e-12)
-    assert (row["n"], row["log_c"]) == (6, pytest.approx(math.log(2)))
+    assert "note" not in row
 
 
-def test_infonce_of_one_query_is_null_with_the_reason() -> None:
-    result = score(inputs({}, likelihoods=[likelihood("q", [[-1, -2], [-2, -1]])]))
+def test_infonce_of_likelihoods_that_are_none_is_null_with_the_reason() -> None:
+    result = score(inputs({}, likelihoods=[likelihood("q", [[1, -2], [-2, -1]])]))
     strictly(result)
     row = result["infonce"][0]
-    assert (row["n"], row["infonce"], row["log_c"]) == (1, None, None)
-    assert "at least 2 queries" in row["note"]
+    assert (row["n"], row["infonce"], row["log_c"], row["own_likeliest_ci"]) == (1, None, None, None)
+    assert "at most 0" in row["note"]
 
 
 def test_infonce_pools_the_tasks() -> None:
@@ -392,15 +405,19 @@ def test_a_judge_that_saw_one_order_has_no_lean() -> None:
 JUDGES = {"program": {"kind": "verifiable", "model": None}, "judge": {"kind": "llm", "model": "base"}}
 
 
-def two_judges(n_labelled: int, n: int) -> ScoreInputs:
-    """A program that judged the first queries, and a judge of all, which errs on every fourth."""
+def two_judges(n_labelled: int, n: int, others: tuple[int, int] = (0, 0)) -> ScoreInputs:
+    """A program that judged the first queries, and a judge of all, which errs on every fourth.
+
+    `others` are the two numbers for a second task, on which a wins every other query and the judge is right.
+    """
     judged = {}
-    for q in range(n):
-        truth = "a" if q % 3 else "b"
-        said = {"a": "b", "b": "a"}[truth] if q % 4 == 3 else truth
-        judged[pair(f"q{q:03}")] = f"{said} {said}"
-        if q < n_labelled:
-            judged[pair(f"q{q:03}", judge="program", orders=("ab",))] = truth
+    for task, (labelled, of) in {"dialogue": (n_labelled, n), "posts": others}.items():
+        for q in range(of):
+            truth = "a" if q % (3 if task == "dialogue" else 2) else "b"
+            said = {"a": "b", "b": "a"}[truth] if q % 4 == 3 and task == "dialogue" else truth
+            judged[pair(f"q{q:03}", task=task)] = f"{said} {said}"
+            if q < labelled:
+                judged[pair(f"q{q:03}", task=task, judge="program", orders=("ab",))] = truth
     return inputs(judged, judges=JUDGES)
 
 
@@ -418,9 +435,21 @@ def test_win_rates_are_corrected_where_the_program_judged_some_of_the_queries() 
     (found,) = score(run)["corrections"]
     assert (found["judge"], found["reference"], found["n"], found["n_labelled"]) == ("judge", "program", 120, 120)
     assert found["win_rate"] == pytest.approx(only(score(run)["comparisons"], judge="judge")["win_rate"])
-    for name in ("rogan_gladen", "ppi"):
+    for name in ("rogan_gladen", "ppi", "post_stratified"):
         assert found[f"{name}_ci"][0] < 2 / 3 < found[f"{name}_ci"][1]
         assert abs(found[name] - 2 / 3) < abs(found["win_rate"] - 2 / 3)
+
+
+def test_a_pooled_row_corrects_each_task_by_itself() -> None:
+    """Of one task half the queries are labelled, of the other a fifth."""
+    rows = {row["task"]: row for row in score(two_judges(120, 240, (24, 120)))["corrections"]}
+    assert set(rows) == {"dialogue", "posts", "all"}
+    for name in ("post_stratified", "ppi", "rogan_gladen"):
+        assert rows["all"][name] == pytest.approx((240 * rows["dialogue"][name] + 120 * rows["posts"][name]) / 360)
+    assert (rows["all"]["n"], rows["all"]["n_labelled"]) == (216, 144)
+    whole = {row["task"]: row for row in score(two_judges(120, 240, (120, 120)))["corrections"]}
+    assert set(whole) == {"dialogue", "all"}
+    assert whole["all"]["post_stratified"] == pytest.approx((240 * whole["dialogue"]["post_stratified"] + 60) / 360)
 
 
 def test_nothing_is_corrected_where_the_program_judged_every_query() -> None:
@@ -444,7 +473,7 @@ def test_the_card_has_the_lengths_of_win_rates_alone() -> None:
     lengths = {
         (m, "dialogue", q, "short+", 0): n for m, q, n in [("sami", "q0", 9), ("base", "q0", 4), ("sami", "q1", 7)]
     }
-    card = score(inputs(judged, lengths=lengths))["judges"]["judge"]
+    card = score(inputs(judged, facts=lengths))["judges"]["judge"]
     assert (card["n_longer"], card["longer_wins"]) == (1, 1.0)
 
 
@@ -597,7 +626,7 @@ def test_lengths_are_taken_out_over_queries() -> None:
 def test_lengths_that_do_not_permit_it_say_why() -> None:
     judged = {pair(f"q{i}"): "a b" for i in range(12)}
     lengths = {(m, "dialogue", f"q{i}", "short+", 0): 10 for m in ("sami", "base") for i in range(12)}
-    row = score(inputs(judged, lengths=lengths))["comparisons"][0]
+    row = score(inputs(judged, facts=lengths))["comparisons"][0]
     assert row["length_stratified"]["win_rate"] is None
     assert "10 queries in each half" in row["length_stratified"]["note"]
     assert row["length_glm"]["note"]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.spec import ENVIRONMENT, RelevanceSpec, Spec, SpecError, list_presets, load_spec, model_backend
+from harness.stats import StopRule
 from harness.validation import check, validate
 from sami_train.data import Query
 
@@ -609,6 +610,55 @@ def test_the_control_is_a_switch_or_a_number_of_queries(tmp_path: Path, swapped:
     again = tmp_path / "again.yaml"
     again.write_text(spec.dump(), encoding="utf-8")
     assert load_spec(again).measures.swapped is swapped
+
+
+STOP = "statistics: {level: 0.95}", "statistics: {stop: RULE}"
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("{half_width: 0.05}", StopRule(half_width=0.05)),
+        ("{half_width: 0.05, at_least: 12}", StopRule(half_width=0.05, at_least=12)),
+        ("{looks: [2, 5, 8]}", StopRule(looks=(2, 5, 8))),
+        ("{anytime: true}", StopRule(anytime=True)),
+    ],
+)
+def test_a_rule_for_stopping_is_read_and_written_out(tmp_path: Path, text: str, rule: StopRule) -> None:
+    file = write(tmp_path, (STOP[0], STOP[1].replace("RULE", text)))
+    (tmp_path / "again.yaml").write_text(load_spec(file).dump(), encoding="utf-8")
+    for spec in (load_spec(file), load_spec(tmp_path / "again.yaml")):
+        assert spec.statistics.stop is not None
+        assert spec.statistics.stop.rule() == rule
+        assert validate(spec) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{}", "has one of 'half_width', 'looks' and 'anytime: true'; this one has none of them"),
+        ("{anytime: false}", "this one has none of them"),
+        ("{looks: [4], anytime: true}", "this one has 'looks' and 'anytime'"),
+        ("{looks: [8, 4]}", "'looks' are ascending numbers of queries"),
+        ("{looks: [4, 4]}", "'looks' are ascending numbers of queries"),
+        ("{looks: [4, 8], at_least: 3}", "'at_least' goes with 'half_width'"),
+        ("{half_width: 0.5}", "less than 0.5"),
+        ("{looks: [4, 9]}", "'statistics.stop.looks': the last look is at 9 queries, and the tasks have 8"),
+    ],
+)
+def test_a_rule_for_stopping_that_is_none(tmp_path: Path, text: str, told: str) -> None:
+    (found,) = problems(write(tmp_path, (STOP[0], STOP[1].replace("RULE", text))))
+    assert "try.yaml:27: 'statistics.stop" in found
+    assert told in found
+
+
+def test_the_first_judge_decides_on_every_query(tmp_path: Path) -> None:
+    stop = STOP[0], STOP[1].replace("RULE", "{anytime: true}")
+    assert problems(write(tmp_path, stop)) == []
+    (found,) = problems(
+        write(tmp_path, stop, ("verifiable: {kind: verifiable}", "verifiable: {kind: verifiable, limit: 2}"))
+    )
+    assert "'judges.verifiable.limit': 'verifiable' decides when statistics.stop is met" in found
 
 
 def test_a_judge_prompt_is_for_the_kind_of_every_task(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def show_plan(
     from harness.cli._screen import console, print_json
     from harness.costs import load_prices, planned
     from harness.forecast import forecast, given_rates, plan_ahead
+    from harness.looks import as_it_stopped
     from harness.plan import describe
     from harness.runner import known_rates
     from harness.validation import check, missing_for_run
@@ -94,6 +95,7 @@ def show_plan(
     question = question or Question()
     check(spec, to_run=False)
     plan, assumed = plan_ahead(spec)
+    plan = as_it_stopped(plan)
     rates = {**known_rates(), **given_rates(plan, question.training, question.generation)}
     described = describe(plan, rates=rates)
     described["assumed"] = assumed
@@ -107,6 +109,7 @@ def show_plan(
         print_forecast(described, console())
         print_cost(described["cost"], console(), hint="'harness plan --count-tokens' counts where it can")
         _print_effects(described, console())
+        _print_stop(described["stop"], console())
 
 
 def _print_stages(described: dict[str, Any], screen: Console) -> None:
@@ -137,6 +140,22 @@ def _print_effects(described: dict[str, Any], screen: Console) -> None:
     ]
     columns = ("task", "principle set", "split", "queries", "from 50%, points")
     screen.print(table(columns, effects, right=("queries", "from 50%, points")))
+
+
+def _print_stop(stop: dict[str, Any] | None, screen: Console) -> None:
+    """After how many queries the run may end; how many it will take depends on what it finds."""
+    from harness.report.looks import rule_words
+
+    if stop is None:
+        return
+    decisions = stop["decisions"]
+    critical = f", |z| above {', '.join(f'{z:.3f}' for z in stop['critical'])}" if stop["critical"] else ""
+    screen.print(
+        f"\nMay stop early: {rule_words(stop['rule'])}{critical}. It decides after {decisions[0]} queries at the earliest, "
+        f"{len(decisions)} times at most, and takes {stop['most']} of {stop['of']} at most; rows, time and cost above are of all.",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _time_left(described: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`harness report`: a finished run's tables once more, and its report.md written anew."""
+"""`harness report`: a run's tables once more, of an unfinished one as far as it is, and its report.md written again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "report",
         execute,
         usage="RUN [--json]",
-        help="print a finished run's results and write its report.md anew",
+        help="print a run's results and write its report.md again",
+        description="Print a run's results and write its report.md again. Of a run that is not finished: what there is, with "
+        "intervals that hold at an unplanned look.",
         epilog="""\
 examples:
   harness report runs/quickstart
@@ -31,14 +33,15 @@ examples:
 
 def execute(options: argparse.Namespace) -> int:
     """Read, write, print."""
-    from harness.cli._runs import find_run, read_results
+    from harness.cli._runs import find_started_run, read_results
     from harness.cli._screen import console, print_json
     from harness.report.markdown import render_markdown
     from harness.report.terminal import print_results
+    from harness.rescore import rescore
     from harness.store import write_atomic
 
-    folder = find_run(options.run)
-    results = read_results(folder)
+    folder = find_started_run(options.run)
+    results = read_results(folder) if (folder / "results.json").is_file() else rescore(folder)
     write_atomic(folder / "report.md", render_markdown(results))
     if options.json:
         print_json(results)

@@ -1,7 +1,7 @@
 """The judge card: how a judge behaved, and how far it agrees with a reference.
 
 Everything is counted on verdicts alone. Shares are fractions (None where there is nothing to count) and stand beside their
-n; intervals are clustered by query, the unit of every win rate.
+n; the query is the unit of every interval, as of every win rate.
 """
 
 from __future__ import annotations
@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.rows import Verdict
+
+if TYPE_CHECKING:
+    from harness.stats import Labels
+
+OF_VERDICTS = 1000
+"""For how many verdicts a card says what they are worth in labels."""
 
 _Counted = list[tuple[str, float]]
 """(query, what is averaged)"""
@@ -30,6 +36,8 @@ class JudgedPair(NamedTuple):
     length_a: int | None = None
     """Words."""
     length_b: int | None = None
+    kind: str = "win_rate"
+    """The kind of comparison: agreement is told for each by itself."""
 
     @property
     def identical(self) -> bool:
@@ -99,13 +107,23 @@ def against_reference(
 ) -> dict[str, Any]:
     """How far the judge agrees with `reference`, the scores of a by pair (1, 1/2 or 0): see `harness.stats.judge_agreement`.
 
-    Over the `n` pairs that both have scored; pairs of equal texts are left out. `table` counts pairs, rows the reference's
-    label and columns the judge's, each in the order a, tie, b. Every figure has its interval at `level` beside it
-    (`accuracy_ci`, ...): over queries, but for kappa's, which takes pairs for independent.
+    Over the `n` pairs that both have scored; pairs of equal texts are left out. Kinds of comparison are not mixed: `by_kind`
+    has the figures of each, and those of `kind` (win rates, where there are any) are repeated at the top. `table` counts
+    pairs, rows the reference's label and columns the judge's, each in the order a, tie, b. Every figure has its interval at
+    `level` beside it (`accuracy_ci`, ...), over queries.
 
     `by_probability` is there for judges whose probabilities are read: how often the answer that is likelier over both
-    orders, so that a lean to a place falls out, is the reference's, on the pairs that it decides.
+    orders, so that a lean to a place falls out, is the reference's, on the pairs that it decides. `worth` is how many labels
+    1,000 more verdicts of the judge would be worth beside those there are: see `harness.stats.worth_in_labels`.
     """
+    kinds = sorted({pair.kind for pair in pairs}, key=lambda kind: (kind != "win_rate", kind)) or ["win_rate"]
+    by_kind = {kind: _agreement([pair for pair in pairs if pair.kind == kind], reference, level) for kind in kinds}
+    return {"kind": kinds[0], **by_kind[kinds[0]], "by_kind": by_kind}
+
+
+def _agreement(
+    pairs: Sequence[JudgedPair], reference: Mapping[tuple[object, ...], float], level: float
+) -> dict[str, Any]:
     from harness.stats import judge_agreement
 
     both = [
@@ -115,21 +133,15 @@ def against_reference(
     if not both:
         nothing: dict[str, Any] = {name: None for one in names for name in (one, f"{one}_ci")}
         nothing |= {"n_by_probability": 0, "by_probability": None, "by_probability_ci": None, "table": None}
-        return {"n": 0, "n_a": 0, "n_b": 0, **nothing, "note": "No pair is scored by both."}
-    found = judge_agreement([score for _, score, _ in both], [label for *_, label in both], level)
-    counted: dict[str, _Counted] = {
-        "accuracy": [(p.query, float(_sign(score) == _sign(label))) for p, score, label in both],
-        "sensitivity": [(p.query, score) for p, score, label in both if label > 0.5],
-        "specificity": [(p.query, 1 - score) for p, score, label in both if label < 0.5],
-    }
-    card: dict[str, Any] = {"n": found.n, "n_a": len(counted["sensitivity"]), "n_b": len(counted["specificity"])}
+        return {"n": 0, "n_a": 0, "n_b": 0, **nothing, "worth": None, "note": "No pair is scored by both."}
+    queries, scores, labels = [p.query for p, *_ in both], [s for _, s, _ in both], [label for *_, label in both]
+    found = judge_agreement(scores, labels, level, queries)
+    card: dict[str, Any] = {
+        "n": found.n, "n_a": sum(label > 0.5 for label in labels), "n_b": sum(label < 0.5 for label in labels)
+    }  # fmt: skip
     for name in names:
-        if name == "kappa":
-            card["kappa"] = found.kappa and found.kappa.estimate
-            card["kappa_ci"] = found.kappa and [found.kappa.low, found.kappa.high]
-        else:
-            card[name] = _mean(counted[name])
-            card[f"{name}_ci"] = _interval(counted[name], level)
+        figure = getattr(found, name)
+        card |= {name: figure and figure.estimate, f"{name}_ci": figure and [figure.low, figure.high]}
     likelier = [
         (p.query, float((gain > 0) == (label > 0.5)))
         for p, _, label in both
@@ -138,35 +150,90 @@ def against_reference(
     card |= {"n_by_probability": len(likelier), "by_probability": _mean(likelier)}
     card["by_probability_ci"] = _interval(likelier, level)
     card["table"] = found.table.tolist()
+    card["worth"] = _worth_of_more(queries, scores, labels, level)
     if found.kappa is None:
         card["note"] = "Judge and reference say one and the same of every pair: kappa has no chance agreement to beat."
     return card
 
 
-def corrected(scores: Mapping[str, float], reference: Mapping[str, float], level: float) -> dict[str, Any]:
+def _worth_of_more(queries: list[str], scores: list[float], labels: list[float], level: float) -> dict[str, Any]:
+    from harness.stats import Labels, cluster_means
+
+    said, known = (cluster_means(values, queries).means for values in (scores, labels))
+    return _worth([Labels(said, known, OF_VERDICTS)], level)
+
+
+def _worth(strata: Sequence[Labels], level: float) -> dict[str, Any]:
+    from harness.stats import UnusableScores, worth_in_labels
+
+    try:
+        found = worth_in_labels(strata, level)
+    except UnusableScores as error:
+        return {**dict.fromkeys(("labels", "labels_ci", "n_verdicts", "n_labelled")), "note": str(error)}
+    return {
+        "labels": found.labels,
+        "labels_ci": [found.low, found.high],
+        "n_verdicts": found.n_verdicts,
+        "n_labelled": found.n_labelled,
+    }
+
+
+def corrected(strata: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]], level: float) -> dict[str, Any]:
     """The judge's win rate, and what it would be by the reference, which knows only some of the queries.
 
-    Both mappings give a query its score of a, in [0, 1]. The queries of both are the labelled sample; see
-    `harness.stats.rogan_gladen` and `harness.stats.ppi_mean`. A correction that cannot be made is None, with a note.
+    A stratum (a task, say) has the judge's scores of a, in [0, 1], by query, and the reference's. The queries of both are its
+    labelled sample. Strata are corrected one by one, since the shares that are labelled differ, and joined by their numbers of
+    queries: see `harness.stats.pooled`, and for the corrections `post_stratified`, `ppi_mean` and `rogan_gladen`. A stratum
+    whose queries are all labelled is the labels' own win rate. A correction that cannot be made is None, with a note.
     """
-    from harness.stats import UnusableScores, ppi_mean, rogan_gladen, win_rate
+    from harness.stats import Labels, UnusableScores, post_stratified, ppi_mean, rogan_gladen, win_rate
 
-    both = sorted(scores.keys() & reference.keys())
-    alone = [score for query, score in sorted(scores.items()) if query not in reference]
-    raw = win_rate(list(scores.values()), level)
-    row: dict[str, Any] = {"n": len(alone), "n_labelled": len(both)}
-    row |= {"win_rate": raw.estimate, "win_rate_ci": [raw.low, raw.high]}
-    labelled, labels = [scores[query] for query in both], [reference[query] for query in both]
+    samples: dict[str, _Sample] = {}
+    for name, (scores, reference) in strata.items():
+        both = sorted(scores.keys() & reference.keys())
+        alone = [scores[query] for query in sorted(scores.keys() - reference.keys())]
+        samples[name] = _Sample(alone, [scores[query] for query in both], [reference[query] for query in both])
+    raw = win_rate([score for sample in samples.values() for score in (*sample.alone, *sample.labelled)], level)
+    row: dict[str, Any] = {
+        "n": sum(len(sample.alone) for sample in samples.values()),
+        "n_labelled": sum(len(sample.labels) for sample in samples.values()),
+        "win_rate": raw.estimate,
+        "win_rate_ci": [raw.low, raw.high],
+    }
     notes = []
-    for name, correct in (("rogan_gladen", rogan_gladen), ("ppi", ppi_mean)):
+    for name, correct in (("post_stratified", post_stratified), ("ppi", ppi_mean), ("rogan_gladen", rogan_gladen)):
         try:
-            found = correct(alone, labelled, labels, level)
+            estimate, low, high = _over_strata(correct, samples, level)
         except UnusableScores as error:
             row |= {name: None, f"{name}_ci": None}
             notes.append(str(error))
         else:
-            row |= {name: found.estimate, f"{name}_ci": [found.low, found.high]}
+            row |= {name: estimate, f"{name}_ci": [low, high]}
+    row["worth"] = _worth([Labels(s.labelled, s.labels, len(s.alone)) for s in samples.values()], level)
     return row | ({"note": " ".join(notes)} if notes else {})
+
+
+class _Sample(NamedTuple):
+    """The scores of one stratum."""
+
+    alone: list[float]
+    """The judge's, of queries without a label."""
+    labelled: list[float]
+    """The judge's, of queries with one."""
+    labels: list[float]
+
+
+def _over_strata(correct: Any, samples: Mapping[str, _Sample], level: float) -> tuple[float, float, float]:
+    from harness.stats import Part, UnusableScores, pooled, win_rate
+
+    parts = []
+    for name, (alone, labelled, labels) in samples.items():
+        try:
+            found = correct(alone, labelled, labels, level) if alone else win_rate(labels, level)
+        except UnusableScores as error:
+            raise UnusableScores(f"{name}: {error}" if len(samples) > 1 else str(error)) from None
+        parts.append(Part(len(alone) + len(labels), found.estimate, found.low, found.high))
+    return pooled(parts)
 
 
 def _probability_gain(pair: JudgedPair) -> float:
@@ -178,10 +245,6 @@ def _probability_gain(pair: JudgedPair) -> float:
     if not first["ab"] or not first["ba"]:
         return 0.0
     return sum(first["ab"]) / len(first["ab"]) - sum(first["ba"]) / len(first["ba"])
-
-
-def _sign(score: float) -> int:
-    return (score > 0.5) - (score < 0.5)
 
 
 def _query(v: Verdict) -> str:
@@ -239,15 +302,14 @@ def _spearman(known: list[tuple[str, float, int, int]]) -> float | None:
 
 
 def _interval(counted: _Counted, level: float) -> list[float] | None:
-    """Low and high of a mean, over queries; the mean itself, in which a query with more rows weighs more, lies within."""
-    from harness.stats import cluster_means, win_rate
+    """Low and high of the mean, over queries."""
+    from harness.stats import mean_over_pairs
 
-    mean = _mean(counted)
-    if mean is None:
+    if not counted:
         return None
     queries, values = zip(*counted, strict=True)
-    found = win_rate(cluster_means(values, queries).means, level)
-    return [min(found.low, mean), max(found.high, mean)]
+    found = mean_over_pairs(values, queries, level)
+    return [found.low, found.high]
 
 
 def _mean(counted: _Counted) -> float | None:

@@ -264,8 +264,6 @@ def _footnotes(results: Results) -> Section:
     methods = sorted({row["ci_method"] for row in rows if row.get("ci_method")})
     gap_methods = sorted({row["ci_method"] for row in rows_of(results, "gaps") if row.get("ci_method")})
     intervals = f"Intervals are {percent(results.get('level', 0.95), 0)}: {'; '.join(methods) or 'none in this run'}."
-    if any("Clopper" in method for method in methods):
-        intervals += " Clopper-Pearson's is for fewer than 10 queries, and wide on purpose."
     if gap_methods:
         intervals += f" Gaps: {'; '.join(gap_methods)}."
     notes = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harness.report.looks import looks_said
 from harness.report.words import (
     ABOVE,
     BELOW,
@@ -38,7 +39,7 @@ _BEATS = {ABOVE: "beats", BELOW: "loses to", UNCLEAR: "is not distinguishable fr
 
 def what_it_shows(results: Results) -> Section:
     quality = results.get("quality") or {}
-    sentences = []
+    sentences = looks_said(results)
     if not quality.get("passed", True):
         sentences.append(
             f"This run is incomplete: {percent(quality['unscored_rate'])} of the expected verdicts are unscored, more "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.report.content import cost_section
+from harness.report.judges import worth_sentence
 from harness.report.words import NONE, Results, Row, Section, Table, limits, number, percent, rate
 
 _SHARES = (
@@ -65,6 +66,9 @@ def _agreement(card: Results) -> Section:
         "kappa 0, and one half of both."
     )
     notes = [found["note"]] if found.get("note") else []
+    worth = found.get("worth") or {}
+    if worth.get("labels") is not None:
+        notes.append(f"In a win rate, {worth_sentence(worth)}.")
     return Section(
         "Agreement with the reference", (), (Table(columns, cells, numbers=frozenset({"n"})),), (remark, *notes)
     )

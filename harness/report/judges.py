@@ -58,6 +58,9 @@ def judges_section(results: Results) -> Section:
                 f"Asked again, {name} says the same {percent(card['repeat_agreement'])} of the time "
                 f"({card['n_repeated']} pairs and orders)."
             )
+        worth = (card.get("agreement") or {}).get("worth") or {}
+        if worth.get("labels") is not None:
+            remarks.append(f"Of {name}, {worth_sentence(worth)}.")
         remarks += [
             f"Same family: {name} judges {model}; {how}." for model, how in (card.get("same_family") or {}).items()
         ]
@@ -77,32 +80,47 @@ def _of(card: Row, share: str, n: str) -> str:
 
 
 def _agreements(cards: dict[str, Row]) -> list[Table]:
-    columns = ("judge", "accuracy", "kappa", "sensitivity", "specificity", "n")
+    columns = ("judge", "of", "accuracy", "kappa", "sensitivity", "specificity", "n")
     by_reference: dict[str, list[tuple[str, ...]]] = {}
     for name, card in cards.items():
-        if found := card.get("agreement"):
-            shares = {
-                key: rate(found.get(key), *limits(found, f"{key}_ci"), digits=0)
+        agreement = card.get("agreement") or {}
+        kinds = agreement.get("by_kind") or ({"win_rate": agreement} if agreement else {})
+        for kind, found in kinds.items():
+            accuracy, sensitivity, specificity = (
+                rate(found.get(key), *limits(found, f"{key}_ci"), digits=0)
                 for key in ("accuracy", "sensitivity", "specificity")
-            }
-            kappa = number(found.get("kappa"), found.get("kappa_ci"), digits=2)
-            cells = (
-                name,
-                shares["accuracy"],
-                kappa,
-                shares["sensitivity"],
-                shares["specificity"],
-                str(found.get("n", 0)),
             )
-            by_reference.setdefault(found["reference"], []).append(cells)
+            kappa = number(found.get("kappa"), found.get("kappa_ci"), digits=2)
+            cells = (name, KINDS.get(kind, kind), accuracy, kappa, sensitivity, specificity, str(found.get("n", 0)))
+            by_reference.setdefault(agreement["reference"], []).append(cells)
     return [
-        Table(columns, rows, f"Agreement with the programs of the judge {reference}, by pair", frozenset(columns[1:]))
+        Table(columns, rows, f"Agreement with the programs of the judge {reference}, by pair", frozenset(columns[2:]))
         for reference, rows in by_reference.items()
     ]
 
 
+KINDS = {"win_rate": "win rates", "steerability": "steerability", "swapped": "the control"}
+
+
+def worth_sentence(worth: Row) -> str:
+    """``1,000 verdicts are worth 12 labels [0, 40] beside 250 labelled queries``"""
+    low, high = worth["labels_ci"]
+    return (
+        f"{worth['n_verdicts']:,} verdicts are worth {worth['labels']:,.0f} labels [{low:,.0f}, {high:,.0f}] beside "
+        f"{worth['n_labelled']:,} labelled queries"
+    )
+
+
 def corrections_section(results: Results) -> Section:
-    columns = ("task", "split", "as judged", "Rogan-Gladen", "prediction-powered", "n", "labelled")
+    columns = (
+        "task",
+        "split",
+        "as judged",
+        "post-stratified",
+        "prediction-powered",
+        "n",
+        "labelled",
+    )
     tables = []
     groups = grouped(rows_of(results, "corrections"), "a", "b", "principle_set", "judge", "reference")
     for (_, _, principle_set, judge, reference), group in groups.items():
@@ -110,7 +128,7 @@ def corrections_section(results: Results) -> Section:
             (
                 row["task"],
                 split_words(row["split"]),
-                *(rate(row[key], *limits(row, f"{key}_ci")) for key in ("win_rate", "rogan_gladen", "ppi")),
+                *(rate(row.get(key), *limits(row, f"{key}_ci")) for key in ("win_rate", "post_stratified", "ppi")),
                 str(row["n"]),
                 str(row["n_labelled"]),
             )
@@ -120,11 +138,18 @@ def corrections_section(results: Results) -> Section:
         tables.append(Table(columns, rows, heading, frozenset(columns[2:])))
     remark = (
         "What the win rate would be by the reference, from the queries that both judged (labelled) and those that the judge "
-        "alone did (n). Rogan-Gladen takes the judge's errors to be alike on both; prediction-powered inference asks only "
-        "that the labelled queries are like the others."
+        "alone did (n), where the labelled are a random sample. post-stratified: the mean label at each verdict, weighted by how "
+        "often the judge gives it; prediction-powered: the judge's mean plus its mean error. Tasks are corrected one by one and "
+        "weighted by their queries. Verdicts are worth the labels that would narrow the labels' own interval as much."
     )
+    worth = [
+        f"{versus(row)}, {split_words(row['split'])}: of {row['judge']}, {worth_sentence(row['worth'])}."
+        for group in groups.values()
+        for row in pooled_rows(group)
+        if (row.get("worth") or {}).get("labels") is not None
+    ]
     notes = notes_of(rows_of(results, "corrections"), "a", "b", "judge", "task", "split")
-    return Section("Win rates corrected for the judge's errors", (), tuple(tables), (remark, *notes))
+    return Section("Win rates corrected for the judge's errors", (), tuple(tables), (remark, *worth, *notes))
 
 
 def _judge_noise(results: Results) -> Table:
@@ -137,8 +162,8 @@ def _judge_noise(results: Results) -> Table:
             split_words(row["split"]),
             percent(noise.get("agreement")),
             NONE if noise.get("sd") is None else f"{100 * noise['sd']:.1f}",
-            percent(noise.get("share")),
-            percent(noise.get("share_once")),
+            rate(noise.get("share"), noise.get("share_low"), noise.get("share_high"), digits=0),
+            percent(noise.get("share_once"), 0),
             str(noise.get("n_pairs") or 0),
         )
         for group in grouped(rows_of(results, "comparisons"), "judge", "a", "b", "principle_set").values()

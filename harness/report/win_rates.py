@@ -14,6 +14,7 @@ from harness.report.words import (
     interval_of,
     joined,
     judge_words,
+    limits,
     notes_of,
     number,
     p_value,
@@ -231,7 +232,17 @@ def by_principle_section(results: Results) -> Section:
 
 
 def information_section(results: Results) -> Section:
-    columns = ("model", "task", "split", "InfoNCE, nats", "responses", "log C", "saturated", "n", "reading")
+    columns = (
+        "model",
+        "task",
+        "split",
+        "InfoNCE, nats",
+        "responses",
+        "log C",
+        "saturated",
+        "n",
+        "reading",
+    )
     rows = rows_of(results, "infonce")
     cells = [
         (
@@ -250,11 +261,28 @@ def information_section(results: Results) -> Section:
     remarks = [
         "A lower bound on the mutual information of response and constitution, at most log C, from sums of "
         "log-probabilities over tokens; 0 means none was found. responses: the same with responses as the contrast. "
-        "saturated: queries at the limit log C.",
+        "saturated: queries at the limit log C. own likeliest: responses whose own constitution is the likeliest of "
+        "all to have led to them.",
         *notes_of(rows, "model", "task", "split"),
     ]
-    tables = (Table(columns, cells, numbers=frozenset(columns[3:8])),) if cells else ()
-    return Section("Mutual information (InfoNCE)", (), tables, tuple(remarks))
+    likeliest = ("model", "task", "split", "own likeliest", "chance", "n", "reading")
+    own = [
+        (
+            row["model"],
+            row["task"],
+            split_words(row["split"]),
+            rate(row["own_likeliest"], *limits(row, "own_likeliest_ci")),
+            percent(row["chance"], 0),
+            str(row["n"]),
+            reading(*limits(row, "own_likeliest_ci"), row["chance"], "above chance", "below chance"),
+        )
+        for row in rows
+        if row.get("own_likeliest") is not None
+    ]
+    tables = [Table(columns, cells, numbers=frozenset(columns[3:8]))] if cells else []
+    if own:
+        tables.append(Table(likeliest, own, "Responses by the constitution they are from", frozenset(likeliest[3:6])))
+    return Section("Mutual information (InfoNCE)", (), tuple(tables), tuple(remarks))
 
 
 def lengths_section(results: Results) -> Section:
@@ -269,37 +297,47 @@ def lengths_section(results: Results) -> Section:
             cells.append((*place, f"{a:.1f}", f"{b:.1f}", f"{a - b:+.1f}", str(row.get("n"))))
     tables = [Table(columns, cells, numbers=frozenset(columns[3:]))] if cells else []
     remark = "Words per response over the scored queries. A win that goes with longer answers may be a win of length."
-    without = _without_length(results)
-    if without:
+    equal, halves = (_without_length(results, *what) for what in (EQUAL_LENGTHS, HALVES))
+    if equal:
         remark += (
-            " Stratified: the mean of the win rates where a is the longer and where it is not (the paper's); GLM: what a "
-            "logistic regression expects at equal lengths, where these lie within the data; ρ: Spearman's correlation of "
-            "score and difference in length."
+            " At equal lengths: what a logistic regression expects where both responses are as long, if enough queries lie on "
+            "both sides of that; ρ: Spearman's correlation of score and difference in length."
         )
-    return Section("Mean lengths", (), (*tables, *without), (remark,))
+    if halves:
+        remark += (
+            " Longer and not longer: the unweighted mean of two win rates, which is the paper's for dialogue; it takes out which "
+            "of the two is longer how often, not by how much, and is no win rate at equal lengths."
+        )
+    return Section("Mean lengths", (), (*tables, *equal, *halves), (remark,))
 
 
-def _without_length(results: Results) -> list[Table]:
-    """Win rates with length taken out, over all tasks, a table for each judge where the lengths permit them."""
-    columns = ("comparison", "split", "win rate", "stratified", "GLM", "ρ")
+EQUAL_LENGTHS = ("length_glm", "at equal lengths", "Win rates at equal lengths")
+HALVES = (
+    "length_stratified",
+    "mean of the two",
+    "Mean of the win rates where the response is longer and where it is not",
+)
+
+
+def _without_length(results: Results, key: str, column: str, heading: str) -> list[Table]:
+    """Win rates with length taken out in one way, over all tasks, a table for each judge where the lengths permit it."""
+    columns = ("comparison", "split", "win rate", column, "n", "ρ")
     cells: dict[str, list[tuple[str, ...]]] = {}
     for (judge, *_), group in grouped(rows_of(results, "comparisons"), "judge", "a", "b", "principle_set").items():
         for row in pooled_rows(group):
-            figures = [row.get(key) or {} for key in ("length_stratified", "length_glm")]
-            figures = [{} if figure.get("extrapolated") else figure for figure in figures]
-            if any(figure.get("win_rate") is not None for figure in figures):
+            figure = row.get(key) or {}
+            if figure.get("win_rate") is not None:
                 cells.setdefault(judge, []).append(
                     (
                         versus(row),
                         split_words(row["split"]),
                         rate(row.get("win_rate"), *interval_of(row)),
-                        *(rate(figure.get("win_rate"), *interval_of(figure)) for figure in figures),
+                        rate(figure["win_rate"], *interval_of(figure)),
+                        str(figure.get("n")),
                         number(row.get("length_spearman"), digits=2),
                     )
                 )
     return [
-        Table(
-            columns, rows, f"Win rates at equal lengths · judge: {judge_words(results, judge)}", frozenset(columns[2:])
-        )
+        Table(columns, rows, f"{heading} · judge: {judge_words(results, judge)}", frozenset(columns[2:]))
         for judge, rows in cells.items()
     ]

@@ -14,12 +14,14 @@ from harness.score.pairs import (
     Pair,
     Scored,
     noted,
+    principles_ci,
     rate_of,
     score_by_query,
     scored_by_principle,
     scored_pairs,
     verdict_counts,
 )
+from harness.score.responses import beside
 from harness.stats import (
     LengthGlm,
     LengthStratified,
@@ -32,7 +34,6 @@ from harness.stats import (
     length_summary,
     paired_difference,
     repeat_agreement,
-    sign_flip_p,
     tie_rules,
 )
 
@@ -40,7 +41,7 @@ from harness.stats import (
 def comparison(key: Key, groups: Groups, inputs: ScoreInputs) -> dict[str, Any]:
     """The row of what one judge says of two models, on the queries of `key`."""
     group = groups[key]
-    rate = rate_of(scored_pairs(group), inputs.level)
+    rate = rate_of(scored_pairs(group), inputs.level, inputs.rule)
     n_expected = len({pair.query for pair in group})
     counts = ScoreCounts.of(rate["means"], n_expected - rate["n"])
     rules = tie_rules(*counts[:3]) if rate["n"] else None
@@ -56,28 +57,40 @@ def comparison(key: Key, groups: Groups, inputs: ScoreInputs) -> dict[str, Any]:
         "ci_high": rate["high"],
         "ci_level": inputs.level,
         "ci_method": rate["method"],
+        "principles_ci": principles_ci(group, inputs.level),
+        "whole": _whole(group, inputs),
+        **beside(group, inputs),
         "mean_length_a": length["mean_a"],
         "mean_length_b": length["mean_b"],
         "n_eff": rate["n_eff"],
         "win_rate_ties_dropped": rules.drop if rules else None,
         "win_rate_ties_lost": rules.loss if rules else None,
-        "p_value": sign_flip_p(rate["means"], [0.5] * rate["n"]) if rate["n"] else None,
+        "p_value": rate["p_value"],
         "length_spearman": length["spearman"],
         "length_stratified": length["stratified"],
         "length_glm": length["glm"],
-        "swapped": _swapped(group, groups.get(key._replace(kind="swapped")), inputs.level),
+        "swapped": _swapped(group, groups.get(key._replace(kind="swapped")), inputs),
         "judge_noise": _judge_noise(group, inputs.level),
         "position_consistency": card["position_consistency"],
         "verdicts": verdict_counts(group),
         "by_principle": [
-            _principle_row(principle, scored, inputs.level) for principle, scored in scored_by_principle(group).items()
+            _principle_row(principle, scored, inputs) for principle, scored in scored_by_principle(group).items()
         ],
     }
     return noted(row, None if rate["n"] else NOTHING_SCORED)
 
 
-def _principle_row(principle: str, scored: Scored, level: float) -> dict[str, Any]:
-    rate = rate_of(scored, level)
+def _whole(group: list[Pair], inputs: ScoreInputs) -> dict[str, Any] | None:
+    """The win rate with copied text left in, by a judge that takes it out; None for others."""
+    scored = [(pair.query, pair.whole) for pair in group if pair.whole is not None]
+    if not scored:
+        return None
+    rate = rate_of(scored, inputs.level, inputs.rule)
+    return {"n": rate["n"], "win_rate": rate["rate"], "ci_low": rate["low"], "ci_high": rate["high"]}
+
+
+def _principle_row(principle: str, scored: Scored, inputs: ScoreInputs) -> dict[str, Any]:
+    rate = rate_of(scored, inputs.level, inputs.rule)
     counts = ScoreCounts.of(rate["means"])
     row = {
         "principle": principle,
@@ -99,12 +112,11 @@ def _length(group: list[Pair], inputs: ScoreInputs) -> dict[str, Any]:
     """
     queries, a, b, scores = [], [], [], []
     for pair in group:
-        e = pair.expected
-        one, two = (inputs.lengths.get((model, e.task, e.query_id, e.constitution_id, e.epoch)) for model in (e.a, e.b))
+        one, two = inputs.facts.get(pair.expected.response("a")), inputs.facts.get(pair.expected.response("b"))
         if pair.score is not None and one is not None and two is not None:
             queries.append(pair.query)
-            a.append(one)
-            b.append(two)
+            a.append(one.words)
+            b.append(two.words)
             scores.append(pair.score)
     if not queries:
         return dict.fromkeys(("mean_a", "mean_b", "spearman", "stratified", "glm"))
@@ -124,18 +136,17 @@ def _without_length(estimate: Callable[[], LengthStratified | LengthGlm]) -> dic
         found = estimate()
     except UnusableScores as error:
         return {**dict.fromkeys(("n", "win_rate", "ci_low", "ci_high")), "note": str(error)}
-    figures = {"n": found.n, "win_rate": found.estimate, "ci_low": found.low, "ci_high": found.high}
-    return figures | ({"extrapolated": found.extrapolated} if isinstance(found, LengthGlm) else {})
+    return {"n": found.n, "win_rate": found.estimate, "ci_low": found.low, "ci_high": found.high}
 
 
-def _swapped(group: list[Pair], control: list[Pair] | None, level: float) -> dict[str, Any] | None:
+def _swapped(group: list[Pair], control: list[Pair] | None, inputs: ScoreInputs) -> dict[str, Any] | None:
     """The control: the win rate of the same pairs under constitutions that neither model was given.
 
     `difference` is the win rate minus that, paired by query: what is left when style and length are taken out.
     """
     if control is None:
         return None
-    rate = rate_of(scored_pairs(control), level)
+    rate = rate_of(scored_pairs(control), inputs.level, inputs.rule)
     row = {
         "n": rate["n"],
         "win_rate": rate["rate"],
@@ -148,7 +159,7 @@ def _swapped(group: list[Pair], control: list[Pair] | None, level: float) -> dic
     shared = sorted(one.keys() & two.keys())
     if not shared:
         return noted(row, "No query has a score under its own and under a swapped constitution.")
-    found = paired_difference([one[query] for query in shared], [two[query] for query in shared], level)
+    found = paired_difference([one[query] for query in shared], [two[query] for query in shared], inputs.level)
     figures = (found.estimate, found.low, found.high, found.n)
     return row | dict(zip(("difference", "difference_low", "difference_high", "n_paired"), figures, strict=True))
 
@@ -162,10 +173,10 @@ def _judge_noise(group: list[Pair], level: float) -> dict[str, Any] | None:
     ]
     scores, pairs, queries = zip(*rows, strict=True) if rows else ((), (), ())
     try:
-        share = judge_share(scores, pairs, queries)
+        share = judge_share(scores, pairs, queries, level)
         agreement = repeat_agreement(scores, pairs, level)
     except UnusableScores as error:
-        nothing = ("n_pairs", "agreement", "ci_low", "ci_high", "sd", "share", "share_once")
+        nothing = ("n_pairs", "agreement", "ci_low", "ci_high", "sd", "share", "share_low", "share_high", "share_once")
         return {**dict.fromkeys(nothing), "note": str(error)}
     return {
         "n_pairs": share.n_pairs,
@@ -174,5 +185,7 @@ def _judge_noise(group: list[Pair], level: float) -> dict[str, Any] | None:
         "ci_high": agreement.high,
         "sd": share.sd,
         "share": share.share,
+        "share_low": share.share_low,
+        "share_high": share.share_high,
         "share_once": share.share_once,
     }

@@ -6,9 +6,20 @@ from typing import Any
 
 from harness.rows import Likelihood
 from harness.score.inputs import ScoreInputs
-from harness.score.pairs import ALL_TASKS, place_of, places_of, split_place, task_place, with_all_tasks
-from harness.stats import UnusableScores, infonce, infonce_responses
+from harness.score.pairs import ALL_TASKS, noted, place_of, places_of, split_place, task_place, with_all_tasks
+from harness.stats import UnusableScores, infonce, infonce_responses, own_likeliest
 
+_FIGURES = (
+    "infonce",
+    "ci_low",
+    "ci_high",
+    "infonce_responses",
+    "log_c",
+    "saturated",
+    "own_likeliest",
+    "own_likeliest_ci",
+    "chance",
+)
 _Cell = tuple[str, str, str, str]
 """(model, task, principle_set, split)"""
 
@@ -36,10 +47,10 @@ def _information(rows: list[Likelihood], level: float) -> dict[str, Any]:
     tables = [row.logprob_sums for row in rows]
     try:
         over_constitutions, over_responses = infonce(tables, level), infonce_responses(tables, level)
+        own = own_likeliest(tables, level)
     except UnusableScores as error:
-        figures = dict.fromkeys(("infonce", "ci_low", "ci_high", "infonce_responses", "log_c", "saturated"))
-        return figures | {"ci_level": level, "note": str(error)}
-    return {
+        return noted({**dict.fromkeys(_FIGURES), "ci_level": level}, str(error))
+    row = {
         "infonce": over_constitutions.estimate,
         "ci_low": over_constitutions.low,
         "ci_high": over_constitutions.high,
@@ -47,4 +58,8 @@ def _information(rows: list[Likelihood], level: float) -> dict[str, Any]:
         "infonce_responses": over_responses.estimate,
         "log_c": over_constitutions.log_c,
         "saturated": over_constitutions.saturated,
+        "own_likeliest": own.estimate,
+        "own_likeliest_ci": [own.low, own.high],
+        "chance": 1 / len(tables[0]),
     }
+    return noted(row, over_constitutions.note)

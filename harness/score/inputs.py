@@ -4,17 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from harness.judges.llm import Order
 from harness.protocols import CORRECTED, Protocol
 from harness.rows import Likelihood, Verdict
+from harness.stats import StopRule
 
 Kind = Literal["win_rate", "steerability", "swapped"]
 WhyNotCounted = Literal["rules", "responses"]
 """rules: the verdicts are on the planned responses, and were judged by other rules; responses: they may be on others."""
-LengthKey = tuple[str, str, str, str, int]
-"""(model, task, query_id, constitution_id, epoch)"""
+
+
+class ResponseKey(NamedTuple):
+    """The place of a response in a run."""
+
+    model: str
+    task: str
+    principle_set: str
+    split: str
+    query_id: str
+    constitution_id: str
+    epoch: int
+
+
+class Facts(NamedTuple):
+    """What one response is, whatever it says."""
+
+    words: int
+    copied: float = 0.0
+    """Share of its words, in [0, 1], that are copied from its constitution."""
+    ran_on: bool = False
+    """It went on with its own prompt and was cut there."""
+    cut: bool = False
+    """It ended at the token limit."""
+    repeats_query: float = 0.0
+    """Share of its words, in [0, 1], that are copied from its query; 0 in summarization, where that is the task."""
+    digest: str = ""
+    """Equal for equal texts, blanks aside."""
+    style: Mapping[str, float] = MappingProxyType({})
+    """`harness.style.style_counts`."""
 
 
 class ExpectedPair(NamedTuple):
@@ -44,6 +74,18 @@ class ExpectedPair(NamedTuple):
         """The fields by which a verdict is found."""
         return self[:-3]
 
+    def response(self, side: Literal["a", "b"]) -> ResponseKey:
+        """The response of a model of the pair. (That of `b` in a contrast has the opposite constitution.)"""
+        return ResponseKey(
+            getattr(self, side),
+            self.task,
+            self.principle_set,
+            self.split,
+            self.query_id,
+            self.constitution_id,
+            self.epoch,
+        )
+
 
 class NotCounted(NamedTuple):
     """How many verdicts of a judge on a pair of models lie in the places of planned ones that are missing."""
@@ -72,8 +114,8 @@ class ScoreInputs:
     judges: dict[str, dict[str, Any]]
     """{"kind", "model"} by name; judges are listed in this order."""
     verdicts: Iterable[Verdict]
-    lengths: Mapping[LengthKey, int]
-    """Length of each response, in words."""
+    facts: Mapping[ResponseKey, Facts]
+    """Of each response."""
     likelihoods: Iterable[Likelihood]
     training: dict[str, Any]
     """The trainer's summary by model."""
@@ -85,3 +127,9 @@ class ScoreInputs:
     """Of the order that is drawn where a protocol takes one of two."""
     not_counted: Sequence[NotCounted] = ()
     """Verdicts that are there besides `verdicts`: the results tell of them, and take nothing from them."""
+    rule: StopRule | None = None
+    """By which intervals and p values hold where n was not fixed before (`harness.stats.sequential_rate`)."""
+    unfinished: bool = False
+    """Whether verdicts are still to be made."""
+    relevance: Mapping[ResponseKey, tuple[str, float]] = MappingProxyType({})
+    """Scorer and relevance, in [0, 1], of each response that was scored."""

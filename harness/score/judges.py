@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from harness.judges.card import JudgedPair, against_reference, corrected, full_card
 from harness.judges.family import same_family
-from harness.score.inputs import LengthKey, NotCounted, ScoreInputs, WhyNotCounted
-from harness.score.pairs import Groups, Pair, query_means, scored_pairs
+from harness.score.inputs import NotCounted, ScoreInputs, WhyNotCounted
+from harness.score.pairs import Groups, Pair, score_by_query, scored_pairs
 
 
 def judge_cards(inputs: ScoreInputs, pairs: list[Pair]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def judge_cards(inputs: ScoreInputs, pairs: list[Pair]) -> dict[str, Any]:
     }
     for name, judge in inputs.judges.items():
         own = [pair for pair in pairs if pair.expected.judge == name]
-        judged_pairs = [_judged(pair, inputs.lengths) for pair in own]
+        judged_pairs = [_judged(pair, inputs) for pair in own]
         card = full_card(judged_pairs, inputs.level)
         if not any(len(pair.expected.orders) > 1 for pair in own):
             card["share_first"] = card["intervals"]["share_first"] = None
@@ -45,29 +45,38 @@ def _reference(inputs: ScoreInputs) -> str | None:
 
 
 def corrections(inputs: ScoreInputs, groups: Groups) -> list[dict[str, Any]]:
-    """Win rates of LLM judges corrected by the program's, for comparisons of which it judged some queries and not all."""
+    """Win rates of LLM judges corrected by the program's, for comparisons of which it judged some queries and not all.
+
+    Each task is a stratum of the row that pools them.
+    """
     rows = []
     reference = _reference(inputs)
     for key, group in groups.items():
         labels = groups.get(key._replace(judge=reference)) if reference else None
         if key.kind != "win_rate" or key.judge == reference or not labels:
             continue
-        scores, known = scored_pairs(group), scored_pairs(labels)
-        if not scores or not known:
+        strata = {}
+        for task in dict.fromkeys(pair.expected.task for pair in group):
+            scores, known = (
+                score_by_query(scored_pairs([pair for pair in side if pair.expected.task == task]))
+                for side in (group, labels)
+            )
+            if scores:
+                strata[task] = (scores, known)
+        if not any(known for _, known in strata.values()):
             continue
-        by_query, by_reference = (dict(zip(*map(list, query_means(side)), strict=True)) for side in (scores, known))
-        if by_query.keys() <= by_reference.keys():
+        if all(scores.keys() <= known.keys() for scores, known in strata.values()):
             continue  # the program's own win rate is there, and needs no correction
-        rows.append({**key.head(), "reference": reference, **corrected(by_query, by_reference, inputs.level)})
+        rows.append({**key.head(), "reference": reference, **corrected(strata, inputs.level)})
     return rows
 
 
-def _judged(pair: Pair, lengths: Mapping[LengthKey, int]) -> JudgedPair:
+def _judged(pair: Pair, inputs: ScoreInputs) -> JudgedPair:
     e = pair.expected
-    a, b = (lengths.get((m, e.task, e.query_id, e.constitution_id, e.epoch)) for m in (e.a, e.b))
+    a, b = (facts and facts.words for facts in (inputs.facts.get(e.response("a")), inputs.facts.get(e.response("b"))))
     rows = tuple(row for row in pair.rows if row)
     known = (a, b) if e.kind == "win_rate" else (None, None)  # the other answer of a contrast has another constitution
-    return JudgedPair(tuple(e[1:10]), pair.query, rows, pair.score, *known)
+    return JudgedPair(tuple(e[1:10]), pair.query, rows, pair.score, *known, e.kind)
 
 
 def not_counted(found: Sequence[NotCounted]) -> list[dict[str, Any]]:

@@ -16,6 +16,9 @@ from harness.score.pairs import (
     Pair,
     Scored,
     noted,
+    opposite_id,
+    principle_rows,
+    principles_ci,
     query_means,
     rate_of,
     score_by_query,
@@ -24,10 +27,21 @@ from harness.score.pairs import (
     strict,
 )
 from harness.stability import rank_stability
-from harness.stats import UnusableScores, bradley_terry, gap, sign_flip_p, win_rate_matrix
+from harness.stats import (
+    UnusableScores,
+    WelchGap,
+    bradley_terry,
+    gap,
+    principles_difference,
+    principles_interval,
+    sequential_rate,
+    welch_gap,
+    win_rate_matrix,
+)
 
 SANDWICH = "Student's t, sandwich covariance clustered by query"
 """The intervals of a leaderboard's strengths (`harness.stats.bradley_terry`)."""
+SAME_UNDER_BOTH = "The model wrote the same under every principle and its opposite, as if it had seen none."
 
 
 def _scores_of(groups: Groups, judge: str, principle_set: str, split: str) -> dict[tuple[str, str], dict[str, float]]:
@@ -128,46 +142,121 @@ def rank_stabilities(groups: Groups, inputs: ScoreInputs) -> list[dict[str, Any]
     return rows
 
 
-def gaps(groups: Groups, level: float) -> list[dict[str, Any]]:
-    """Learned minus held-out, for every comparison that has both."""
+def gaps(groups: Groups, inputs: ScoreInputs) -> list[dict[str, Any]]:
+    """Learned minus held-out, for every comparison that has both, of a model that was trained (in this run, or elsewhere)."""
     rows = []
     for key, learned in groups.items():
         held_out = groups.get(key._replace(split="held_out"))
-        if key.kind == "win_rate" and key.split == "learned" and held_out is not None:
+        if key.kind != "win_rate" or key.split != "learned" or held_out is None:
+            continue
+        if any(_learned_something(inputs.models.get(name) or {}) for name in (key.a, key.b)):
             head = {name: value for name, value in key.head().items() if name != "split"}
-            rows.append(head | _gap(scored_pairs(learned), scored_pairs(held_out), level))
+            rows.append(
+                {
+                    **head,
+                    **_gap(scored_pairs(learned), scored_pairs(held_out), inputs),
+                    "principles": _gap_over_principles(learned, held_out, inputs.level),
+                    "steered": _difference_of_differences(key, groups, inputs),
+                }
+            )
     return rows
 
 
-def _gap(learned: Scored, held_out: Scored, level: float) -> dict[str, Any]:
+def _learned_something(model: Mapping[str, Any]) -> bool:
+    return bool(model.get("trained_from")) or str(model.get("path")).startswith("recorded/")
+
+
+def _gap_over_principles(learned: list[Pair], held_out: list[Pair], level: float) -> dict[str, Any]:
+    """The gap between the two win rates for principles like these; null, with a note, where there are too few."""
     try:
-        one, two = (dict(zip(*map(list, query_means(side)), strict=True)) for side in (learned, held_out))
-        found = gap(one, two, level)
-    except UnusableScores:
-        figures = dict.fromkeys(("gap", "ci_low", "ci_high"))
-        note = "No query has a score under both learned and held-out principles."
-        return figures | {"ci_level": level, "ci_method": None, "n": 0, "p_value": None, "note": note}
-    shared = sorted(one.keys() & two.keys())
-    row = {
+        sides = [
+            principles_interval(*principle_rows([pair for pair in side if pair.score is not None]), level)
+            for side in (learned, held_out)
+        ]
+    except UnusableScores as error:
+        return _no_welch(str(error))
+    return _welch(welch_gap(sides[0], sides[1], level))
+
+
+def _difference_of_differences(key: Key, groups: Groups, inputs: ScoreInputs) -> dict[str, Any] | None:
+    """How much more training raised steerability on learned than on held-out principles, for principles like these.
+
+    None where `a` is not trained from a model whose steerability is measured as well.
+    """
+    base = (inputs.models.get(key.a) or {}).get("trained_from")
+    if base is None:
+        return None
+    sides = []
+    for split in ("learned", "held_out"):
+        own, start = (
+            groups.get(key._replace(kind="steerability", a=name, b=name, split=split)) for name in (key.a, base)
+        )
+        if not own or not start:
+            return None
+        before = {pair.expected[4:10]: pair.score for pair in start}
+        both = [p for p in own if p.score is not None and before.get(p.expected[4:10]) is not None]
+        after, queries, principles = principle_rows(both)
+        known = [before[p.expected[4:10]] or 0.0 for p in both]
+        try:
+            sides.append(principles_difference(after, known, queries, principles, inputs.level))
+        except UnusableScores as error:
+            return _no_welch(str(error))
+    return _welch(welch_gap(sides[0], sides[1], inputs.level)) | {
+        "learned": sides[0].estimate,
+        "held_out": sides[1].estimate,
+    }
+
+
+def _welch(found: WelchGap) -> dict[str, Any]:
+    return {
         "gap": found.estimate,
         "ci_low": found.low,
         "ci_high": found.high,
-        "ci_level": level,
-        "ci_method": found.method,
+        "p_value": found.p_value,
+        "df": found.df,
+        "n_learned": found.n_learned,
+        "n_held_out": found.n_held_out,
+    }
+
+
+def _no_welch(note: str) -> dict[str, Any]:
+    fields = ("gap", "ci_low", "ci_high", "p_value", "df", "n_learned", "n_held_out")
+    return {**dict.fromkeys(fields), "note": note}
+
+
+def _gap(learned: Scored, held_out: Scored, inputs: ScoreInputs) -> dict[str, Any]:
+    try:
+        one, two = (dict(zip(*map(list, query_means(side)), strict=True)) for side in (learned, held_out))
+        found = gap(one, two, inputs.level)
+    except UnusableScores:
+        figures = dict.fromkeys(("gap", "ci_low", "ci_high"))
+        note = "No query has a score under both learned and held-out principles."
+        return figures | {"ci_level": inputs.level, "ci_method": None, "n": 0, "p_value": None, "note": note}
+    halved = [(one[query] - two[query] + 1) / 2 for query in sorted(one.keys() & two.keys())]
+    holds = sequential_rate(inputs.rule, halved, inputs.level)
+    row = {
+        "gap": found.estimate,
+        "ci_low": 2 * holds.low - 1,
+        "ci_high": 2 * holds.high - 1,
+        "ci_level": inputs.level,
+        "ci_method": f"{holds.method}, on (difference + 1) / 2",
         "n": found.n,
-        "p_value": sign_flip_p([one[query] for query in shared], [two[query] for query in shared]),
+        "p_value": holds.p_value,
     }
     left_out = found.n_unpaired
     return noted(row, f"Queries with one of the two scores, left out: {left_out}." if left_out else None)
 
 
-def steerability(key: Key, group: list[Pair], level: float) -> list[dict[str, Any]]:
+def steerability(key: Key, group: list[Pair], inputs: ScoreInputs) -> list[dict[str, Any]]:
     """How often a model follows a principle, not its opposite: a row over all principles (`principle` null), then one for each."""
+    nothing = NOTHING_SCORED
+    if _same_under_both(group, inputs):
+        group, nothing = [pair._replace(score=None) for pair in group], SAME_UNDER_BOTH
     everything: list[tuple[str | None, Scored]] = [(None, scored_pairs(group)), *scored_by_principle(group).items()]
     unscored = len({pair.query for pair in group}) - len({query for query, _ in everything[0][1]})
     rows = []
     for principle, scored in everything:
-        rate = rate_of(scored, level)
+        rate = rate_of(scored, inputs.level, inputs.rule)
         row = {
             "model": key.a,
             "task": key.task,
@@ -179,9 +268,21 @@ def steerability(key: Key, group: list[Pair], level: float) -> list[dict[str, An
             "steerability": rate["rate"],
             "ci_low": rate["low"],
             "ci_high": rate["high"],
-            "ci_level": level,
+            "ci_level": inputs.level,
             "ci_method": rate["method"],
+            "principles_ci": principles_ci(group, inputs.level) if principle is None else None,
         }
         left_out = f"Queries without a score, left out: {unscored}." if principle is None and unscored else None
-        rows.append(noted(row, left_out if rate["n"] else NOTHING_SCORED))
+        rows.append(noted(row, left_out if rate["n"] else nothing))
     return rows
+
+
+def _same_under_both(group: list[Pair], inputs: ScoreInputs) -> bool:
+    """Whether every response under a constitution is the response under its opposite, to the letter."""
+
+    def both(pair: Pair) -> list[str]:
+        one = pair.expected.response("a")
+        other = one._replace(constitution_id=opposite_id(one.constitution_id))
+        return [facts.digest for key in (one, other) if (facts := inputs.facts.get(key))]
+
+    return all(len(digests := both(pair)) == 2 and len(set(digests)) == 1 for pair in group)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,7 +12,15 @@ from harness.judges.verifiable import TIE_TOLERANCE
 from harness.protocols import drawn_order, pair_scores
 from harness.rows import Verdict
 from harness.score.inputs import ExpectedPair, Kind, ScoreInputs
-from harness.stats import ClusterMeans, UnusableScores, cluster_means, win_rate
+from harness.stats import (
+    ClusterMeans,
+    StopRule,
+    UnusableScores,
+    cluster_means,
+    principles_interval,
+    sequential_rate,
+    win_rate,
+)
 
 ALL_TASKS = "all"
 """The `task` of a row that pools every task."""
@@ -25,6 +33,8 @@ class Pair(NamedTuple):
     rows: tuple[Verdict | None, ...]
     score: float | None
     repeats: tuple[float | None, ...]
+    whole: float | None = None
+    """Its score with copied text left in, by a judge that takes it out."""
 
     @property
     def query(self) -> str:
@@ -72,8 +82,15 @@ def judged_pairs(inputs: ScoreInputs) -> list[Pair]:
         kind = inputs.kinds.get(e.task, "dialogue")
         scores = pair_scores(judgings, inputs.protocol, kind=kind, drawn=drawn)
         rows = tuple(row for verdicts in judgings for row in verdicts.values())
-        pairs.append(Pair(e, rows, scores.score, scores.repeats))
+        whole = _whole(rows, inputs.protocol.tie_value(kind)) if scores.score is not None else None
+        pairs.append(Pair(e, rows, scores.score, scores.repeats, whole))
     return pairs
+
+
+def _whole(rows: Sequence[Verdict | None], tie: float) -> float | None:
+    outcomes = [row.details["whole"]["outcome"] for row in rows if row and "whole" in row.details]
+    values = {"a": 1.0, "b": 0.0, "tie": tie}
+    return fmean(values[outcome] for outcome in outcomes) if outcomes else None
 
 
 def grouped(inputs: ScoreInputs, pairs: list[Pair]) -> Groups:
@@ -134,6 +151,11 @@ def principles_of(constitution_id: str) -> tuple[str, ...]:
     return tuple(part[:-1] for part in constitution_id.split("."))
 
 
+def opposite_id(constitution_id: str) -> str:
+    """The id of the constitution that takes the other side of every principle."""
+    return ".".join(part[:-1] + ("-" if part.endswith("+") else "+") for part in constitution_id.split("."))
+
+
 # --- Scores -----------------------------------------------------------------------------------------------------------
 
 Scored = list[tuple[str, float]]
@@ -164,7 +186,7 @@ def scored_by_principle(group: list[Pair]) -> dict[str, Scored]:
     """
     found: dict[str, Scored] = {}
     for pair in group:
-        for principle in principles_of(pair.expected.judged_by or pair.expected.constitution_id):
+        for principle in judged_by(pair):
             scored = found.setdefault(principle, [])
             if pair.score is not None:
                 scored.append((pair.query, _principle_score(pair, pair.score, principle)))
@@ -178,22 +200,46 @@ def _principle_score(pair: Pair, score: float, principle: str) -> float:
     return fmean(0.5 if abs(p["a"] - p["b"]) < TIE_TOLERANCE else float(p["a"] > p["b"]) for p in own)
 
 
-def rate_of(scored: Scored, level: float) -> dict[str, Any]:
-    """Win rate over queries with its interval; null, with a note, where nothing is scored."""
+def rate_of(scored: Scored, level: float, rule: StopRule | None = None) -> dict[str, Any]:
+    """Win rate over queries with the interval and the p value that hold under `rule`; null, with a note, without a score."""
     try:
         means = query_means(scored).means
     except UnusableScores:
-        return {"n": 0, "rate": None, "low": None, "high": None, "method": None, "n_eff": None, "means": []}
-    rate = win_rate(means, level)
+        fields = ("rate", "low", "high", "method", "n_eff", "p_value")
+        return {"n": 0, **dict.fromkeys(fields), "means": []}
+    rate, holds = win_rate(means, level), sequential_rate(rule, means, level)
     return {
         "n": rate.n,
         "rate": rate.estimate,
-        "low": rate.low,
-        "high": rate.high,
-        "method": rate.method,
+        "low": holds.low,
+        "high": holds.high,
+        "method": holds.method,
         "n_eff": rate.n_eff,
+        "p_value": holds.p_value,
         "means": means,
     }
+
+
+def principles_ci(group: list[Pair], level: float) -> dict[str, Any]:
+    """The interval of a win rate for principles like these; null, with a note, where there are too few."""
+    scored = [pair for pair in group if pair.score is not None]
+    try:
+        found = principles_interval(*principle_rows(scored), level)
+    except UnusableScores as error:
+        n = len({principle for pair in scored for principle in judged_by(pair)})
+        return {**dict.fromkeys(("low", "high", "method")), "n_principles": n, "note": str(error)}
+    return {"low": found.low, "high": found.high, "method": found.method, "n_principles": found.n_principles}
+
+
+def principle_rows(scored: Sequence[Pair]) -> tuple[list[float], list[str], list[tuple[str, ...]]]:
+    """Scores, queries and principles of scored pairs, as `harness.stats.principles_interval` takes them."""
+    scores = [pair.score for pair in scored if pair.score is not None]
+    return scores, [pair.query for pair in scored], [judged_by(pair) for pair in scored]
+
+
+def judged_by(pair: Pair) -> tuple[str, ...]:
+    """The ids of the principles that a pair was judged by."""
+    return principles_of(pair.expected.judged_by or pair.expected.constitution_id)
 
 
 NOTHING_SCORED = "No query has a score."

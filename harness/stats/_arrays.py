@@ -69,6 +69,15 @@ def two_sided_z(level: float) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
+def floor_variance(mean: float, n: float) -> float:
+    """What the variance of a mean of `n` values in [0, 1] is given beyond their spread, so that equal ones have some.
+
+    p~ (1 - p~) / n^2 with p~ = (n mean + 1) / (n + 2): one more query at the variance that Laplace's rule of succession leaves.
+    """
+    smoothed = (n * mean + 1) / (n + 2)
+    return smoothed * (1 - smoothed) / n**2
+
+
 def chunks(total: int, width: int) -> list[int]:
     """Row counts that add up to `total`, each of about 4 million numbers in `width` columns at most: 32 MB."""
     rows = max(1, (1 << 22) // width)

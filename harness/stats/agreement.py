@@ -12,8 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.stats._arrays import CONSTANT, Floats, UnusableScores, finite_vector, same_length, two_sided_z
-from harness.stats.winrate import WinRate, wilson, win_rate
+from harness.stats._arrays import (
+    CONSTANT,
+    Floats,
+    UnusableScores,
+    finite_vector,
+    floor_variance,
+    same_length,
+    two_sided_z,
+)
+from harness.stats.winrate import WILSON, WinRate, effective_n, interval, win_rate
 
 CLASSES = ("win", "tie", "loss")
 
@@ -25,8 +33,8 @@ class Kappa:
     estimate: float
     low: float
     high: float
-    se: float  # large-sample; 0 where all labels agree, the interval is not
-    n: int
+    se: float  # linearised over queries; 0 where all labels agree, the interval is not
+    n: int  # pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,40 +49,60 @@ class JudgeAgreement:
     n: int  # pairs
 
 
-def judge_agreement(scores: ArrayLike, reference: ArrayLike, level: float = 0.95) -> JudgeAgreement:
+def judge_agreement(
+    scores: ArrayLike, reference: ArrayLike, level: float = 0.95, query_ids: ArrayLike | None = None
+) -> JudgeAgreement:
     """A judge's `scores` beside `reference` labels, shapes (n,), one entry per pair of answers, both in [0, 1].
 
     Accuracy and kappa (Cohen 1960) compare labels. Sensitivity and specificity are means of the judge's score, so that
     its ties count one half, as they do in a win rate: this is what `rogan_gladen` corrects by. Reference ties belong to
-    neither. Their intervals and the accuracy's are `win_rate`'s.
+    neither. `query_ids`, shape (n,), says which pairs belong to one query (None: each to its own): the query is the unit of
+    every interval, and `mean_over_pairs` gives all but kappa's.
 
-    Kappa's interval: with its large-sample variance (Fleiss, Cohen and Everitt 1969), carried to the scale of the observed
-    agreement, where it sets the effective n of a Wilson interval, and back. Unlike the normal interval it ends at 1 and
-    has width where all labels agree.
+    Kappa's interval: its influence function (for pairs that are independent, the variance of Fleiss, Cohen and Everitt
+    1969) summed over each query's pairs, carried to the scale of the observed agreement, where `interval` holds, and back.
+    Unlike the normal interval it ends at 1 and has width where all labels agree.
 
     Raises UnusableScores for empty, unequal-length, NaN or out-of-range input.
     """
     what = "Agreement with a reference"
     s, r = finite_vector(scores, what, 0, 1), finite_vector(reference, what, 0, 1)
     same_length(what, s, r)
-    table = _table(_labels(r), _labels(s))
-    wins, losses = s[r > 0.5], s[r < 0.5]
+    queries = _queries(s, query_ids, what)
+    wins, losses = r > 0.5, r < 0.5
     return JudgeAgreement(
-        accuracy=win_rate(_labels(s) == _labels(r), level),
-        kappa=_kappa(table, level),
-        sensitivity=win_rate(wins, level) if wins.size else None,
-        specificity=win_rate(1 - losses, level) if losses.size else None,
-        table=table,
+        accuracy=mean_over_pairs(_labels(s) == _labels(r), queries, level),
+        kappa=_kappa(_labels(r), _labels(s), queries, level),
+        sensitivity=mean_over_pairs(s[wins], queries[wins], level) if wins.any() else None,
+        specificity=mean_over_pairs(1 - s[losses], queries[losses], level) if losses.any() else None,
+        table=_table(_labels(r), _labels(s)),
         n=s.size,
     )
 
 
-def cohens_kappa(one: ArrayLike, two: ArrayLike, level: float = 0.95) -> Kappa | None:
+def cohens_kappa(
+    one: ArrayLike, two: ArrayLike, level: float = 0.95, query_ids: ArrayLike | None = None
+) -> Kappa | None:
     """Cohen's kappa of two judges' scores for the same pairs, as in `judge_agreement`, which it is symmetric to."""
     what = "Cohen's kappa"
     a, b = finite_vector(one, what, 0, 1), finite_vector(two, what, 0, 1)
     same_length(what, a, b)
-    return _kappa(_table(_labels(a), _labels(b)), level)
+    return _kappa(_labels(a), _labels(b), _queries(a, query_ids, what), level)
+
+
+def mean_over_pairs(values: ArrayLike, query_ids: ArrayLike, level: float = 0.95) -> WinRate:
+    """The mean of `values`, shape (pairs,), each in [0, 1], with queries as the unit of its interval; `n` counts queries.
+
+    A query with more pairs weighs more, so the mean is a ratio of sums over queries, and its variance is that of a ratio,
+    linearised (Cochran 1977, section 6.4). Where all queries have one pair this is `win_rate`.
+
+    Raises UnusableScores for empty, unequal-length, NaN or out-of-range input.
+    """
+    what = "A mean over pairs"
+    v = finite_vector(values, what, 0, 1)
+    index, pairs = _items(v, query_ids, what)
+    sums = np.bincount(index, weights=v).astype(np.float64)
+    return _ratio(sums, pairs.astype(np.float64), level)
 
 
 @dataclass(frozen=True)
@@ -93,9 +121,8 @@ class PositionBias:
 def position_bias(scores_ab: ArrayLike, scores_ba: ArrayLike, level: float = 0.95) -> PositionBias:
     """Verdicts on the same pairs in both orders, shapes (n,), each in [0, 1] from the side of the same model a.
 
-    a was shown first in `scores_ab` and second in `scores_ba`. The interval of `share_first` is Wilson's at the effective n
-    of the ratio of first places to decided verdicts, linearised over pairs (Cochran 1977, section 6.4), since the two
-    verdicts on a pair are not independent, with Student's t over the pairs.
+    a was shown first in `scores_ab` and second in `scores_ba`. `share_first` is the ratio of first places to decided
+    verdicts, with the pair as the unit, since its two verdicts are not independent: see `mean_over_pairs`.
 
     Raises UnusableScores for empty, unequal-length, NaN or out-of-range input.
     """
@@ -103,14 +130,15 @@ def position_bias(scores_ab: ArrayLike, scores_ba: ArrayLike, level: float = 0.9
     ab, ba = finite_vector(scores_ab, what, 0, 1), finite_vector(scores_ba, what, 0, 1)
     same_length(what, ab, ba)
     one, two = _labels(ab), _labels(ba)
-    first = (one == 0).astype(float) + (two == 2)  # verdicts of a pair for the answer shown first: 0, 1 or 2
-    decided = (one != 1).astype(float) + (two != 1)
-    share, low, high = _ratio(first, decided, level) if decided.any() else (None, None, None)
+    first = (one == 0).astype(np.float64) + (two == 2)  # verdicts of a pair for the answer shown first: 0, 1 or 2
+    decided = (one != 1).astype(np.float64) + (two != 1)
+    seen = decided > 0
+    share = _ratio(first[seen], decided[seen], level) if seen.any() else None
     return PositionBias(
         consistency=win_rate(one == two, level),
-        share_first=share,
-        share_first_low=low,
-        share_first_high=high,
+        share_first=share.estimate if share else None,
+        share_first_low=share.low if share else None,
+        share_first_high=share.high if share else None,
         prefer_first=int(((one == 0) & (two == 2)).sum()),
         prefer_second=int(((one == 2) & (two == 0)).sum()),
         n=ab.size,
@@ -156,31 +184,32 @@ def _items(scores: Floats, ids: ArrayLike, what: str) -> tuple[NDArray[np.int64]
     return index, repeats
 
 
-def _kappa(table: NDArray[np.int64], level: float) -> Kappa | None:
-    n, z = int(table.sum()), two_sided_z(level)
-    p = table / n
+def _queries(rows: Floats, ids: ArrayLike | None, what: str) -> NDArray[np.int64]:
+    """The number of each row's query, shape (rows,)."""
+    return np.arange(rows.size) if ids is None else _items(rows, ids, what)[0]
+
+
+def _kappa(one: NDArray[np.int64], two: NDArray[np.int64], queries: NDArray[np.int64], level: float) -> Kappa | None:
+    two_sided_z(level)  # refuses a bad level
+    n = one.size
+    p = _table(one, two) / n
     rows, columns = p.sum(axis=1), p.sum(axis=0)
     observed, expected = float(np.trace(p)), float(rows @ columns)
     if 1 - expected <= CONSTANT:
         return None
     kappa = (observed - expected) / (1 - expected)
-    weights = columns[:, None] + rows[None, :]
-    off = float((p * weights**2).sum() - (np.diag(p) * np.diag(weights) ** 2).sum())
-    on = float((np.diag(p) * (1 - np.diag(weights) * (1 - kappa)) ** 2).sum())
-    variance = max(0.0, on + (1 - kappa) ** 2 * off - (kappa - expected * (1 - kappa)) ** 2) / (n * (1 - expected) ** 2)
-    spread = variance * (1 - expected) ** 2  # of the observed agreement that has this kappa
-    n_eff = observed * (1 - observed) / spread if min(spread, observed * (1 - observed)) > CONSTANT else n
-    low, high = ((limit - expected) / (1 - expected) for limit in wilson(observed, n_eff, z))
-    return Kappa(kappa, max(-1.0, min(low, kappa)), min(1.0, max(high, kappa)), math.sqrt(variance), n)
+    # what a pair adds to the observed agreement beyond what it adds to the expected one, on the scale of the former
+    influence = (one == two) - observed - (1 - kappa) * (columns[one] + rows[two] - 2 * expected)
+    of_query = np.bincount(queries, weights=influence)
+    variance, n_queries = float(of_query @ of_query) / n**2, of_query.size
+    found = interval(observed, variance + floor_variance(observed, n_queries), n_queries - 1, level)
+    low, high = ((limit - expected) / (1 - expected) for limit in found)
+    return Kappa(kappa, max(-1.0, min(low, kappa)), min(1.0, max(high, kappa)), math.sqrt(variance) / (1 - expected), n)
 
 
-def _ratio(part: Floats, whole: Floats, level: float) -> tuple[float, float, float]:
-    from scipy.special import stdtrit
-
-    two_sided_z(level)  # refuses a bad level
-    total, n = float(whole.sum()), int((whole > 0).sum())
-    ratio = float(part.sum()) / total
-    variance = float(((part - ratio * whole) ** 2).sum()) / total**2 * n / max(1, n - 1)
-    n_eff = ratio * (1 - ratio) / variance if variance > CONSTANT**2 else float(n)
-    low, high = wilson(ratio, n_eff, float(stdtrit(max(1, n - 1), (1 + level) / 2)))
-    return ratio, max(0.0, min(low, ratio)), min(1.0, max(high, ratio))
+def _ratio(part: Floats, whole: Floats, level: float) -> WinRate:
+    """sum(part) / sum(whole) over units, shapes (units,), with 0 <= part <= whole and whole > 0."""
+    n, ratio = whole.size, float(part.sum()) / float(whole.sum())
+    variance = float(((part - ratio * whole) ** 2).sum()) / float(whole.sum()) ** 2 + floor_variance(ratio, n)
+    low, high = interval(ratio, variance, n - 1, level)
+    return WinRate(ratio, low, high, n, effective_n(ratio, variance, n), WILSON)

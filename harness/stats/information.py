@@ -13,80 +13,117 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.stats._arrays import Floats, UnusableScores, constant
+from harness.stats._arrays import CONSTANT, Floats, UnusableScores, chunks, two_sided_z
+from harness.stats.winrate import WinRate, win_rate
 
 SATURATED = 1e-3
 """Nats below log C within which a query's value is called saturated: it cannot show any further gain."""
+FEWEST = 30
+"""Queries that an interval needs."""
+FEWEST_OFF_LIMIT = 5
+"""Queries off the limit log C that an interval needs."""
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
 class Information:
-    """Nats per response, averaged over queries, with an interval over queries."""
+    """Nats per response, averaged over queries, with an interval over queries where there can be one."""
 
     estimate: float
-    low: float
-    high: float
+    low: float | None  # both None where there is no interval
+    high: float | None
+    note: str | None  # why there is none
     n: int  # queries
     log_c: float  # nats; the most that an InfoNCE estimate can reach
     saturated: float | None  # share of queries within SATURATED of log C, in [0, 1]; None where log C is not a limit
     per_query: Floats  # shape (n,)
 
 
-def infonce(logprob_sums: ArrayLike, level: float = 0.95) -> Information:
+def infonce(logprob_sums: ArrayLike, level: float = 0.95, seed: int = 0) -> Information:
     """InfoNCE with constitutions as the contrast (van den Oord et al. 2018; Poole et al. 2019), at most log C.
 
     A query's value is the mean over j of log p(y_j|x,c_j) - log mean_i p(y_j|x,c_i): log C minus the cross-entropy of
     each column. Its mean over queries is a lower bound on the mutual information of response and constitution.
 
-    The interval is Student's t over queries, its upper limit cut at log C. Where most queries are saturated it is too
-    narrow (all of them: no width), which is why the share is reported beside it: raise C.
+    The interval is the bootstrap-t over queries (Efron and Tibshirani 1993, chapter 12), its upper limit cut at log C:
+    values that pile up at the limit and trail off below it are skewed, and Student's t covers 25 to 92% of the time. Below 30
+    queries, or with fewer than 5 off the limit, there is none, and `note` says so: raise C, or see `own_likeliest`.
 
-    Raises UnusableScores for a shape other than (n >= 2, C >= 2, C), NaN, infinities and positive log-probabilities.
+    Raises UnusableScores for a shape other than (n >= 1, C >= 2, C), NaN, infinities and positive log-probabilities.
     """
-    return _contrast(_tables(logprob_sums), axis=1, level=level)
+    return _contrast(_tables(logprob_sums), axis=1, level=level, seed=seed)
 
 
-def infonce_responses(logprob_sums: ArrayLike, level: float = 0.95) -> Information:
+def infonce_responses(logprob_sums: ArrayLike, level: float = 0.95, seed: int = 0) -> Information:
     """As `infonce`, with responses as the contrast: the cross-entropy of each row, mean over i of
     log p(y_i|x,c_i) - log mean_j p(y_j|x,c_i). Sums over tokens favour short responses here.
     """
-    return _contrast(_tables(logprob_sums), axis=2, level=level)
+    return _contrast(_tables(logprob_sums), axis=2, level=level, seed=seed)
 
 
-def sami_repo(logprob_sums: ArrayLike, level: float = 0.95) -> Information:
+def sami_repo(logprob_sums: ArrayLike, level: float = 0.95, seed: int = 0) -> Information:
     """The quantity of the SAMI repository: log p(y|x,c) minus the arithmetic mean of the C log-probabilities.
 
     It is not capped by log C and bounds no mutual information; it is here to reproduce the paper's figures. A query's
     value is the mean of the diagonal minus the mean of the whole table, whichever way the contrast runs. Interval and
-    refusals as in `infonce`.
+    refusals as in `infonce`, but that there is no limit to be at.
     """
     tables = _tables(logprob_sums)
     own = np.trace(tables, axis1=1, axis2=2) / tables.shape[1]
-    return _over_queries(own - tables.mean(axis=(1, 2)), tables.shape[1], level, capped=False)
+    return _over_queries(own - tables.mean(axis=(1, 2)), tables.shape[1], level, seed, capped=False)
 
 
-def _contrast(tables: Floats, axis: int, level: float) -> Information:
+def own_likeliest(logprob_sums: ArrayLike, level: float = 0.95) -> WinRate:
+    """The share of responses whose own constitution is the likeliest of the C to have led to them; chance is 1 / C.
+
+    A response that k constitutions, its own among them, make equally likely counts 1 / k. `win_rate` over queries of the
+    mean over their responses. Unlike `infonce` it says nothing of by how much, and has an interval for every n.
+
+    Raises UnusableScores as `infonce` does.
+    """
+    tables = _tables(logprob_sums)
+    best = tables == tables.max(axis=1, keepdims=True)
+    return win_rate((np.diagonal(best, axis1=1, axis2=2) / best.sum(axis=1)).mean(axis=1), level)
+
+
+def _contrast(tables: Floats, axis: int, level: float, seed: int) -> Information:
     from scipy.special import logsumexp
 
     c = tables.shape[1]
     own = np.diagonal(tables, axis1=1, axis2=2)  # (n, C)
     per_query = (own - logsumexp(tables, axis=axis)).mean(axis=1) + math.log(c)
-    return _over_queries(per_query, c, level, capped=True)
+    return _over_queries(per_query, c, level, seed, capped=True)
 
 
-def _over_queries(per_query: Floats, c: int, level: float, *, capped: bool) -> Information:
-    from scipy.special import stdtrit
-
-    if not 0 < level < 1:
-        raise ValueError(f"A confidence level lies between 0 and 1, such as 0.95; got {level}.")
+def _over_queries(per_query: Floats, c: int, level: float, seed: int, *, capped: bool) -> Information:
+    two_sided_z(level)  # refuses a bad level
     n, estimate, log_c = per_query.size, float(per_query.mean()), math.log(c)
-    deviation = 0.0 if constant(per_query) else float(per_query.std(ddof=1))
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * deviation / math.sqrt(n)
-    high = estimate + half
-    saturated = float((per_query >= log_c - SATURATED).mean()) if capped else None
-    if capped:
-        high = max(estimate, min(high, log_c))
-    return Information(estimate, estimate - half, high, n, log_c, saturated, per_query)
+    off = int((per_query < log_c - SATURATED).sum()) if capped else n
+    low = high = note = None
+    if n < FEWEST:
+        note = f"No interval: it needs {FEWEST} queries, and there are {n}."
+    elif off < FEWEST_OFF_LIMIT:
+        note = f"No interval: it needs {FEWEST_OFF_LIMIT} queries off the limit log C, and there are {off}; raise C."
+    else:
+        low, high = _bootstrap_t(per_query, level, seed)
+        if capped:
+            high = max(estimate, min(high, log_c))
+    saturated = 1 - off / n if capped else None
+    return Information(estimate, low, high, note, n, log_c, saturated, per_query)
+
+
+def _bootstrap_t(values: Floats, level: float, seed: int) -> tuple[float, float]:
+    """The interval of the mean from the quantiles of (mean* - mean) / se*; a resample without spread lies at infinity."""
+    rng, n, mean = np.random.default_rng(seed), values.size, float(values.mean())
+    centred, found = values - mean, []
+    for rows in chunks(RESAMPLES, n):
+        drawn = centred[rng.integers(0, n, (rows, n))]
+        moved, spread = drawn.mean(axis=1), drawn.std(axis=1, ddof=1) / math.sqrt(n)
+        found.append(np.where(spread > CONSTANT, moved / np.maximum(spread, CONSTANT), np.copysign(np.inf, moved)))
+    ends = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    lower, upper = (float(end) for end in ends)
+    se = float(values.std(ddof=1)) / math.sqrt(n)
+    return mean - max(upper, 0.0) * se, mean - min(lower, 0.0) * se
 
 
 def _tables(logprob_sums: ArrayLike) -> Floats:
@@ -100,8 +137,8 @@ def _tables(logprob_sums: ArrayLike) -> Floats:
         raise UnusableScores(
             f"Mutual information needs shape (queries, C, C) with C of at least 2, and got {tables.shape}."
         )
-    if len(tables) < 2:
-        raise UnusableScores(f"Mutual information needs at least 2 queries for an interval, and got {len(tables)}.")
+    if not len(tables):
+        raise UnusableScores("Mutual information needs at least one query, and got none.")
     bad = ~(np.isfinite(tables) & (tables <= 1e-6)).all(axis=(1, 2))
     if bad.any():
         raise UnusableScores(

@@ -93,8 +93,9 @@ def bradley_terry(
     are averaged first and count as one comparison: where every model met the base only, 1 / (1 + exp(-strength)) is its
     win rate.
 
-    Intervals are Student's t over queries with the sandwich covariance clustered by query (Liang and Zeger 1986), times
-    Q / (Q - 1). A pair whose scores are all equal says nothing of their spread, and has the model's own variance there.
+    Intervals are Student's t over queries with the sandwich covariance clustered by query (Liang and Zeger 1986). Its middle has
+    for each pair the floor of `variance_of_mean`, one more query at p~ (1 - p~): where every model met the base only, a
+    strength's variance is that of the win rate p over (p (1 - p))^2.
     A rank's interval counts the models that are clearly better, and those that are clearly worse: it holds the model's true
     rank with at least the probability `level`, whatever the number of models and also among equals. Differences
     are tested at (1 - level) / (K - 1) (Bonferroni) or, with `resamples` (2,000 is usual), against the largest studentised
@@ -122,7 +123,7 @@ def bradley_terry(
     unbounded = _unbounded(won[None], games[None], met, anchor)[0]
     pseudo = PSEUDO_TIES if unbounded.any() else 0.0
     strength = _fit((won + pseudo / 2)[None], (games + pseudo)[None], met, anchor)[0]
-    covariance = _sandwich(strength, games + pseudo, met, anchor)
+    covariance = _sandwich(strength, pseudo, met, anchor)
     drawn, drawn_unbounded = _resampled(strength, met, anchor, resamples, seed)
     half = _student(queries, level) * np.sqrt(np.diag(covariance))
     rank_low, rank_high = _rank_limits(strength, covariance, drawn, unbounded, queries, level)
@@ -288,17 +289,16 @@ def _refit(won: Floats, games: Floats, start: Floats, start_games: Floats, met: 
     return found
 
 
-def _sandwich(strength: Floats, games: Floats, met: _Meetings, anchor: int) -> Floats:
-    """Covariance of the strengths, shape (K, K), clustered by query."""
+def _sandwich(strength: Floats, pseudo: float, met: _Meetings, anchor: int) -> Floats:
+    """Covariance of the strengths, shape (K, K), clustered by query, with the floor of `variance_of_mean` for each pair."""
     design = np.delete(met.contrast, anchor, axis=1)
     p = _expit(design @ np.delete(strength, anchor))
-    bread = np.linalg.inv(design.T @ (design * (games * p * (1 - p))[:, None]))
-    shown = np.where(met.present, met.means, np.nan)
-    dull = np.nanmax(shown, axis=0) - np.nanmin(shown, axis=0) <= CONSTANT
-    residuals = np.where(met.present & ~dull, met.means - p, 0.0) @ design  # (Q, K - 1)
-    queries = len(residuals)
-    expected = design.T @ (design * np.where(dull, games * p * (1 - p), 0.0)[:, None])
-    meat = residuals.T @ residuals * queries / (queries - 1) + expected
+    games = met.present.sum(axis=0)
+    bread = np.linalg.inv(design.T @ (design * ((games + pseudo) * p * (1 - p))[:, None]))
+    residuals = np.where(met.present, met.means - p, 0.0) @ design  # (Q, K - 1)
+    smoothed = ((met.means * met.present).sum(axis=0) + 1) / (games + 2)
+    added = smoothed * (1 - smoothed) + pseudo * (0.5 - p) ** 2
+    meat = residuals.T @ residuals + design.T @ (design * added[:, None])
     covariance = bread @ meat @ bread
     return np.insert(np.insert(covariance, anchor, 0.0, axis=0), anchor, 0.0, axis=1)
 

@@ -66,8 +66,9 @@ def effective_n(mean: float, variance: float, n: float) -> float:
 def interval(mean: float, variance: float, df: float, level: float) -> tuple[float, float]:
     """The two-sided interval at `level` of a mean of values in [0, 1]: one formula for every n and every estimator.
 
-    Wilson's score interval (Wilson 1927) at the effective n of the `variance` of the mean, with Student's t of `df` degrees
-    of freedom (1 at least) in the place of the normal quantile. It lies within [0, 1] and contains the mean.
+    Wilson's score interval (Wilson 1927) at the effective n of the `variance` of the mean (df + 1 where the mean is 0 or 1),
+    with Student's t of `df` degrees of freedom (1 at least) in the place of the normal quantile. It lies within [0, 1] and
+    contains the mean.
 
     Raises ValueError for a level outside (0, 1) and for a variance that is not above zero.
     """
@@ -76,8 +77,7 @@ def interval(mean: float, variance: float, df: float, level: float) -> tuple[flo
     two_sided_z(level)  # refuses a bad level
     if not variance > 0:
         raise ValueError(f"An interval needs a variance above zero; got {variance}.")
-    df = max(df, 1.0)
-    low, high = wilson(mean, effective_n(mean, variance, df + 1), float(stdtrit(df, (1 + level) / 2)))
+    low, high = wilson(mean, effective_n(mean, variance, df + 1), float(stdtrit(max(df, 1), (1 + level) / 2)))
     return max(0.0, min(low, mean)), min(1.0, max(high, mean))
 
 

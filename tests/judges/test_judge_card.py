@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from harness.judges.card import JudgedPair, against_reference, corrected, full_card, judge_card
 from harness.judges.llm import Order, Outcome
 from harness.rows import Verdict
-from harness.stats import judge_agreement, ppi_mean, rogan_gladen
+from harness.stats import Labels, judge_agreement, post_stratified, ppi_mean, rogan_gladen, win_rate, worth_in_labels
 
 
 def row(query: str, order: Order, outcome: Outcome, **more: Any) -> Verdict:
@@ -137,6 +138,23 @@ def test_agreement_is_that_of_the_statistics_on_the_pairs_of_both() -> None:
     assert found["kappa"] == by_hand.kappa.estimate
     assert found["sensitivity"] == pytest.approx(by_hand.sensitivity.estimate)
     assert found["table"] == by_hand.table.tolist()
+    assert found["worth"]["n_verdicts"] == 1000
+    assert found["worth"]["labels"] == pytest.approx(worth_in_labels([Labels(SCORES, LABELS, 1000)]).labels)
+
+
+def test_kinds_of_comparison_are_not_mixed() -> None:
+    """A judge that is right on win rates and wrong on steerability."""
+    pairs = [pair(f"{number}", float(number % 2)) for number in range(20)]
+    steered = [p._replace(key=(p.query, "s"), kind="steerability", score=1 - (p.score or 0)) for p in pairs]
+    reference: dict[tuple[object, ...], float] = {p.key: float(int(p.query) % 2) for p in [*steered, *pairs]}
+    found = against_reference([*steered, *pairs], reference, 0.95)
+    assert (found["kind"], found["n"], found["accuracy"]) == ("win_rate", 20, 1)
+    assert {kind: figures["accuracy"] for kind, figures in found["by_kind"].items()} == {
+        "win_rate": 1,
+        "steerability": 0,
+    }
+    alone = against_reference(steered, reference, 0.95)
+    assert (alone["kind"], alone["accuracy"], alone["kappa"]) == ("steerability", 0, pytest.approx(-1))
 
 
 def test_pairs_of_one_query_do_not_narrow_the_interval() -> None:
@@ -146,6 +164,7 @@ def test_pairs_of_one_query_do_not_narrow_the_interval() -> None:
     once, twice = against_reference(pairs, reference, 0.95), against_reference([*pairs, *again], reference, 0.95)
     assert twice["n"] == 2 * once["n"]
     assert twice["accuracy_ci"] == pytest.approx(once["accuracy_ci"])
+    assert twice["kappa_ci"] == pytest.approx(once["kappa_ci"])
 
 
 def test_agreement_without_a_common_pair_says_so() -> None:
@@ -163,25 +182,50 @@ def test_a_judge_that_says_one_thing_of_one_thing_has_no_kappa() -> None:
 def test_corrections_rest_on_the_queries_that_both_judged() -> None:
     scores = {str(number): float(number % 3 > 0) for number in range(120)}
     reference = {str(number): float(number % 3 > 0) if number % 10 else float(number % 3 == 0) for number in range(60)}
-    found = corrected(scores, reference, 0.95)
+    found = corrected({"dialogue": (scores, reference)}, 0.95)
     alone = [scores[str(number)] for number in sorted(map(str, range(60, 120)))]
     labelled = [scores[query] for query in sorted(reference)]
     labels = [reference[query] for query in sorted(reference)]
     assert (found["n"], found["n_labelled"]) == (60, 60)
-    assert found["rogan_gladen"] == pytest.approx(rogan_gladen(alone, labelled, labels).estimate)
-    by_hand = ppi_mean(alone, labelled, labels)
-    assert (found["ppi"], found["ppi_ci"]) == (
-        pytest.approx(by_hand.estimate),
-        pytest.approx([by_hand.low, by_hand.high]),
-    )
+    corrections = {"rogan_gladen": rogan_gladen, "ppi": ppi_mean, "post_stratified": post_stratified}
+    for name, correct in corrections.items():
+        by_hand = correct(alone, labelled, labels)
+        assert found[name] == pytest.approx(by_hand.estimate)
+        assert found[f"{name}_ci"] == pytest.approx([by_hand.low, by_hand.high])
+    worth = worth_in_labels([Labels(labelled, labels, 60)])
+    assert found["worth"]["labels"] == pytest.approx(worth.labels)
+    assert found["worth"]["labels_ci"] == pytest.approx([worth.low, worth.high])
     assert found["win_rate"] == pytest.approx(2 / 3)
     assert "note" not in found
 
 
 def test_a_correction_that_cannot_be_made_says_why() -> None:
-    found = corrected({"1": 1.0, "2": 0.0, "3": 1.0}, {"1": 1.0}, 0.95)
-    assert (found["rogan_gladen"], found["ppi_ci"]) == (None, None)
+    found = corrected({"dialogue": ({"1": 1.0, "2": 0.0, "3": 1.0}, {"1": 1.0})}, 0.95)
+    assert (found["rogan_gladen"], found["ppi_ci"], found["post_stratified"]) == (None, None, None)
+    assert (found["worth"]["labels"], found["worth"]["labels_ci"]) == (None, None)
     assert "needs" in found["note"]
+
+
+def test_strata_are_corrected_one_by_one_and_joined_by_their_queries() -> None:
+    """One task of which 60 of 120 queries are labelled, one labelled whole, which needs no correction."""
+    scores = {str(number): float(number % 3 > 0) for number in range(120)}
+    reference = {str(number): float(number % 2) for number in range(60)}
+    whole = {f"s{number}": float(number % 4 > 0) for number in range(40)}
+    one = corrected({"dialogue": (scores, reference)}, 0.95)
+    found = corrected({"dialogue": (scores, reference), "summarization": (dict.fromkeys(whole, 1.0), whole)}, 0.95)
+    labels = win_rate(list(whole.values()))
+    for name in ("ppi", "post_stratified"):
+        assert found[name] == pytest.approx((120 * one[name] + 40 * 0.75) / 160)
+        reach = math.hypot(120 / 160 * (one[name] - one[f"{name}_ci"][0]), 40 / 160 * (0.75 - labels.low))
+        assert found[f"{name}_ci"][0] == pytest.approx(found[name] - reach)
+    assert (found["n"], found["n_labelled"]) == (60, 100)
+
+
+def test_a_stratum_without_labels_is_named() -> None:
+    scores = {str(number): float(number % 3 > 0) for number in range(40)}
+    found = corrected({"dialogue": (scores, scores), "posts": ({"p": 1.0}, {})}, 0.95)
+    assert found["post_stratified"] is None
+    assert "posts: A post-stratified win rate" in found["note"]
 
 
 def likely(query: str, p_ab: float, p_ba: float) -> JudgedPair:

@@ -52,7 +52,9 @@ def _scored_inputs() -> ScoreInputs:
     ]  # fmt: skip
     words = {"sami": 24, "base": 31, "instruct": 18}
     lengths = {
-        (m, p.task, p.query_id, p.constitution_id, p.epoch): words[m] + rng.randrange(9)
+        ResponseKey(m, p.task, p.principle_set, p.split, p.query_id, p.constitution_id, p.epoch): Facts(
+            words[m] + rng.randrange(9)
+        )
         for p in expected
         for m in (p.a, p.b)
     }
@@ -69,7 +71,7 @@ def _scored_inputs() -> ScoreInputs:
         },
         judges=judges,
         verdicts=verdicts,
-        lengths=lengths,
+        facts=lengths,
         likelihoods=likelihoods,
         training={
             "sami": {

@@ -40,9 +40,9 @@ def test_at_100_columns_a_row_is_a_line(results: dict[str, Any]) -> None:
 
 def test_the_paragraph_tells_gains_and_their_absence(results: dict[str, Any]) -> None:
     text = flat(results)
-    assert "on learned principles sami beats base (71.1% [64.6, 76.8], n = 64, interval above one half)" in text
+    assert "on learned principles sami beats base (71.1% [64.3, 77.1], n = 64, interval above one half)" in text
     assert "on held-out principles it is not distinguishable from base (56.6%" in text
-    assert "the gap, learned minus held-out, is above zero (+14.5 [+4.3, +24.6] points, n = 64)" in text
+    assert "the gap, learned minus held-out, is above zero (+14.5 [+3.5, +25.1] points, n = 64)" in text
     assert (
         "the contrastive loss fell from 0.710 [0.650, 0.770] to 0.580 [0.520, 0.640] nats; the intervals are apart"
         in text
@@ -98,14 +98,29 @@ def test_corrected_win_rates_stand_beside_those_that_were_judged(results: dict[s
     place = {"task": "dialogue", "principle_set": "verifiable", "split": "learned", "a": "sami", "b": "base"}
     row = {
         **place, "judge": "smollm2", "reference": "verifiable", "n": 150, "n_labelled": 100, "win_rate": 0.583,
-        "win_rate_ci": [0.5, 0.66], "rogan_gladen": None, "rogan_gladen_ci": None, "ppi": 0.667, "ppi_ci": [0.59, 0.74],
-        "note": "The Rogan-Gladen correction needs a judge that is better than a coin.",
+        "win_rate_ci": [0.5, 0.66], "post_stratified": 0.667, "post_stratified_ci": [0.59, 0.74], "ppi": None, "ppi_ci": None,
+        "worth": {"labels": 12.4, "labels_ci": [0.0, 40.2], "n_verdicts": 150, "n_labelled": 100},
+        "note": "The Rogan-Gladen correction needs wins and losses alone.",
     }  # fmt: skip
     text = flat(results | {"corrections": [row]})
     assert "sami against base · principles: verifiable · judge: smollm2, corrected by verifiable" in text
     assert "58.3% [50.0, 66.0]" in text
-    assert "66.7% [59.0, 74.0]" in text
-    assert "better than a coin" in text
+    assert "66.7% [59.0, 74.0] – 150 100" in text
+    assert "learned: of smollm2, 150 verdicts are worth 12 labels [0, 40] beside 100 labelled queries." in text
+    assert "wins and losses alone" in text
+
+
+def test_agreement_is_shown_by_kind_of_comparison_and_what_the_verdicts_are_worth(results: dict[str, Any]) -> None:
+    figures = {
+        "n": 40, "accuracy": 0.8, "accuracy_ci": [0.7, 0.9], "kappa": 0.6, "kappa_ci": [0.4, 0.8],
+        "worth": {"labels": 12.4, "labels_ci": [0.0, 40.2], "n_verdicts": 1000, "n_labelled": 40},
+    }  # fmt: skip
+    by_kind = {"win_rate": figures, "steerability": figures | {"accuracy": 0.5, "accuracy_ci": [0.4, 0.6]}}
+    results["judges"]["smollm2"]["agreement"] = {"reference": "verifiable", **figures, "by_kind": by_kind}
+    text = flat(results)
+    assert "smollm2 win rates 80% [70, 90] 0.60 [0.40, 0.80]" in text
+    assert "smollm2 steerability 50% [40, 60]" in text
+    assert "Of smollm2, 1,000 verdicts are worth 12 labels [0, 40] beside 40 labelled queries." in text
 
 
 def test_judges_that_contradict_each_other_are_named(results: dict[str, Any]) -> None:
@@ -212,18 +227,34 @@ def test_a_control_around_one_half_is_no_reason_for_care(results: dict[str, Any]
 def test_the_noise_of_a_judge_is_shown_where_it_was_measured(results: dict[str, Any]) -> None:
     assert "Judged more than once" not in shown(results)
     for row in results["comparisons"]:
-        row["judge_noise"] = {"n_pairs": 40, "agreement": 0.8, "sd": 0.25, "share": 0.3, "share_once": 0.5}
-    assert "smollm2 sami against base learned 80.0% 25.0 30.0% 50.0% 40" in flat(results)
+        row["judge_noise"] = {
+            "n_pairs": 40, "agreement": 0.8, "sd": 0.25, "share": 0.3, "share_low": 0.2, "share_high": 0.45, "share_once": 0.5,
+        }  # fmt: skip
+    assert "smollm2 sami against base learned 80.0% 25.0 30% [20, 45] 50% 40" in flat(results)
 
 
-def test_win_rates_at_equal_lengths_leave_out_what_lies_outside_the_data(results: dict[str, Any]) -> None:
+def test_win_rates_without_length_have_a_heading_each(results: dict[str, Any]) -> None:
     for row in results["comparisons"]:
-        row["length_stratified"] = {"win_rate": 0.6, "ci_low": 0.5, "ci_high": 0.7}
-        row["length_glm"] = {"win_rate": 0.9, "ci_low": 0.1, "ci_high": 0.99, "extrapolated": True}
+        row["length_stratified"] = {"win_rate": 0.6, "ci_low": 0.5, "ci_high": 0.7, "n": 64}
+        row["length_glm"] = {"win_rate": None, "ci_low": None, "ci_high": None, "n": None, "note": "Out of reach."}
         row["length_spearman"] = 0.25
     text = flat(results)
-    assert "60.0% [50.0, 70.0] – 0.25" in text
-    assert "90.0% [10.0, 99.0]" not in text
+    assert "60.0% [50.0, 70.0] 64 0.25" in text
+    assert "Mean of the win rates where the response is longer and where it is not" in text
+    assert "Win rates at equal lengths" not in text
+    for row in results["comparisons"]:
+        row["length_glm"] = {"win_rate": 0.55, "ci_low": 0.45, "ci_high": 0.65, "n": 64}
+    text = flat(results)
+    assert text.index("Win rates at equal lengths") < text.index("55.0% [45.0, 65.0] 64 0.25")
+
+
+def test_information_of_few_queries_has_no_reading_and_says_why(results: dict[str, Any]) -> None:
+    """16 queries of each task, 32 of both."""
+    text = flat(results)
+    assert "base dialogue learned 0.286 0.288 0.693 0% 16 –" in text
+    assert "base, dialogue, learned: No interval: it needs 30 queries, and there are 16." in text
+    assert "0% 32 above 0" in text
+    assert "base dialogue learned 100.0% [77.9, 100.0] 50% 16 above chance" in text
 
 
 def test_an_older_result_is_still_shown(results: dict[str, Any]) -> None:
@@ -244,7 +275,7 @@ def test_an_older_result_is_still_shown(results: dict[str, Any]) -> None:
     for row in results["gaps"]:
         del row["p_holm"]
     text = flat(results)
-    assert "71.1% [64.6, 76.8] 64/64 38/20/6 – – above ½" in text
+    assert "71.1% [64.3, 77.1] 64/64 38/20/6 – – above ½" in text
     assert "Ties count as half a win" in text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from harness.stats import (
     UnusableScores,
     cohens_kappa,
     judge_agreement,
+    mean_over_pairs,
     position_bias,
     repeat_agreement,
     win_rate,
 )
+from harness.stats.winrate import interval
 
 LABELS = st.sampled_from([1.0, 0.5, 0.0])
 PAIRS = st.lists(st.tuples(LABELS, LABELS), min_size=1, max_size=40)
@@ -40,7 +43,7 @@ def test_the_table_counts_labels_and_the_accuracy_its_diagonal(pairs: list[tuple
     result = judge_agreement(scores, reference)
     for (i, r), (j, s) in itertools.product(enumerate([1, 0.5, 0]), repeat=2):
         assert result.table[i, j] == pairs.count((s, r))
-    assert result.accuracy == win_rate([float(s == r) for s, r in pairs])
+    assert astuple(result.accuracy) == pytest.approx(astuple(win_rate([float(s == r) for s, r in pairs])))
     assert result.n == len(pairs)
 
 
@@ -48,8 +51,9 @@ def test_the_table_counts_labels_and_the_accuracy_its_diagonal(pairs: list[tuple
 def test_sensitivity_and_specificity_are_the_mean_scores_on_wins_and_losses(pairs: list[tuple[float, float]]) -> None:
     result = judge_agreement(*zip(*pairs, strict=True))
     wins, losses = [s for s, r in pairs if r == 1], [1 - s for s, r in pairs if r == 0]
-    assert result.sensitivity == (win_rate(wins) if wins else None)
-    assert result.specificity == (win_rate(losses) if losses else None)
+    for found, values in ((result.sensitivity, wins), (result.specificity, losses)):
+        assert (found is None) == (not values)
+        assert found is None or astuple(found) == pytest.approx(astuple(win_rate(values)))
 
 
 def test_scores_of_two_orders_count_as_the_side_they_lean_to() -> None:
@@ -101,6 +105,59 @@ def test_kappas_interval_covers(p_agree: float) -> None:
         kappa = cohens_kappa(scores, reference)
         covered += kappa is not None and kappa.low <= 2 * p_agree - 1 <= kappa.high
     assert covered / 1000 >= 0.935 - 2 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+CLUSTERED = st.lists(st.tuples(st.integers(0, 9), LABELS, LABELS), min_size=2, max_size=40)
+
+
+@given(CLUSTERED)
+def test_a_mean_over_pairs_is_a_ratio_of_sums_over_queries(rows: list[tuple[int, float, float]]) -> None:
+    """Cochran's variance of a ratio, and the floor, written out in a loop over queries."""
+    ids, values, _ = zip(*rows, strict=True)
+    found = mean_over_pairs(values, ids)
+    mean, names = sum(values) / len(values), sorted(set(ids))
+    squares = sum(sum(v - mean for i, v in zip(ids, values, strict=True) if i == name) ** 2 for name in names)
+    n = len(names)
+    smoothed = (n * mean + 1) / (n + 2)
+    variance = squares / len(values) ** 2 + smoothed * (1 - smoothed) / n**2
+    assert (found.estimate, found.n) == (pytest.approx(mean), n)
+    assert (found.low, found.high) == pytest.approx(interval(mean, variance, n - 1, 0.95))
+
+
+def kappa_of(rows: list[tuple[int, float, float]], heavier: int = -1, weight: float = 1.0) -> float:
+    """Kappa where the pairs of the query `heavier` count `weight` times."""
+    table = np.zeros((3, 3))
+    for query, one, two in rows:
+        table[round(2 * one), round(2 * two)] += weight if query == heavier else 1
+    p = table / table.sum()
+    expected = float(p.sum(0) @ p.sum(1))
+    return math.nan if expected > 1 - 1e-9 else (float(np.trace(p)) - expected) / (1 - expected)
+
+
+@given(CLUSTERED)
+def test_kappas_variance_is_that_of_its_derivatives_by_the_queries(rows: list[tuple[int, float, float]]) -> None:
+    """The influence of a query is how kappa moves as its pairs gain weight."""
+    ids, one, two = zip(*rows, strict=True)
+    found = cohens_kappa(one, two, query_ids=ids)
+    if found is None:
+        return
+    moved = [(kappa_of(rows, q, 1 + 1e-6) - kappa_of(rows, q, 1 - 1e-6)) / 2e-6 for q in set(ids)]
+    assert found.estimate == pytest.approx(kappa_of(rows), abs=1e-12)
+    assert found.se == pytest.approx(math.hypot(*moved), rel=1e-4, abs=1e-6)
+
+
+def test_pairs_that_go_together_count_once_for_kappa() -> None:
+    rng = np.random.default_rng(12)
+    reference = rng.integers(0, 2, 60)
+    scores = np.where(rng.random(60) < 0.8, reference, 1 - reference)
+    once, twice = (
+        cohens_kappa(scores, reference),
+        judge_agreement(np.tile(scores, 4), np.tile(reference, 4), query_ids=np.tile(np.arange(60), 4)).kappa,
+    )
+    assert once is not None
+    assert twice is not None
+    assert (twice.low, twice.estimate, twice.high) == pytest.approx((once.low, once.estimate, once.high))
+    assert (once.n, twice.n) == (60, 240)
 
 
 @given(PAIRS)

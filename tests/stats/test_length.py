@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean, variance
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 from scipy.stats import t
 
-from harness.stats import UnusableScores, length_glm, length_stratified, length_summary
+from harness.stats import (
+    UnusableScores,
+    adjusted_win_rate,
+    echo_adjusted,
+    length_glm,
+    length_stratified,
+    length_summary,
+    style_adjusted,
+    win_rate,
+)
+from harness.stats.winrate import variance_of_mean
 
 
 def test_means_and_rank_correlation() -> None:
@@ -81,33 +93,31 @@ def test_length_stratified_is_the_mean_of_the_two_halves(halves: tuple[list[floa
     assert result.rate_longer == pytest.approx(fmean(longer))
     assert result.rate_other == pytest.approx(fmean(other))
     assert result.estimate == pytest.approx((fmean(longer) + fmean(other)) / 2)
-    assert result.se == pytest.approx(math.sqrt(variance(longer) / len(longer) + variance(other) / len(other)) / 2)
+    variances = [variance_of_mean(np.asarray(half, dtype=float)) for half in halves]
+    assert result.se == pytest.approx(math.sqrt(sum(variances)) / 2)
     assert 0 <= result.low <= result.estimate <= result.high <= 1
     assert result.low < result.high
 
 
 def test_the_stratified_interval_by_hand() -> None:
-    """20 of 25 and 30 of 50. Wilson's formula is the root of (p - x)^2 = t^2 x (1 - x) / m, solved here with numpy."""
+    """20 of 25 and 30 of 50, each with the interval of a win rate."""
     longer, other = [1.0] * 20 + [0.0] * 5, [1.0] * 30 + [0.0] * 20
-
-    def limits(p: float, n: int) -> np.ndarray:
-        k = t.ppf(0.975, n - 1) ** 2 / (n - 1)
-        return np.sort(np.roots([1 + k, -(2 * p + k), p * p]))
-
-    (l1, h1), (l2, h2) = limits(0.8, 25), limits(0.6, 50)
+    one, two = win_rate(longer), win_rate(other)
     result = length_stratified(*split(longer, other))
-    assert result.low == pytest.approx(0.7 - math.hypot(0.8 - l1, 0.6 - l2) / 2)
-    assert result.high == pytest.approx(0.7 + math.hypot(h1 - 0.8, h2 - 0.6) / 2)
+    assert result.low == pytest.approx(0.7 - math.hypot(0.8 - one.low, 0.6 - two.low) / 2)
+    assert result.high == pytest.approx(0.7 + math.hypot(one.high - 0.8, two.high - 0.6) / 2)
 
 
 def test_the_stratified_interval_covers_where_a_half_has_nearly_only_wins() -> None:
     rng = np.random.default_rng(5)
     covered = normal = 0
     for _ in range(1000):
-        scores, a, b = split(list(rng.random(25) < 0.95), list(rng.random(225) < 0.95))
+        longer, other = (rng.random(n) < 0.95 for n in (25, 225))
+        scores, a, b = split(list(longer), list(other))
         r = length_stratified(scores, a, b)
         covered += r.low <= 0.95 <= r.high
-        normal += r.estimate - 1.96 * r.se <= 0.95 <= r.estimate + 1.96 * r.se
+        reach = 1.96 * math.sqrt(longer.var(ddof=1) / 25 + other.var(ddof=1) / 225) / 2
+        normal += r.estimate - reach <= 0.95 <= r.estimate + reach
     assert covered / 1000 >= 0.935 - 2 * math.sqrt(0.05 * 0.95 / 1000)
     assert normal / 1000 < 0.8
 
@@ -174,33 +184,48 @@ def test_length_glm_mirrors_when_the_sides_change_places() -> None:
     assert two.slope == pytest.approx(one.slope, abs=1e-5)
 
 
-def test_length_glm_says_when_equal_lengths_are_outside_the_data() -> None:
-    scores, a, b = by_length(100, 3)
-    assert not length_glm(scores, a, b).extrapolated
-    assert length_glm(scores, a + 150, b).extrapolated
-    with pytest.raises(UnusableScores, match="too far"):
-        length_glm(scores, a + 100_000, b)
+@pytest.mark.parametrize(
+    ("shorter", "equal", "n", "reached"),
+    [(19, 0, 100, False), (20, 0, 100, True), (24, 0, 250, False), (25, 0, 250, True), (10, 9, 100, False),
+     (10, 10, 100, True), (0, 0, 100, False), (0, 30, 100, True)],
+)  # fmt: skip
+def test_length_glm_needs_queries_at_equal_lengths_or_on_both_sides_of_it(
+    shorter: int, equal: int, n: int, reached: bool
+) -> None:
+    delta = np.r_[-np.arange(1, shorter + 1), np.zeros(equal), np.arange(1, n - shorter - equal + 1)]
+    scores = np.random.default_rng(6).integers(0, 2, n)
+    for sign in (1, -1):
+        lengths = 500 + sign * delta, np.full(n, 500)
+        if reached:
+            assert length_glm(scores, *lengths).n == n
+        else:
+            with pytest.raises(UnusableScores, match=f"only {shorter + equal} of {n} queries"):
+                length_glm(scores, *lengths)
+
+
+SIDES = range(-20, 20)
 
 
 @pytest.mark.parametrize(
     ("scores", "delta", "sentence"),
     [
-        ([1] * 20, range(20), "all scores are 1"),
-        ([0] * 20, range(20), "all scores are 0"),
-        ([0] * 10 + [1] * 10, range(20), "the longer answers won all"),
-        ([1] * 10 + [0] * 10, range(20), "the shorter answers won all"),
-        ([0] * 9 + [0.5] + [1] * 10, range(20), "the longer answers won all"),
-        ([0] * 9 + [0, 1] + [1] * 9, [*range(10), 9, *range(10, 19)], "the longer answers won all"),
-        ([0, 1] * 10, [7] * 20, "all 20 are 7"),
-        ([0, 1, 0], [1, 2, 3], "at least 10"),
+        ([1] * 40, SIDES, "all scores are 1"),
+        ([0] * 40, SIDES, "all scores are 0"),
+        ([0] * 20 + [1] * 20, SIDES, "length separates them"),
+        ([1] * 20 + [0] * 20, SIDES, "length separates them"),
+        ([0] * 20 + [0.5] + [1] * 19, SIDES, "length separates them"),
+        ([0] * 21 + [1] * 21, [*range(-20, 1), *range(21)], "length separates them"),
+        ([0, 1] * 20, [7] * 40, "only 0 of 40"),
+        ([0, 1] * 20, [0] * 40, "nothing to adjust for"),
+        ([0, 1, 0], [-1, 0, 3], "it needs 20"),
     ],
 )
 def test_length_glm_refuses_what_has_no_finite_fit(scores: list[float], delta: list[int], sentence: str) -> None:
     with pytest.raises(UnusableScores, match=sentence):
-        length_glm(scores, np.array(delta) + 5, np.full(len(scores), 5))
+        length_glm(scores, np.array(delta) + 500, np.full(len(scores), 500))
 
 
-@given(st.lists(st.tuples(st.sampled_from([0, 0.5, 1]), st.integers(-3, 3)), min_size=1, max_size=30))
+@given(st.lists(st.tuples(st.sampled_from([0, 0.5, 1]), st.integers(-3, 3)), min_size=1, max_size=60))
 def test_length_glm_is_finite_or_refuses(rows: list[tuple[float, int]]) -> None:
     scores, delta = (np.array(column) for column in zip(*rows, strict=True))
     with contextlib.suppress(UnusableScores):
@@ -208,6 +233,103 @@ def test_length_glm_is_finite_or_refuses(rows: list[tuple[float, int]]) -> None:
         assert 0 <= result.low <= result.estimate <= result.high <= 1
         assert math.isfinite(result.se)
         assert math.isfinite(result.slope)
+
+
+# --- Other covariates
+
+
+def styled(n: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Scores that go with two of three differences, a fifth of them ties; the rate is 0.6 where all are 0."""
+    rng = np.random.default_rng(seed)
+    length = rng.normal(0.3, 1, n)
+    covariates = {
+        "length": length,
+        "bold": rng.poisson(1, n) - rng.poisson(1, n) + np.round(length),
+        "copied": np.where(rng.random(n) < 0.7, 0, rng.random(n)),
+    }
+    eta = logit(0.6) + 0.8 * covariates["length"] - 1.5 * covariates["copied"]
+    scores = np.where(rng.random(n) < 0.2, 0.5, rng.random(n) < expit(eta))
+    return scores, covariates
+
+
+def test_an_adjusted_win_rate_is_statsmodels_glm_read_at_zero() -> None:
+    """Coefficients of statsmodels' own GLM, and HC3 from its own sandwich over the design."""
+    scores, covariates = styled(300, 1)
+    design = sm.add_constant(np.column_stack(list(covariates.values())))
+    fit = sm.GLM(scores, design, family=sm.families.Binomial()).fit(cov_type="HC3")
+    weights = fit.fittedvalues * (1 - fit.fittedvalues)
+    bread = np.linalg.inv(design.T @ (design * weights[:, None]))
+    leverage = np.einsum("ni,ij,nj->n", design, bread, design) * weights
+    meat = design * ((scores - fit.fittedvalues) / (1 - leverage))[:, None]
+    errors = np.sqrt(np.diag(bread @ meat.T @ meat @ bread))
+    found = adjusted_win_rate(scores, covariates)
+    assert found.estimate == pytest.approx(expit(fit.params[0]), abs=1e-8)
+    assert list(found.slopes.values()) == pytest.approx(list(fit.params[1:]), abs=1e-7)
+    assert list(found.slope_ses.values()) == pytest.approx(list(errors[1:]), rel=1e-6)
+    reach = t.ppf(0.975, 296) * errors[0]
+    assert (found.low, found.high) == pytest.approx(
+        (expit(fit.params[0] - reach), expit(fit.params[0] + reach)), abs=1e-7
+    )
+
+
+def test_an_adjusted_win_rate_covers_the_rate_at_no_difference() -> None:
+    """At 0 a fifth of ties draws 0.6 towards one half: 0.8 * 0.6 + 0.1."""
+    found = [adjusted_win_rate(*styled(250, seed)) for seed in range(300)]
+    assert np.mean([r.low <= 0.58 <= r.high for r in found]) >= 0.935 - 2 * math.sqrt(0.05 * 0.95 / 300)
+
+
+def test_a_covariate_that_is_zero_throughout_is_left_out() -> None:
+    scores, covariates = styled(200, 2)
+    with_zeros = adjusted_win_rate(scores, covariates | {"headings": np.zeros(200)})
+    assert with_zeros == adjusted_win_rate(scores, covariates)
+
+
+def test_units_do_not_matter() -> None:
+    scores, covariates = styled(200, 3)
+    one, two = (adjusted_win_rate(scores, covariates | {"length": covariates["length"] * unit}) for unit in (1, 1e6))
+    assert (two.low, two.estimate, two.high) == pytest.approx((one.low, one.estimate, one.high))
+    assert two.slopes["length"] * 1e6 == pytest.approx(one.slopes["length"])
+
+
+def test_covariates_that_follow_from_each_other_and_that_separate_together_are_refused() -> None:
+    scores, covariates = styled(200, 4)
+    with pytest.raises(UnusableScores, match="one follows from the others"):
+        adjusted_win_rate(scores, covariates | {"twice": 2 * covariates["length"]})
+    rng = np.random.default_rng(5)
+    one, two = rng.normal(size=(2, 200))
+    with pytest.raises(UnusableScores, match="one and two separates them"):
+        adjusted_win_rate((one + two > 0).astype(float), {"one": one, "two": two})
+    assert adjusted_win_rate((one + two > 0).astype(float), {"one": one}).n == 200
+
+
+def test_echo_adjusted_takes_the_difference_in_copied_share() -> None:
+    """a copies on a third of the queries, and wins there; elsewhere it wins half."""
+    rng = np.random.default_rng(7)
+    copied = np.where(rng.random(240) < 1 / 3, rng.uniform(0.2, 0.9, 240), 0)
+    scores = np.where(copied > 0, rng.random(240) < 0.95, rng.random(240) < 0.5).astype(float)
+    found = echo_adjusted(scores, copied, np.zeros(240))
+    assert found.estimate == adjusted_win_rate(scores, {"copied": copied}).estimate
+    assert found.low < 0.5 < found.high
+    assert win_rate(scores).low > 0.5
+    with pytest.raises(UnusableScores, match="from 0 to 1"):
+        echo_adjusted(scores, copied + 1, copied)
+
+
+def test_style_adjusted_takes_relative_differences_of_every_count() -> None:
+    rng = np.random.default_rng(8)
+    a, b = ([{"words": float(w), "bold": float(x)} for w, x in zip(rng.integers(20, 90, 200), rng.poisson(1, 200), strict=True)]
+            for _ in "ab")  # fmt: skip
+    scores = rng.integers(0, 2, 200)
+    relative = {
+        name: np.array([(x[name] - y[name]) / (x[name] + y[name]) if x[name] + y[name] else 0 for x, y in zip(a, b, strict=True)])
+        for name in ("words", "bold")
+    }  # fmt: skip
+    found, expected = style_adjusted(scores, a, b), adjusted_win_rate(scores, relative)
+    assert (found.low, found.estimate, found.high) == pytest.approx((expected.low, expected.estimate, expected.high))
+    with pytest.raises(UnusableScores, match="for bold"):
+        style_adjusted(scores, a, [{"words": 3.0}, *b[1:]])
+    with pytest.raises(UnusableScores, match="same length"):
+        style_adjusted(scores, a, b[1:])
 
 
 @pytest.mark.parametrize("function", [length_stratified, length_glm])
@@ -220,7 +342,7 @@ def test_unusable_input_is_refused(function: Callable[..., object], scores: Any,
         function(scores, a, b)
 
 
-# --- The authors' verdicts --------------------------------------------------------------------------------------------
+# --- Other people's verdicts --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,3 +360,30 @@ def test_the_papers_headline_figures(root: Path, name: str, percent: float) -> N
         pytest.skip("the authors' verdicts are not here")
     scores, lengths_base, lengths_test = np.array(json.loads(path.read_text()), dtype=float).T
     assert round(100 * length_stratified(scores, lengths_test, lengths_base).estimate, 2) == percent
+
+
+def alpaca_eval(root: Path, model: str) -> tuple[float, list[list[float]]]:
+    """AlpacaEval 2's own length-controlled win rate of a model, and [score, length, length of the baseline] by query."""
+    folder = root.parent / "shared/data/verdicts/alpaca-eval"
+    if not folder.is_dir():
+        pytest.skip("AlpacaEval's annotations are not here")
+    with (folder / "leaderboard.csv").open() as file:
+        controlled = {row[""]: row["length_controlled_winrate"] for row in csv.DictReader(file)}
+    rows = json.loads((folder / model / "annotations.json").read_text())
+    return float(controlled[model]) / 100, [
+        [min(1, max(0, float(row["preference"]) - 1)), len(row["output_2"]), len(row["output_1"])] for row in rows
+    ]
+
+
+def test_length_glms_interval_has_alpaca_evals_own_figure_within_support(root: Path) -> None:
+    """Its model has a term for each instruction's difficulty besides, so that the estimates are not the same."""
+    expected, rows = alpaca_eval(root, "gemma-7b-it")
+    found = length_glm(*np.transpose(rows))
+    assert found.low < expected < found.high
+    assert found.estimate == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("model", ["alpaca-7b", "gpt4_gamed"])
+def test_models_that_are_nearly_always_shorter_are_refused(root: Path, model: str) -> None:
+    with pytest.raises(UnusableScores, match="of 805 queries"):
+        length_glm(*np.transpose(alpaca_eval(root, model)[1]))

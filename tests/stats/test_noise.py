@@ -50,6 +50,23 @@ def test_it_is_that_of_a_loop() -> None:
     assert found.share == pytest.approx(min(1.0, sum(parts) / len(parts) / total), abs=1e-12)
 
 
+def test_its_range_is_that_of_resampled_queries() -> None:
+    rng = np.random.default_rng(2)
+    scores, pairs, queries = judged(rng, 60, 2, 3, 0.2)
+    shares = []
+    for _ in range(500):
+        drawn = rng.integers(0, 60, 60)
+        rows = np.concatenate([np.flatnonzero(queries == q) for q in drawn])
+        place = np.repeat(np.arange(60), 6)  # a query that was drawn twice is two queries
+        shares.append(judge_share(scores[rows], place * 200 + pairs[rows], place).share)
+    found = judge_share(scores, pairs, queries)
+    assert found.share is not None
+    assert found.share_low is not None
+    assert found.share_high is not None
+    assert 0 <= found.share_low <= found.share <= found.share_high <= 1
+    assert (found.share_low, found.share_high) == pytest.approx(tuple(np.quantile(shares, [0.025, 0.975])), abs=0.03)
+
+
 def test_a_judge_that_says_the_same_has_no_part() -> None:
     found = judge_share([1, 1, 0, 0], [0, 0, 1, 1], ["q", "q", "r", "r"])
     assert (found.sd, found.share, found.share_once) == (0, 0, 0)
@@ -57,7 +74,7 @@ def test_a_judge_that_says_the_same_has_no_part() -> None:
 
 def test_without_spread_there_is_no_share() -> None:
     found = judge_share([0.5] * 4, [0, 0, 1, 1], [0, 0, 1, 1])
-    assert (found.share, found.share_once) == (None, None)
+    assert (found.share, found.share_low, found.share_high, found.share_once) == (None, None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -44,14 +44,24 @@ def strengths(result: BradleyTerry) -> dict[str, float]:
 
 
 def fitted_by_statsmodels(rows: Rows) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names without the base, strengths, and the covariance clustered by query, by logistic regression on the design."""
+    """Names without the base, strengths, and their covariance, by logistic regression on the design.
+
+    Clustered by query, without statsmodels' factors for few clusters, and with one more query for each pair in its middle.
+    """
     a, b, scores, queries = rows
     names = sorted({*a, *b} - {"base"})
     design = np.array([[(x == n) - (y == n) for n in names] for x, y in zip(a, b, strict=True)], dtype=float)
     groups = np.unique(queries, return_inverse=True)[1]
     fit = GLM(np.array(scores), design, family=families.Binomial()).fit(cov_type="cluster", cov_kwds={"groups": groups})
-    n, k = design.shape
-    return names, fit.params, fit.cov_params() * (n - k) / (n - 1)  # which statsmodels adds to Q / (Q - 1)
+    n, k, q = *design.shape, groups.max() + 1
+    clustered = fit.cov_params() * (n - k) / (n - 1) * (q - 1) / q
+    bread = GLM(np.array(scores), design, family=families.Binomial()).fit().cov_params()
+    middle = np.zeros((k, k))
+    for pair in {(x, y) for x, y in zip(a, b, strict=True)}:
+        own = [k for k in range(n) if (a[k], b[k]) == pair]
+        smoothed = (sum(scores[k] for k in own) + 1) / (len(own) + 2)
+        middle += smoothed * (1 - smoothed) * np.outer(design[own[0]], design[own[0]])
+    return names, fit.params, clustered + bread @ middle @ bread
 
 
 def test_strengths_and_covariance_are_those_of_a_clustered_logistic_regression() -> None:
@@ -83,13 +93,14 @@ def test_strengths_are_those_of_a_plain_loop() -> None:
 def test_against_one_base_a_strength_is_the_log_odds_of_the_win_rate() -> None:
     rng = np.random.default_rng(3)
     scores = {name: list(rng.choice([1, 0.5, 0], 60, p=[p, 0.1, 0.9 - p])) for name, p in {"x": 0.3, "y": 0.7}.items()}
+    scores["ties"] = [0.5] * 60
     result = bradley_terry(*star(scores), base="base")
-    for model in result.models[:1] + result.models[2:]:
-        rate = np.mean(scores[model.name])
-        assert model.win_rate == pytest.approx(rate)
-        assert model.se == pytest.approx(
-            np.std(scores[model.name], ddof=1) / math.sqrt(60) / (rate * (1 - rate)), rel=1e-6
-        )
+    for model in result.models:
+        if model.name != "base":
+            rate = win_rate(scores[model.name])
+            assert model.win_rate == pytest.approx(rate.estimate)
+            inside = rate.estimate * (1 - rate.estimate)
+            assert model.se == pytest.approx(math.sqrt(inside / rate.n_eff) / inside, rel=1e-6)
 
 
 def test_a_querys_rows_are_one_comparison() -> None:
@@ -224,7 +235,9 @@ def test_ties_alone_are_equal_strengths_with_intervals(resamples: int) -> None:
     for model in result.models:
         assert model.strength == pytest.approx(0)
         assert (model.rank, model.rank_low, model.rank_high) == (1, 1, 3)
-        assert (model.high - model.low > 1) == (model.name != "base")
+        limits = [1 / (1 + math.exp(-limit)) for limit in (model.low, model.high)]
+        rate = win_rate([0.5] * 40)
+        assert limits == pytest.approx([0.5, 0.5] if model.name == "base" else [rate.low, rate.high], abs=1e-4)
 
 
 def test_rare_losses_leave_some_resamples_without_a_fit_and_they_are_counted() -> None:
