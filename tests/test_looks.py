@@ -36,6 +36,7 @@ judges:
   own: {kind: llm, model: instruct}
 comparisons: [{a: base, b: instruct}]
 sampling: {max_new_tokens: 8, max_prompt_tokens: 1400}
+measures: {relevance: false}
 statistics: {max_unscored: 1.0}
 engine: {threads: 1, batch_size: 5, dtype: float32}
 """
@@ -202,7 +203,7 @@ tasks:
 principles: {sets: [question.yaml], splits: [learned], polarity: principle}
 judges: {verifiable: {kind: verifiable}}
 comparisons: [{a: asks, b: states}]
-measures: {steerability: false}
+measures: {steerability: false, relevance: false}
 output: run
 """
 QUESTION = """

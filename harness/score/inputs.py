@@ -131,5 +131,5 @@ class ScoreInputs:
     """By which intervals and p values hold where n was not fixed before (`harness.stats.sequential_rate`)."""
     unfinished: bool = False
     """Whether verdicts are still to be made."""
-    relevance: Mapping[ResponseKey, tuple[str, float]] = MappingProxyType({})
+    relevance: Mapping[ResponseKey, tuple[str, float]] = field(default_factory=dict)
     """Scorer and relevance, in [0, 1], of each response that was scored."""
