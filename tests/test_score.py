@@ -116,7 +116,9 @@ def random_run() -> ScoreInputs:
         outcomes = " ".join(rng.choices(["a", "b", "tie", "unscored", "-"], [4, 3, 2, 1, 0.5], k=2))
         judged[pair(f"q{q}", constitution, task=task, split=split, epoch=epoch)] = outcomes
     lengths = {
-        ResponseKey(model, p.task, p.principle_set, p.split, p.query_id, p.constitution_id, p.epoch): Facts(rng.randrange(5, 90))
+        ResponseKey(model, p.task, p.principle_set, p.split, p.query_id, p.constitution_id, p.epoch): Facts(
+            rng.randrange(5, 90)
+        )
         for p in judged
         for model in ("sami", "base")
     }

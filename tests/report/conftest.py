@@ -52,7 +52,9 @@ def _scored_inputs() -> ScoreInputs:
     ]  # fmt: skip
     words = {"sami": 24, "base": 31, "instruct": 18}
     lengths = {
-        ResponseKey(m, p.task, p.principle_set, p.split, p.query_id, p.constitution_id, p.epoch): Facts(words[m] + rng.randrange(9))
+        ResponseKey(m, p.task, p.principle_set, p.split, p.query_id, p.constitution_id, p.epoch): Facts(
+            words[m] + rng.randrange(9)
+        )
         for p in expected
         for m in (p.a, p.b)
     }
