@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from harness.score import Facts, Kind, NotCounted, ResponseKey, ScoreInputs, Why
 from harness.score.responses import facts_of, relevance_by_response, response_key
 from harness.spec import Spec, load_spec
 from harness.store import RowFile, read_json
+from sami_train.copying import copied_share
 from sami_train.errors import UserError
 
 
@@ -110,7 +112,61 @@ def results_of(plan: Plan, protocol: Protocol = CORRECTED, prices: costs.Prices 
     """The results of a plan from the rows in its folder, as docs/results.md describes them, without `created`."""
     inputs = score_inputs(plan, protocol)
     cost = costs.spent(plan, plan.folder, prices or costs.load_prices())
-    return {**score(inputs), **looks(plan, inputs), "cost": cost}
+    return {**score(inputs), **looks(plan, inputs), "examples": examples(plan), "cost": cost}
+
+
+EXAMPLES = 3
+SHOWN_CHARACTERS = 600
+"""Of a query and of a response in `examples`; the rows have the whole."""
+
+
+def examples(plan: Plan) -> list[dict[str, Any]]:
+    """Responses to read: of the first queries of the run's order, held-out principles and learned ones in turn.
+
+    An example has `task`, `split`, the `constitution`'s sentences, the `query` and, by model, its `response` with `copied`
+    (share of words), `ran_on` and `cut`. The order is seeded before anything is generated, so nobody picked them.
+    """
+    rows: dict[str, dict[tuple[Any, ...], tuple[GenerationUnit, Generation]]] = {}
+    for stage in plan.stages:
+        if stage.kind == "generate" and stage.model:
+            there = stage.finished_rows(plan.folder)
+            for unit in stage.units:
+                if isinstance(unit, GenerationUnit) and unit.epoch == 0 and unit.id in there:
+                    place = (unit.place, unit.principle_set, unit.split, unit.constitution.id)
+                    rows.setdefault(stage.model, {})[place] = (unit, there[unit.id])
+    shared = set.intersection(*(set(found) for found in rows.values())) if rows else set()
+    numbered = {place: number for number, place in enumerate(plan.order)}
+    places = sorted(shared, key=lambda place: (numbered[place[0]], place[1:]))
+    found: list[dict[str, Any]] = []
+    for split in itertools.islice(
+        itertools.cycle(dict.fromkeys(place[2] for place in places)), EXAMPLES if places else 0
+    ):
+        taken = {(one["task"], one["query_id"]) for one in found}
+        chosen = next((p for p in places if p[2] == split and p[0] not in taken), None)
+        if chosen is not None:
+            found.append(_example({model: of[chosen] for model, of in rows.items()}))
+    return found
+
+
+def _example(responses: Mapping[str, tuple[GenerationUnit, Generation]]) -> dict[str, Any]:
+    unit, _ = next(iter(responses.values()))
+    sentences = unit.constitution.sentences()
+    return {
+        "task": unit.task,
+        "query_id": unit.query.id,
+        "split": unit.split,
+        "constitution": unit.constitution.lines(),
+        "query": unit.query.text[:SHOWN_CHARACTERS],
+        "responses": {
+            model: {
+                "text": row.text[:SHOWN_CHARACTERS],
+                "copied": copied_share(row.text, sentences),
+                "ran_on": bool(row.tail),
+                "cut": row.finish_reason == "length",
+            }
+            for model, (_, row) in responses.items()
+        },
+    }
 
 
 def _not_counted(plan: Plan, older: Sequence[tuple[Stage, Mapping[str, Any]]]) -> list[NotCounted]:

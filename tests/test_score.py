@@ -13,7 +13,7 @@ import pytest
 
 from harness.protocols import PAPER, PROTOCOLS, drawn_order
 from harness.rows import Likelihood, Verdict
-from harness.score import ExpectedPair, ScoreInputs, score
+from harness.score import ExpectedPair, Facts, ResponseKey, ScoreInputs, score
 from harness.stats import (
     bradley_terry,
     cohens_kappa,

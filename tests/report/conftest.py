@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.rows import Likelihood, Verdict
-from harness.score import ExpectedPair, ScoreInputs, score
+from harness.score import ExpectedPair, Facts, ResponseKey, ScoreInputs, score
 
 PRINCIPLES = {
     "learned": ("ends-with-question", "short", "bullet-list"),
