@@ -138,6 +138,12 @@ class Recipe(BaseModel):
         "both",
         description="cross-entropies in the loss: of rows (over responses), of columns (over constitutions), or both",
     )
+    query_contrast: float = Field(
+        0.0,
+        ge=0,
+        description="factor on a contrast over queries: each response after its own query against the same constitution put to "
+        "another query (a cross-entropy of two, in nats); the paper has none, and without it small models stop answering",
+    )
     logprob_reduction: Literal["mean", "sum"] = Field(
         "mean", description="a response's log-probability, in nats: mean or sum over its tokens"
     )
@@ -249,6 +255,16 @@ class Recipe(BaseModel):
     def rules(self) -> tuple[FilterRule, ...]:
         """The filters, and that of empty responses, which is never off."""
         return self.filters if "empty" in self.filters else (*self.filters, "empty")
+
+    @property
+    def contrasts_queries(self) -> bool:
+        """Whether the step holds responses against other queries, which only SAMI's does."""
+        return self.method == "sami" and self.query_contrast > 0
+
+    @property
+    def prompts_per_query(self) -> int:
+        """Prompts that a query's responses are put after in a step: P, the height of its matrix."""
+        return self.constitutions_per_query * (2 if self.contrasts_queries else 1)
 
     @property
     def caches_gradients(self) -> bool:

@@ -27,6 +27,7 @@ class Contrast:
 
     `sampling_prompts` begin with the template's worked examples, or ask for reasoning first, where the recipe wants that;
     `prompts`, which the model is trained on, never do, and have the principles in the order of `training_orders`.
+    `other_prompts` put the same constitutions to another query, where the recipe contrasts queries.
     """
 
     query: Query
@@ -34,6 +35,7 @@ class Contrast:
     training_orders: tuple[Constitution, ...]
     prompts: tuple[Prompt, ...]
     sampling_prompts: tuple[Prompt, ...]
+    other_prompts: tuple[Prompt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class Example:
     response_ids: tuple[tuple[int, ...], ...]
     responses: tuple[str, ...]
     filtered: str | None
+    other_prompt_ids: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def contrasted(self) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+        """Prompts and responses whose matrix a step needs, as `sami_train.logprobs.pack` takes them."""
+        return (*self.prompt_ids, *self.other_prompt_ids), self.response_ids
 
 
 def split_queries(queries: Sequence[Query], recipe: Recipe) -> tuple[list[Query], list[Query], list[Query]]:
@@ -85,11 +93,15 @@ def plan_contrasts(
     for task in sorted({query.task for query in queries}):
         mine = [query for query in queries if query.task == task]
         drawn = _draw(principles[task], mine, recipe, seed)
+        others = _next_queries(mine, seed) if recipe.contrasts_queries else {}
         for query in mine:
             rng = random.Random(f"order-{seed}-{query.id}")
             sides = drawn[query.id]
             orders = tuple(side.shuffled(rng) for side in sides) if recipe.shuffle_principles else sides
-            prompts = tuple(templates[task].render(order.lines(), query.text, recipe.style) for order in orders)
+            prompts, *other = (
+                tuple(templates[task].render(order.lines(), text, recipe.style) for order in orders)
+                for text in (query.text, *others.get(query.id, ()))
+            )
             sampling = tuple(
                 templates[task].render(
                     side.lines(),
@@ -100,8 +112,20 @@ def plan_contrasts(
                 )
                 for side in sides
             )
-            contrasts[query.id] = Contrast(query, sides, orders, prompts, sampling)
+            contrasts[query.id] = Contrast(query, sides, orders, prompts, sampling, *other)
     return [contrasts[query.id] for query in queries]
+
+
+def _next_queries(queries: Sequence[Query], seed: int) -> dict[str, tuple[str]]:
+    """For each query the text of another one: the next in a seeded circle.
+
+    Raises:
+        UserError: there is only one.
+    """
+    if len(queries) < 2:
+        raise UserError("'query_contrast' holds queries against each other, and there is only one of a kind; give more")
+    circle = random.Random(f"others-{seed}").sample(list(queries), len(queries))
+    return {query.id: (circle[(place + 1) % len(circle)].text,) for place, query in enumerate(circle)}
 
 
 def _draw(
