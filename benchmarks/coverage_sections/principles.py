@@ -28,20 +28,37 @@ CELLS = list(itertools.product((5, 10, 20), (0.0, 0.5, 1.0), (NESTED, CROSSED), 
 
 
 def interval(simulations: int) -> None:
-    """150 queries with one principle each, or 40 with every principle. At .95 principle means are skewed: no bar."""
+    """150 queries with one principle each, or 40 with every principle. No bar at .95, with 250: principles' means are skewed."""
     print("  p     G   sd   design   ties  coverage  bar    of the interval over queries; mean widths")
     rng = np.random.default_rng(9)
     for p, (g, sd, design, tie_rate) in itertools.product((0.5, 0.77, 0.95), CELLS):
         truth = marginal(rng, p, np.hypot(sd, EASE * (design == CROSSED)))
         found = []
         for _ in range(simulations if p < 0.95 else simulations // 4):
-            queries, principles = layout(g, design)
+            queries, principles = layout(g, design, 40 if p < 0.95 else 250)
             s = drawn(rng, expit(logit(p) + effects(rng, queries, principles, g, sd, design)), tie_rate)
             ours, over = principles_interval(s, queries, principles.tolist()), win_rate(cluster_means(s, queries).means)
             found.append((holds(ours, truth), holds(over, truth), ours.high - ours.low, over.high - over.low))
         share, over_queries, width, narrow = np.mean(found, axis=0)
         head = f"{p:<5} {g:<3} {sd:<4} {design:8} {tie_rate:<5}"
         cell(head, share, bar=BAR, barred=p < 0.95, tail=f"{over_queries:.1%}; {width:.3f}, {narrow:.3f}")
+
+
+def constitutions(simulations: int) -> None:
+    """150 queries with a constitution of two or three principles each, whose effects average; beside it, copies of the rows."""
+    print("  G   size  sd   ties  coverage  bar    of copied rows; of the interval over queries")
+    rng = np.random.default_rng(13)
+    for g, size, sd, tie_rate in itertools.product((5, 10), (2, 3), (0.0, 0.5, 1.0), (0.0, 0.6)):
+        truth = marginal(rng, 0.6, sd / np.sqrt(size))
+        found = []
+        for _ in range(simulations // 4):
+            held = np.argsort(rng.random((150, g)), axis=1)[:, :size]
+            s = drawn(rng, expit(logit(0.6) + rng.normal(0, sd, g)[held].mean(axis=1)), tie_rate)
+            ours = principles_interval(s, range(150), [tuple(row) for row in held.tolist()])
+            copied = principles_interval(np.repeat(s, size), np.repeat(np.arange(150), size), held.ravel().tolist())
+            found.append([holds(result, truth) for result in (ours, copied, win_rate(s))])
+        share, copies, over_queries = np.mean(found, axis=0)
+        cell(f"{g:<3} {size:<5} {sd:<4} {tie_rate:<5}", share, bar=BAR, tail=f"{copies:.1%}; {over_queries:.1%}")
 
 
 def gap(simulations: int) -> None:
@@ -99,11 +116,11 @@ def difference_of_differences(simulations: int) -> None:
         cell(f"{g:<3} {sd:<4} {design:8} {tie_rate:<5}", one, bar=BAR, tail="one side")
 
 
-def layout(g: int, design: str) -> tuple[Array, Array]:
+def layout(g: int, design: str, crossed: int = 40) -> tuple[Array, Array]:
     """The query and the principle of each row."""
     if design == NESTED:
         return np.arange(150), np.arange(150) % g
-    return np.repeat(np.arange(40), g), np.tile(np.arange(g), 40)
+    return np.repeat(np.arange(crossed), g), np.tile(np.arange(g), crossed)
 
 
 def effects(rng: np.random.Generator, queries: Array, principles: Array, g: int, sd: float, design: str) -> Array:
