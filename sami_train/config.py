@@ -21,6 +21,7 @@ FilterRule = Literal[
     "template_debris",
     "runs_on",
     "copies_constitution",
+    "repeats_query",
     "apology",
     "no_full_stop",
     "cut_off",
@@ -76,8 +77,11 @@ class Recipe(BaseModel):
 
     iterations: int = Field(2, ge=1, description="times that responses are sampled and the base is trained anew")
     batch_size: int = Field(16, ge=1, description="queries in a gradient step, over all devices")
-    batches_at_start: int = Field(2, ge=1, description="gradient steps in the first iteration")
+    batches_at_start: int = Field(2, ge=1, description="gradient steps of a pass in the first iteration")
     batch_increment: int = Field(2, ge=0, description="gradient steps that each further iteration adds")
+    num_train_epochs: int = Field(
+        1, ge=1, description="passes over an iteration's pairs, so that it takes that many times as many steps"
+    )
     constitutions_per_query: int = Field(
         2, ge=2, description="C: constitutions, and so responses, of a query; the side of its matrix"
     )
@@ -276,8 +280,12 @@ class Recipe(BaseModel):
         return self.gradient_caching
 
     def batches(self, iteration: int) -> int:
-        """Gradient steps of an iteration, counted from 1."""
+        """Gradient steps of one pass over the pairs of an iteration, counted from 1."""
         return self.batches_at_start + (iteration - 1) * self.batch_increment
+
+    def steps(self, iteration: int) -> int:
+        """Gradient steps of an iteration."""
+        return self.batches(iteration) * self.num_train_epochs
 
     def queries_needed(self, iteration: int) -> int:
         """Queries that an iteration samples for, the ones to be filtered included."""

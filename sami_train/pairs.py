@@ -10,7 +10,7 @@ from typing import Any
 
 from sami_train.config import FilterRule, Recipe
 from sami_train.constitutions import Constitution, Element, Principle, sample_constitutions
-from sami_train.copying import copied_spans
+from sami_train.copying import REPEATS, copied_share, copied_spans
 from sami_train.data import Query
 from sami_train.errors import UserError
 from sami_train.generation import cut_ids
@@ -60,18 +60,20 @@ class Example:
 def split_queries(queries: Sequence[Query], recipe: Recipe) -> tuple[list[Query], list[Query], list[Query]]:
     """The two halves that iterations use in turn, and the unseen queries of the evaluation; disjoint, in a seeded order.
 
+    A single iteration has all of them: its half is the whole.
+
     Raises:
         UserError: an iteration needs more queries than its half has.
     """
     shuffled = random.Random(f"queries-{recipe.seed}").sample(list(queries), len(queries))
     unseen, rest = shuffled[: recipe.eval_queries], shuffled[recipe.eval_queries :]
-    halves = rest[0::2], rest[1::2]
+    halves = (rest[0::2], rest[1::2]) if recipe.iterations > 1 else (rest, [])
     for iteration in range(1, recipe.iterations + 1):
         half = halves[(iteration - 1) % 2]
         needed = recipe.batch_size * recipe.batches(iteration)
         if needed > len(half):
             raise UserError(
-                f"iteration {iteration} of the recipe '{recipe.name}' needs {needed} queries (batch_size x batches) but its half "
+                f"iteration {iteration} of the recipe '{recipe.name}' needs {needed} queries (batch_size x batches) but its part "
                 f"of the training queries has {len(half)}; give more queries, or lower batch_size or batches_at_start"
                 + (f", or eval_queries ({recipe.eval_queries} are kept unseen)" if recipe.eval_queries else "")
             )
@@ -163,6 +165,15 @@ def _positive_and_rest(positive: Constitution, count: int, rng: random.Random) -
     return (positive, *others)
 
 
+def passes(examples: Sequence[Example], recipe: Recipe, iteration: int) -> list[Example]:
+    """The examples of all passes, one after another: the first as they come, each further one in a seeded order."""
+    taken = list(examples)
+    for number in range(1, recipe.num_train_epochs):
+        rng = random.Random(f"pass-{recipe.seed}-{iteration}-{number}")
+        taken += rng.sample(list(examples), len(examples))
+    return taken
+
+
 @dataclass(frozen=True)
 class Answer:
     """What is kept of a generated text: what follows the reasoning, up to where it runs on with the prompt (the `tail`)."""
@@ -216,6 +227,7 @@ def filter_rule(
     sentences: Sequence[str] = (),
     labels: Sequence[str] = (),
     ran_on: bool = False,
+    query: str = "",
 ) -> FilterRule | None:
     """The first of the recipe's rules that takes an example out, or None. The first response is that of the drawn constitution.
 
@@ -225,6 +237,7 @@ def filter_rule(
         sentences: both sides of the principles, which a response must not copy.
         labels: of the prompt template, which a response must not contain.
         ran_on: whether a response went on with its prompt and was cut there.
+        query: which a response in dialogue must not repeat: half of its words copied from it.
     """
     lengths = [len(tokens) for tokens in ids]
     empty = any(not text.strip() or not tokens for text, tokens in zip(responses, ids, strict=True))
@@ -235,6 +248,7 @@ def filter_rule(
         "template_debris": any(piece in text for text in responses for piece in (*labels, *CONTROL)),
         "runs_on": ran_on,
         "copies_constitution": any(copied_spans(text, sentences) for text in responses),
+        "repeats_query": task == "dialogue" and any(copied_share(text, [query]) >= REPEATS for text in responses),
         "apology": task == "dialogue" and any(text.lower().lstrip().startswith(APOLOGIES) for text in responses),
         "no_full_stop": not responses[0].rstrip().endswith("."),
         "cut_off": "length" in finish,

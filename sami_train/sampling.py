@@ -235,6 +235,7 @@ class Sampler:
             sentences=[s for c in contrast.constitutions for s in c.sentences()],
             labels=self.templates[contrast.query.task].labels(self.recipe.style, reasoning=self.recipe.reasoning),
             ran_on=any(row["tail"] for row in rows),
+            query=contrast.query.text,
         )
         return Example(
             contrast.query.id,

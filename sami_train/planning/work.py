@@ -77,7 +77,7 @@ def plan_work(
 def _iteration(
     architecture: Architecture, parameters: Parameters, recipe: Recipe, lengths: Lengths, number: int, kind: str
 ) -> Iteration:
-    steps = recipe.batches(number)
+    steps = recipe.steps(number)
     queries = steps * (recipe.gradient_queries or recipe.batch_size)
     work = query_work(recipe, lengths.prompt, lengths.response, kind)
     size, whole = recipe.constitutions_per_query, lengths.prompt + lengths.response
@@ -87,7 +87,7 @@ def _iteration(
     if recipe.method != "sami" or not _logits_are_kept(architecture, recipe, lengths):
         flops += queries * head
     if recipe.beta and recipe.method != "sft":
-        flops += (queries if recipe.method == "dpo" else steps * recipe.batch_size) * (layers + head)
+        flops += (queries if recipe.method == "dpo" else recipe.batches(number) * recipe.batch_size) * (layers + head)
     responses = recipe.queries_needed(number) * size
     sampling = 2.0 * parameters.active * whole + attention_flops(architecture, whole, whole / 2)
     return Iteration(
