@@ -36,6 +36,7 @@ SECTIONS: list[tuple[str, Callable[[int], None]]] = [
     ("paired_difference, two orders", paired.orders),
     ("newcombe_interval", paired.newcombe),
     ("principles_interval, for new principles", principles.interval),
+    ("principles_interval, constitutions of several", principles.constitutions),
     ("welch_gap, for new principles", principles.gap),
     ("welch_gap of differences, for new principles", principles.difference_of_differences),
     ("a null run", null_run.null_run),

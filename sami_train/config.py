@@ -21,6 +21,7 @@ FilterRule = Literal[
     "template_debris",
     "runs_on",
     "copies_constitution",
+    "repeats_query",
     "apology",
     "no_full_stop",
     "cut_off",
@@ -76,8 +77,11 @@ class Recipe(BaseModel):
 
     iterations: int = Field(2, ge=1, description="times that responses are sampled and the base is trained anew")
     batch_size: int = Field(16, ge=1, description="queries in a gradient step, over all devices")
-    batches_at_start: int = Field(2, ge=1, description="gradient steps in the first iteration")
+    batches_at_start: int = Field(2, ge=1, description="gradient steps of a pass in the first iteration")
     batch_increment: int = Field(2, ge=0, description="gradient steps that each further iteration adds")
+    num_train_epochs: int = Field(
+        1, ge=1, description="passes over an iteration's pairs, so that it takes that many times as many steps"
+    )
     constitutions_per_query: int = Field(
         2, ge=2, description="C: constitutions, and so responses, of a query; the side of its matrix"
     )
@@ -137,6 +141,12 @@ class Recipe(BaseModel):
     loss_sides: Literal["both", "rows", "columns"] = Field(
         "both",
         description="cross-entropies in the loss: of rows (over responses), of columns (over constitutions), or both",
+    )
+    query_contrast: float = Field(
+        0.0,
+        ge=0,
+        description="factor on a contrast over queries: each response after its own query against the same constitution put to "
+        "another query (a cross-entropy of two, in nats); the paper has none, and without it small models stop answering",
     )
     logprob_reduction: Literal["mean", "sum"] = Field(
         "mean", description="a response's log-probability, in nats: mean or sum over its tokens"
@@ -251,6 +261,16 @@ class Recipe(BaseModel):
         return self.filters if "empty" in self.filters else (*self.filters, "empty")
 
     @property
+    def contrasts_queries(self) -> bool:
+        """Whether the step holds responses against other queries, which only SAMI's does."""
+        return self.method == "sami" and self.query_contrast > 0
+
+    @property
+    def prompts_per_query(self) -> int:
+        """Prompts that a query's responses are put after in a step: P, the height of its matrix."""
+        return self.constitutions_per_query * (2 if self.contrasts_queries else 1)
+
+    @property
     def caches_gradients(self) -> bool:
         """Whether the step runs with gradient caching, which only SAMI's does."""
         if self.method != "sami":
@@ -260,8 +280,12 @@ class Recipe(BaseModel):
         return self.gradient_caching
 
     def batches(self, iteration: int) -> int:
-        """Gradient steps of an iteration, counted from 1."""
+        """Gradient steps of one pass over the pairs of an iteration, counted from 1."""
         return self.batches_at_start + (iteration - 1) * self.batch_increment
+
+    def steps(self, iteration: int) -> int:
+        """Gradient steps of an iteration."""
+        return self.batches(iteration) * self.num_train_epochs
 
     def queries_needed(self, iteration: int) -> int:
         """Queries that an iteration samples for, the ones to be filtered included."""

@@ -13,6 +13,9 @@ LEAST = 4
 """Consecutive words, at least, that make a copy. Three in a row ("the end of") happen by chance."""
 
 _CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+REPEATS = 0.5
+"""Share of a response's words, copied from its query, from which it repeats the query."""
+
 _WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
 """A run of letters and digits; a Chinese or Japanese character is a word."""
 

@@ -32,6 +32,26 @@ def sami_loss(logprobs: Tensor, sides: Sides = "both") -> Tensor:
     return (rows.mean() + columns.mean()) / 2
 
 
+def query_loss(logprobs: Tensor) -> Tensor:
+    """Cross-entropy, in nats, of each response's own query against another one under the same constitution.
+
+    `logprobs` has shape (2 C, C): entry (i, j) is the log-probability of response j after its query under constitution i and,
+    in the rows from C on, after the other query under constitution i - C. The mean over j of -log softmax of the pair
+    (j, j), (C + j, j) at its first: InfoNCE (van den Oord et al. 2018) of the mutual information of response and query given the
+    constitution, which together with `sami_loss` bounds that of response and (query, constitution).
+
+    Raises:
+        ValueError: the matrix is not twice as high as it is broad.
+    """
+    size = logprobs.shape[-1]
+    if logprobs.ndim != 2 or logprobs.shape[0] != 2 * size:
+        raise ValueError(f"a contrast over queries needs a matrix of shape (2 C, C), and got {tuple(logprobs.shape)}")
+    own, other = logprobs[:size].diagonal(), logprobs[size:].diagonal()
+    import torch.nn.functional as functional
+
+    return functional.softplus(other - own).mean()
+
+
 def kl_to_base(logprobs: Tensor, base: Tensor) -> Tensor:
     """Estimated KL(base || model) of every token, in nats: exp(d) - d - 1 with d = l - b. Shapes (N,), (N,) -> (N,).
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sami_train.config import FilterRule, Recipe
 from sami_train.constitutions import Constitution, Element, Principle, sample_constitutions
-from sami_train.copying import copied_spans
+from sami_train.copying import REPEATS, copied_share, copied_spans
 from sami_train.data import Query
 from sami_train.errors import UserError
 from sami_train.generation import cut_ids
@@ -27,6 +27,7 @@ class Contrast:
 
     `sampling_prompts` begin with the template's worked examples, or ask for reasoning first, where the recipe wants that;
     `prompts`, which the model is trained on, never do, and have the principles in the order of `training_orders`.
+    `other_prompts` put the same constitutions to another query, where the recipe contrasts queries.
     """
 
     query: Query
@@ -34,6 +35,7 @@ class Contrast:
     training_orders: tuple[Constitution, ...]
     prompts: tuple[Prompt, ...]
     sampling_prompts: tuple[Prompt, ...]
+    other_prompts: tuple[Prompt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,31 @@ class Example:
     response_ids: tuple[tuple[int, ...], ...]
     responses: tuple[str, ...]
     filtered: str | None
+    other_prompt_ids: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def contrasted(self) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+        """Prompts and responses whose matrix a step needs, as `sami_train.logprobs.pack` takes them."""
+        return (*self.prompt_ids, *self.other_prompt_ids), self.response_ids
 
 
 def split_queries(queries: Sequence[Query], recipe: Recipe) -> tuple[list[Query], list[Query], list[Query]]:
     """The two halves that iterations use in turn, and the unseen queries of the evaluation; disjoint, in a seeded order.
+
+    A single iteration has all of them: its half is the whole.
 
     Raises:
         UserError: an iteration needs more queries than its half has.
     """
     shuffled = random.Random(f"queries-{recipe.seed}").sample(list(queries), len(queries))
     unseen, rest = shuffled[: recipe.eval_queries], shuffled[recipe.eval_queries :]
-    halves = rest[0::2], rest[1::2]
+    halves = (rest[0::2], rest[1::2]) if recipe.iterations > 1 else (rest, [])
     for iteration in range(1, recipe.iterations + 1):
         half = halves[(iteration - 1) % 2]
         needed = recipe.batch_size * recipe.batches(iteration)
         if needed > len(half):
             raise UserError(
-                f"iteration {iteration} of the recipe '{recipe.name}' needs {needed} queries (batch_size x batches) but its half "
+                f"iteration {iteration} of the recipe '{recipe.name}' needs {needed} queries (batch_size x batches) but its part "
                 f"of the training queries has {len(half)}; give more queries, or lower batch_size or batches_at_start"
                 + (f", or eval_queries ({recipe.eval_queries} are kept unseen)" if recipe.eval_queries else "")
             )
@@ -85,11 +95,15 @@ def plan_contrasts(
     for task in sorted({query.task for query in queries}):
         mine = [query for query in queries if query.task == task]
         drawn = _draw(principles[task], mine, recipe, seed)
+        others = _next_queries(mine, seed) if recipe.contrasts_queries else {}
         for query in mine:
             rng = random.Random(f"order-{seed}-{query.id}")
             sides = drawn[query.id]
             orders = tuple(side.shuffled(rng) for side in sides) if recipe.shuffle_principles else sides
-            prompts = tuple(templates[task].render(order.lines(), query.text, recipe.style) for order in orders)
+            prompts, *other = (
+                tuple(templates[task].render(order.lines(), text, recipe.style) for order in orders)
+                for text in (query.text, *others.get(query.id, ()))
+            )
             sampling = tuple(
                 templates[task].render(
                     side.lines(),
@@ -100,8 +114,20 @@ def plan_contrasts(
                 )
                 for side in sides
             )
-            contrasts[query.id] = Contrast(query, sides, orders, prompts, sampling)
+            contrasts[query.id] = Contrast(query, sides, orders, prompts, sampling, *other)
     return [contrasts[query.id] for query in queries]
+
+
+def _next_queries(queries: Sequence[Query], seed: int) -> dict[str, tuple[str]]:
+    """For each query the text of another one: the next in a seeded circle.
+
+    Raises:
+        UserError: there is only one.
+    """
+    if len(queries) < 2:
+        raise UserError("'query_contrast' holds queries against each other, and there is only one of a kind; give more")
+    circle = random.Random(f"others-{seed}").sample(list(queries), len(queries))
+    return {query.id: (circle[(place + 1) % len(circle)].text,) for place, query in enumerate(circle)}
 
 
 def _draw(
@@ -137,6 +163,15 @@ def _positive_and_rest(positive: Constitution, count: int, rng: random.Random) -
         for choice in rng.sample(choices, count - 1)
     ]
     return (positive, *others)
+
+
+def passes(examples: Sequence[Example], recipe: Recipe, iteration: int) -> list[Example]:
+    """The examples of all passes, one after another: the first as they come, each further one in a seeded order."""
+    taken = list(examples)
+    for number in range(1, recipe.num_train_epochs):
+        rng = random.Random(f"pass-{recipe.seed}-{iteration}-{number}")
+        taken += rng.sample(list(examples), len(examples))
+    return taken
 
 
 @dataclass(frozen=True)
@@ -192,6 +227,7 @@ def filter_rule(
     sentences: Sequence[str] = (),
     labels: Sequence[str] = (),
     ran_on: bool = False,
+    query: str = "",
 ) -> FilterRule | None:
     """The first of the recipe's rules that takes an example out, or None. The first response is that of the drawn constitution.
 
@@ -201,6 +237,7 @@ def filter_rule(
         sentences: both sides of the principles, which a response must not copy.
         labels: of the prompt template, which a response must not contain.
         ran_on: whether a response went on with its prompt and was cut there.
+        query: which a response in dialogue must not repeat: half of its words copied from it.
     """
     lengths = [len(tokens) for tokens in ids]
     empty = any(not text.strip() or not tokens for text, tokens in zip(responses, ids, strict=True))
@@ -211,6 +248,7 @@ def filter_rule(
         "template_debris": any(piece in text for text in responses for piece in (*labels, *CONTROL)),
         "runs_on": ran_on,
         "copies_constitution": any(copied_spans(text, sentences) for text in responses),
+        "repeats_query": task == "dialogue" and any(copied_share(text, [query]) >= REPEATS for text in responses),
         "apology": task == "dialogue" and any(text.lower().lstrip().startswith(APOLOGIES) for text in responses),
         "no_full_stop": not responses[0].rstrip().endswith("."),
         "cut_off": "length" in finish,

@@ -19,6 +19,7 @@ from sami_train.generation import (
     Encoded,
     Generated,
     encode_alike,
+    encode_prompt,
     end_ids,
     finish,
     generate_batch,
@@ -189,6 +190,12 @@ class Sampler:
     def _encode(self, contrast: Contrast, side: int) -> Encoded:
         return self._alike(contrast.sampling_prompts)[side]
 
+    def _other_ids(self, contrast: Contrast, side: int) -> list[int]:
+        """The prompt that puts the side's constitution to another query; empty where queries are not contrasted."""
+        if not contrast.other_prompts:
+            return []
+        return encode_prompt(self.tokenizer, contrast.other_prompts[side], self.recipe.max_prompt_tokens).ids
+
     def _alike(self, prompts: tuple[Prompt, ...]) -> list[Encoded]:
         """The prompts of a query, whose constitutions differ and whose query must not. The last ones are kept for the next side."""
         if self._last is None or self._last[0] is not prompts:
@@ -207,6 +214,7 @@ class Sampler:
             "prompt": generated.prompt.text,
             "prompt_truncated": generated.prompt.truncated,
             "prompt_ids": trained_on.ids,
+            "other_prompt_ids": self._other_ids(contrast, side),
             "response_ids": answer.ids,
             "text": answer.text,
             "finish_reason": "stop" if answer.tail else generated.finish_reason,
@@ -227,6 +235,7 @@ class Sampler:
             sentences=[s for c in contrast.constitutions for s in c.sentences()],
             labels=self.templates[contrast.query.task].labels(self.recipe.style, reasoning=self.recipe.reasoning),
             ran_on=any(row["tail"] for row in rows),
+            query=contrast.query.text,
         )
         return Example(
             contrast.query.id,
@@ -236,4 +245,5 @@ class Sampler:
             ids,
             texts,
             rule,
+            tuple(tuple(ids) for row in rows if (ids := row["other_prompt_ids"])),
         )

@@ -18,8 +18,8 @@ from sami_train.attention import goes_by_mask
 from sami_train.config import Recipe
 from sami_train.distributed import World
 from sami_train.errors import UserError
-from sami_train.logprobs import Packed, cell_logprobs, diagonal_tokens, pack, token_logprobs
-from sami_train.loss import contrast_metrics, kl_to_base, sami_loss
+from sami_train.logprobs import Contrasted, Packed, cell_logprobs, diagonal_tokens, pack, token_logprobs
+from sami_train.loss import contrast_metrics, kl_to_base, query_loss, sami_loss
 from sami_train.pairs import Example
 
 if TYPE_CHECKING:
@@ -123,11 +123,11 @@ def _micro_step(
     """Forward and backward for some queries at once. Returns the figures of each, and the tokens run."""
     if recipe.caches_gradients:
         return _cached_micro_step(model, examples, recipe, world, scale, reference)
-    packed = pack([(e.prompt_ids, e.response_ids) for e in examples], by_mask=goes_by_mask(model))
+    packed = pack([_contrasted(e, recipe) for e in examples], by_mask=goes_by_mask(model))
     with compute(recipe, world):
         tokens = token_logprobs(model, packed)
     matrices = cell_logprobs(tokens, packed, recipe.logprob_reduction)
-    loss = sum((sami_loss(matrix, recipe.loss_sides) for matrix in matrices), start=tokens.new_zeros(()))
+    loss = sum((objective(matrix, recipe) for matrix in matrices), start=tokens.new_zeros(()))
     kl = _kl(tokens, packed, examples, reference)
     if kl is not None:
         loss = loss + recipe.beta * kl.sum()
@@ -141,13 +141,14 @@ def _cached_micro_step(
     """The same gradient with the memory of one constitution: forward without gradients, dLoss/dL, then row by row again."""
     import torch
 
-    height = len(examples[0].prompt_ids)
-    rows = [pack([(e.prompt_ids[i : i + 1], e.response_ids) for e in examples]) for i in range(height)]
+    contrasted = [_contrasted(e, recipe) for e in examples]
+    height, size = len(contrasted[0][0]), len(examples[0].response_ids)
+    rows = [pack([(prompts[i : i + 1], responses) for prompts, responses in contrasted]) for i in range(height)]
     reduction = recipe.logprob_reduction
     with torch.no_grad(), compute(recipe, world):
         matrices = torch.cat([cell_logprobs(token_logprobs(model, row), row, reduction) for row in rows], dim=1)
     matrices = matrices.detach().requires_grad_()
-    losses = torch.stack([sami_loss(matrix, recipe.loss_sides) for matrix in matrices])
+    losses = torch.stack([objective(matrix, recipe) for matrix in matrices])
     (slopes,) = torch.autograd.grad(losses.sum(), matrices)
     kls = []
     synchronise = world.synchronising
@@ -157,7 +158,7 @@ def _cached_micro_step(
         with compute(recipe, world):
             tokens = token_logprobs(model, row)
         surrogate = (slopes[:, i] * cell_logprobs(tokens, row, reduction)[:, 0]).sum()
-        kl = _kl(tokens, row, examples, reference, only=i)
+        kl = _kl(tokens, row, examples, reference, only=i) if i < size else None
         if kl is not None:
             surrogate = surrogate + recipe.beta * kl.sum()
             kls.append(kl.detach())
@@ -199,14 +200,28 @@ def _kl(
     )
 
 
+def objective(matrix: Tensor, recipe: Recipe) -> Tensor:
+    """The loss of one query's matrix, shape (C, C), or (2 C, C) with the contrast over queries; without the KL penalty."""
+    size = matrix.shape[-1]
+    loss = sami_loss(matrix[:size], recipe.loss_sides)
+    return loss if len(matrix) == size else loss + recipe.query_contrast * query_loss(matrix)
+
+
+def _contrasted(example: Example, recipe: Recipe) -> Contrasted:
+    return example.contrasted if recipe.contrasts_queries else (example.prompt_ids, example.response_ids)
+
+
 def _figures(
     matrices: Tensor, kl: Tensor | None, examples: Sequence[Example], recipe: Recipe
 ) -> list[dict[str, float]]:
     """The figures of every query. `loss` is the loss that is minimised, penalty included."""
     found = []
     for number, example in enumerate(examples):
-        row = contrast_metrics(matrices[number])
-        row["loss"] = sami_loss(matrices[number].detach().double(), recipe.loss_sides).item()
+        matrix, size = matrices[number].detach().double(), len(example.response_ids)
+        row = contrast_metrics(matrix[:size])
+        row["loss"] = objective(matrix, recipe).item()
+        if len(matrix) > size:
+            row["loss/query"] = query_loss(matrix).item()
         if kl is not None:
             row["kl"] = kl[number].item()
             row["loss"] += recipe.beta * row["kl"]

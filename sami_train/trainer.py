@@ -31,7 +31,7 @@ from sami_train.errors import UserError
 from sami_train.files import append_rows, read_json, read_rows, replace_rows, write_json
 from sami_train.models import Source
 from sami_train.optimizers import require_optimizer
-from sami_train.pairs import Contrast, Example, plan_contrasts, split_queries
+from sami_train.pairs import Contrast, Example, passes, plan_contrasts, split_queries
 from sami_train.prompts import Template
 from sami_train.run_folder import alone, check_nodes, claim, finished, inputs_of
 from sami_train.watch import Alarm, alarms
@@ -323,14 +323,15 @@ class _Training:
         self.run_, self.recipe, self.world = run, run.recipe, run.world
         self.number, self.place, self.examples, self.filtered, self.unseen = number, place, examples, filtered, unseen
         size = self.recipe.batch_size
-        self.batches = [examples[start : start + size] for start in range(0, len(examples), size)]
+        self.taken = passes(examples, self.recipe, number)
+        self.batches = [self.taken[start : start + size] for start in range(0, len(self.taken), size)]
         self.label = f"iteration {number} steps"
         self.metrics, self.evaluations = place / "metrics.jsonl", place / "evaluations.jsonl"
         self.keep: Callable[[], object] = lambda: None
         self.history: list[dict[str, Any]] = []
         self.warned: set[str] = set()
         self.base: dict[str, Any] = {}
-        self.steps_before = sum(self.recipe.batches(n) for n in range(1, number))
+        self.steps_before = sum(self.recipe.steps(n) for n in range(1, number))
 
     def run(self) -> dict[str, Any]:
         """Take the steps; leaves the trained model with `Weights`. Returns what the iteration's summary says of them."""
@@ -454,7 +455,7 @@ class _Training:
             self.recipe,
             model,
             self.run_.weights.tokenizer,
-            self.examples,
+            self.taken,
             steps=len(self.batches),
             folder=self.place / "trl",
             on_step=record,

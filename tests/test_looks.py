@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -270,11 +271,15 @@ def test_an_unfinished_run_is_scored_with_intervals_that_hold_at_any_look(
     assert results["quality"]["unscored_rate"] == 0, "what is still to be judged is not unscored"
     cut = [row for row in results["comparisons"] if row["judge"] == "verifiable"]
     assert {(row["n"], row["n_expected"]) for row in cut} == {(3, 8)}
-    for row in results["comparisons"]:
-        assert row["ci_method"].startswith("betting")
-        verdicts = [1.0] * row["wins"] + [0.5] * row["ties"] + [0.0] * row["losses"]
-        if row["win_rate"] == sum(verdicts) / len(verdicts):  # no query of mixed verdicts
-            assert (row["ci_low"], row["ci_high"]) == pytest.approx(betting_interval(verdicts))
+    file = next((place / "run" / "verdicts" / "verifiable").glob("*-vs-*.jsonl"))
+    for row in cut:
+        verdicts: dict[str, list[float]] = {}
+        for verdict in map(json.loads, file.open()):
+            if verdict["split"] == row["split"]:
+                verdicts.setdefault(verdict["query_id"], []).append({"a": 1, "tie": 0.5, "b": 0}[verdict["outcome"]])
+        expected = betting_interval([fmean(scores) for scores in verdicts.values()])
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx(expected)
+    assert all(row["ci_method"].startswith("betting") for row in results["comparisons"] + results["steerability"])
     assert main(["report", "run"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "3 of 8 queries, unplanned look" in said

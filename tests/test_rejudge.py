@@ -16,7 +16,7 @@ import pytest
 
 from harness import run
 from harness.cli import main
-from harness.plan import VerdictUnit
+from harness.plan import JUDGING_VERSION, VerdictUnit
 from harness.protocols import PAPER
 from harness.rejudge import parse_judge, prepare
 from harness.report.markdown import escape, render_markdown
@@ -105,7 +105,8 @@ def test_a_run_that_is_not_finished_is_scored_as_far_as_it_is(copy: Path) -> Non
     before = contents(copy)
     found = rescore(copy)
     assert any(row["n"] < row["n_expected"] for row in found["comparisons"])
-    assert not found["quality"]["passed"]
+    assert 0 < found["interim"]["n"] < found["interim"]["of"] == 5
+    assert found["quality"]["unscored_rate"] == 0, "what is still to be judged is not unscored"
     assert contents(copy) == before, "nothing is written"
 
 
@@ -128,7 +129,7 @@ def test_verdicts_by_the_rules_of_another_version_are_told_and_kept(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert rescore(copy)["not_counted"] == []
-    monkeypatch.setattr("harness.plan.JUDGING_VERSION", 3)
+    monkeypatch.setattr("harness.plan.JUDGING_VERSION", JUDGING_VERSION + 1)
     before = contents(copy)
     found = rescore(copy)
     n = sum(row["verdicts"]["expected"] for row in found["comparisons"] if row["task"] != "all")
@@ -158,7 +159,7 @@ def test_verdicts_by_the_rules_of_another_version_are_told_and_kept(
 
 
 def test_only_what_is_still_missing_is_told(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.plan.JUDGING_VERSION", 3)
+    monkeypatch.setattr("harness.plan.JUDGING_VERSION", JUDGING_VERSION + 1)
     judge_again(*prepare(copy, ["verifiable"]), quiet=True)
     file = copy / "verdicts" / "verifiable" / "instruct-vs-base.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))  # as if stopped before the last one

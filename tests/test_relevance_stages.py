@@ -215,7 +215,10 @@ def test_each_scorer_is_needed_in_one_stretch(folder: Path) -> None:
         {"measures__relevance__others": 3},
         {"models__chat__style": "completion"},  # of the scorer
         {"models__chat__dtype": "bfloat16"},
-        {"tasks__dialogue__limit": 12},  # from which the others are drawn
+        {
+            "tasks__dialogue__limit": 12,
+            "measures__relevance__queries": 60,
+        },  # more queries, from which the others are drawn
     ],
 )
 def test_what_changes_a_row(folder: Path, changes: dict[str, Any]) -> None:
@@ -339,7 +342,10 @@ def test_without_relevance_the_other_figures_are_the_same(done: Path, tmp_path: 
     spec = load_spec(done / "spec.yaml", {"output": str(tmp_path / "run"), "measures.relevance": False})
     outcome = run(spec, quiet=True, cache=False)
     assert not (tmp_path / "run/relevance").exists()
-    assert outcome.results["comparisons"] == json.loads((done / "run/results.json").read_text())["comparisons"]
+    measured = json.loads((done / "run/results.json").read_text())["comparisons"]
+    assert all(row["relevance"] is None for row in outcome.results["comparisons"])
+    assert all(row["relevance"]["a"]["scorer"] == "chat" for row in measured if row["a"] == "base")
+    assert outcome.results["comparisons"] == [{**row, "relevance": None} for row in measured]
 
 
 @pytest.mark.models

@@ -139,7 +139,7 @@ def undisturbed(starter: Starter, tiny_model: Path, tmp_path_factory: pytest.Tem
 
 def test_results_carry_what_is_promised(undisturbed: Path) -> None:
     results = json.loads((undisturbed / "results.json").read_text())
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     promised = {
         "task",
         "principle_set",

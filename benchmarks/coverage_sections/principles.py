@@ -44,6 +44,23 @@ def interval(simulations: int) -> None:
         cell(head, share, bar=BAR, barred=p < 0.95, tail=f"{over_queries:.1%}; {width:.3f}, {narrow:.3f}")
 
 
+def constitutions(simulations: int) -> None:
+    """150 queries with a constitution of two or three principles each, whose effects average; beside it, copies of the rows."""
+    print("  G   size  sd   ties  coverage  bar    of copied rows; of the interval over queries")
+    rng = np.random.default_rng(13)
+    for g, size, sd, tie_rate in itertools.product((5, 10), (2, 3), (0.0, 0.5, 1.0), (0.0, 0.6)):
+        truth = marginal(rng, 0.6, sd / np.sqrt(size))
+        found = []
+        for _ in range(simulations // 4):
+            held = np.argsort(rng.random((150, g)), axis=1)[:, :size]
+            s = drawn(rng, expit(logit(0.6) + rng.normal(0, sd, g)[held].mean(axis=1)), tie_rate)
+            ours = principles_interval(s, range(150), [tuple(row) for row in held.tolist()])
+            copied = principles_interval(np.repeat(s, size), np.repeat(np.arange(150), size), held.ravel().tolist())
+            found.append([holds(result, truth) for result in (ours, copied, win_rate(s))])
+        share, copies, over_queries = np.mean(found, axis=0)
+        cell(f"{g:<3} {size:<5} {sd:<4} {tie_rate:<5}", share, bar=BAR, tail=f"{copies:.1%}; {over_queries:.1%}")
+
+
 def gap(simulations: int) -> None:
     """Learned .77, held-out .5, on the same queries."""
     print("  G learned, held-out  sd   design   ties  coverage  bar    of the paired interval over queries")

@@ -150,16 +150,18 @@ def _agreement(
     card |= {"n_by_probability": len(likelier), "by_probability": _mean(likelier)}
     card["by_probability_ci"] = _interval(likelier, level)
     card["table"] = found.table.tolist()
-    card["worth"] = _worth_of_more(queries, scores, labels, level)
+    card["worth"] = _worth_of_more([p for p, *_ in both], scores, labels, level)
     if found.kappa is None:
         card["note"] = "Judge and reference say one and the same of every pair: kappa has no chance agreement to beat."
     return card
 
 
-def _worth_of_more(queries: list[str], scores: list[float], labels: list[float], level: float) -> dict[str, Any]:
+def _worth_of_more(pairs: list[JudgedPair], scores: list[float], labels: list[float], level: float) -> dict[str, Any]:
+    """As in a win rate, a label is the mean over the pairs of one query in one comparison."""
     from harness.stats import Labels, cluster_means
 
-    said, known = (cluster_means(values, queries).means for values in (scores, labels))
+    unit = [f"{p.query}\0{p.rows[0].a}\0{p.rows[0].b}\0{p.rows[0].split}" for p in pairs]
+    said, known = (cluster_means(values, unit).means for values in (scores, labels))
     return _worth([Labels(said, known, OF_VERDICTS)], level)
 
 

@@ -103,11 +103,11 @@ KINDS = {"win_rate": "win rates", "steerability": "steerability", "swapped": "th
 
 
 def worth_sentence(worth: Row) -> str:
-    """``1,000 verdicts are worth 12 labels [0, 40] beside 250 labelled queries``"""
+    """``1,000 verdicts are worth 12 labels [0, 40] beside the 250 there are``"""
     low, high = worth["labels_ci"]
     return (
-        f"{worth['n_verdicts']:,} verdicts are worth {worth['labels']:,.0f} labels [{low:,.0f}, {high:,.0f}] beside "
-        f"{worth['n_labelled']:,} labelled queries"
+        f"{worth['n_verdicts']:,} verdicts are worth {worth['labels']:,.0f} labels [{low:,.0f}, {high:,.0f}] beside the "
+        f"{worth['n_labelled']:,} there are"
     )
 
 

@@ -32,12 +32,10 @@ from harness.stats import (
     win_rate,
 )
 from harness.style import style_counts
-from sami_train.copying import copied_share
+from sami_train.copying import REPEATS, copied_share
 from sami_train.data import Query
 from sami_train.relevance import relevance
 
-REPEATS = 0.5
-"""Share of a response's words, copied from its query, from which it repeats the query."""
 SHARES = ("copied", "ran_on", "cut", "empty", "repeats_query")
 
 

@@ -56,11 +56,11 @@ def post_stratified(
     """The labels' mean at each level of the judge's verdict, weighted by how often the judge gives it (arXiv 2601.05420).
 
     theta = sum_k W_k m_k, with W_k the share of level k (win, tie, loss, ...) among all n + N queries and m_k the mean label
-    where the judge said k; its variance is sum_k W_k^2 v_k + sum_k W_k (m_k - theta)^2 / (n + N), where v_k is
-    `variance_of_mean` of the level's labels. Scores of more than 10 values (probabilities, means of several) are put into
-    10 bins of equal counts, and a level with fewer than 5 labels is merged with the neighbour whose mean score is nearest.
-    It asks nothing of the judge, only that the labelled queries are a random sample of all; what the judge means by a verdict
-    need not be linear, as it must be for `ppi_mean` to be efficient.
+    where the judge said k; its variance is sum_k W_k^2 s_k^2 / n_k + sum_k W_k (m_k - theta)^2 / (n + N), with s_k^2 the variance
+    of the level's n_k labels (ddof 0), and the labels' `floor_variance`. Scores of more than 10 values (probabilities, means of
+    several) are put into 10 bins of equal counts, and a level with fewer than 5 labels is merged with the neighbour whose mean
+    score is nearest. It asks nothing of the judge, only that the labelled queries are a random sample of all; what the judge
+    means by a verdict need not be linear, as it must be for `ppi_mean` to be efficient.
 
     The interval is `interval` with n minus the number of levels degrees of freedom.
 
@@ -72,11 +72,12 @@ def post_stratified(
     every = np.concatenate([f, s])
     of_query = _levels(every, y.size)
     shares, of_label = np.bincount(of_query) / every.size, of_query[: y.size]
-    groups = [y[of_label == k] for k in range(shares.size)]
-    means = np.array([group.mean() for group in groups])
+    sizes = np.bincount(of_label)
+    means = np.bincount(of_label, weights=y) / sizes
     estimate = float(shares @ means)
-    within = float(shares**2 @ [variance_of_mean(group) for group in groups])
-    variance = within + float(shares @ (means - estimate) ** 2) / every.size
+    within = float((shares / sizes) ** 2 @ np.bincount(of_label, weights=(y - means[of_label]) ** 2))
+    between = float(shares @ (means - estimate) ** 2)
+    variance = within + floor_variance(float(y.mean()), y.size) + between / every.size
     low, high = interval(estimate, variance, y.size - shares.size, level)
     return PostStratified(estimate, low, high, float(y.mean()), shares.size, s.size, y.size)
 

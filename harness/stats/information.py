@@ -46,8 +46,10 @@ def infonce(logprob_sums: ArrayLike, level: float = 0.95, seed: int = 0) -> Info
     each column. Its mean over queries is a lower bound on the mutual information of response and constitution.
 
     The interval is the bootstrap-t over queries (Efron and Tibshirani 1993, chapter 12), its upper limit cut at log C:
-    values that pile up at the limit and trail off below it are skewed, and Student's t covers 25 to 92% of the time. Below 30
-    queries, or with fewer than 5 off the limit, there is none, and `note` says so: raise C, or see `own_likeliest`.
+    values that pile up at the limit and trail off below it are skewed, and Student's t covers 73 to 95% of the time. What is
+    rare and far below the limit may be missing from the sample, and then the bootstrap has nothing to draw it from: so the
+    lower limit is also taken from the sample with one more query, of value 0, and the lower of the two counts. Below 30
+    queries, or with fewer than 5 off the limit, there is no interval, and `note` says so: raise C, or see `own_likeliest`.
 
     Raises UnusableScores for a shape other than (n >= 1, C >= 2, C), NaN, infinities and positive log-probabilities.
     """
@@ -105,15 +107,19 @@ def _over_queries(per_query: Floats, c: int, level: float, seed: int, *, capped:
     elif off < FEWEST_OFF_LIMIT:
         note = f"No interval: it needs {FEWEST_OFF_LIMIT} queries off the limit log C, and there are {off}; raise C."
     else:
-        low, high = _bootstrap_t(per_query, level, seed)
+        below, above = _bootstrap_t(per_query, level, seed)
+        low, high = (_moved(per_query, side) for side in (below, above))
         if capped:
+            low = min(low, _moved(np.append(per_query, 0.0), below))
             high = max(estimate, min(high, log_c))
     saturated = 1 - off / n if capped else None
     return Information(estimate, low, high, note, n, log_c, saturated, per_query)
 
 
 def _bootstrap_t(values: Floats, level: float, seed: int) -> tuple[float, float]:
-    """The interval of the mean from the quantiles of (mean* - mean) / se*; a resample without spread lies at infinity."""
+    """By how many standard errors the limits of the mean lie from it, -low and high: quantiles of (mean* - mean) / se*, turned
+    over. A resample without spread lies at infinity.
+    """
     rng, n, mean = np.random.default_rng(seed), values.size, float(values.mean())
     centred, found = values - mean, []
     for rows in chunks(RESAMPLES, n):
@@ -121,9 +127,12 @@ def _bootstrap_t(values: Floats, level: float, seed: int) -> tuple[float, float]
         moved, spread = drawn.mean(axis=1), drawn.std(axis=1, ddof=1) / math.sqrt(n)
         found.append(np.where(spread > CONSTANT, moved / np.maximum(spread, CONSTANT), np.copysign(np.inf, moved)))
     ends = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-    lower, upper = (float(end) for end in ends)
-    se = float(values.std(ddof=1)) / math.sqrt(n)
-    return mean - max(upper, 0.0) * se, mean - min(lower, 0.0) * se
+    return -max(float(ends[1]), 0.0), -min(float(ends[0]), 0.0)
+
+
+def _moved(values: Floats, errors: float) -> float:
+    """The mean, moved by so many standard errors."""
+    return float(values.mean()) + errors * float(values.std(ddof=1)) / math.sqrt(values.size)
 
 
 def _tables(logprob_sums: ArrayLike) -> Floats:

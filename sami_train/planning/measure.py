@@ -79,6 +79,7 @@ def example(number: int, recipe: Recipe, lengths: Lengths, vocabulary: int) -> E
         response_ids=tuple(ids(lengths.response) for _ in range(size)),
         responses=("",) * size,
         filtered=None,
+        other_prompt_ids=tuple(ids(lengths.prompt) for _ in range(recipe.prompts_per_query - size)),
     )
 
 

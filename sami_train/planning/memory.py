@@ -144,7 +144,7 @@ def micro_steps(recipe: Recipe, machine: Machine) -> int:
     queries = math.ceil((recipe.gradient_queries or recipe.batch_size) / machine.devices)
     if recipe.method != "sami":
         return queries // queries_at_once(recipe)
-    rows = recipe.constitutions_per_query if recipe.caches_gradients else 1
+    rows = recipe.prompts_per_query if recipe.caches_gradients else 1
     return math.ceil(queries / recipe.per_device_train_batch_size) * rows
 
 

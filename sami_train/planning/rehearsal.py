@@ -119,7 +119,7 @@ def _sami_step(
     architecture: Architecture, recipe: Recipe, lengths: Lengths, kind: str, sharded: bool
 ) -> tuple[Step, int]:
     """The trainer's own micro-step, and the bytes of its block masks."""
-    height = 1 if recipe.caches_gradients else recipe.constitutions_per_query
+    height = 1 if recipe.caches_gradients else recipe.prompts_per_query
     responses = [[1] * lengths.response] * recipe.constitutions_per_query
     packed = pack([([[1 + i] * lengths.prompt for i in range(height)], responses)] * recipe.per_device_train_batch_size)
     world = World(size=2 if sharded else 1)

@@ -131,7 +131,8 @@ def build(config: Any, recipe: Recipe, dtype: Any) -> Any:
 
 MATTERING = (
     *("method", "beta", "contrast", "principles_per_constitution", "batch_size", "gradient_queries"),
-    *("constitutions_per_query", "per_device_train_batch_size", "gradient_caching", "gradient_checkpointing", "bf16"),
+    *("constitutions_per_query", "query_contrast", "per_device_train_batch_size", "gradient_caching"),
+    *("gradient_checkpointing", "bf16"),
     *("master_dtype", "freeze_embeddings", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
     *("temperature", "top_p"),
 )

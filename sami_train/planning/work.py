@@ -61,7 +61,8 @@ def query_work(recipe: Recipe, prompt: int, response: int, kind: str = "cpu") ->
     """What a query takes whose prompts and responses have so many tokens, on a device of a kind (cpu, cuda)."""
     size = recipe.constitutions_per_query
     if recipe.method == "sami":
-        return QueryWork(size, prompt + size * (response - 1), size * size * response)
+        rows = recipe.prompts_per_query
+        return QueryWork(rows, prompt + size * (response - 1), rows * size * response)
     sequences = sequences_of_a_query(recipe)
     return QueryWork(sequences, prompt + response, sequences * (response if kind == "cuda" else prompt + response - 1))
 
@@ -76,7 +77,7 @@ def plan_work(
 def _iteration(
     architecture: Architecture, parameters: Parameters, recipe: Recipe, lengths: Lengths, number: int, kind: str
 ) -> Iteration:
-    steps = recipe.batches(number)
+    steps = recipe.steps(number)
     queries = steps * (recipe.gradient_queries or recipe.batch_size)
     work = query_work(recipe, lengths.prompt, lengths.response, kind)
     size, whole = recipe.constitutions_per_query, lengths.prompt + lengths.response
@@ -86,7 +87,7 @@ def _iteration(
     if recipe.method != "sami" or not _logits_are_kept(architecture, recipe, lengths):
         flops += queries * head
     if recipe.beta and recipe.method != "sft":
-        flops += (queries if recipe.method == "dpo" else steps * recipe.batch_size) * (layers + head)
+        flops += (queries if recipe.method == "dpo" else recipe.batches(number) * recipe.batch_size) * (layers + head)
     responses = recipe.queries_needed(number) * size
     sampling = 2.0 * parameters.active * whole + attention_flops(architecture, whole, whole / 2)
     return Iteration(
@@ -95,7 +96,7 @@ def _iteration(
         queries=queries,
         responses=responses,
         tokens=queries * work.tokens * (2 if recipe.caches_gradients else 1),
-        plain_tokens=queries * size * size * whole if recipe.method == "sami" else None,
+        plain_tokens=queries * recipe.prompts_per_query * size * whole if recipe.method == "sami" else None,
         sampled_tokens=responses * lengths.response,
         flops=flops,
         sampling_flops=responses * (sampling + 2.0 * parameters.head * lengths.response),
@@ -115,7 +116,7 @@ def _logits_are_kept(architecture: Architecture, recipe: Recipe, lengths: Length
     """Whether the head keeps a micro-step's logits for the backward pass (see `sami_train.head`)."""
     from sami_train.head import keeps_logits
 
-    rows = 1 if recipe.caches_gradients else recipe.constitutions_per_query
+    rows = 1 if recipe.caches_gradients else recipe.prompts_per_query
     positions = recipe.per_device_train_batch_size * rows * recipe.constitutions_per_query * lengths.response
     vocabulary = architecture.config.get_text_config().vocab_size
     return keeps_logits(positions, vocabulary, 2 if recipe.bf16 or recipe.master_dtype == "bfloat16" else 4)

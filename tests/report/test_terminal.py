@@ -148,7 +148,7 @@ def test_corrected_win_rates_stand_beside_those_that_were_judged(results: dict[s
     assert "sami against base · principles: verifiable · judge: smollm2, corrected by verifiable" in text
     assert "58.3% [50.0, 66.0]" in text
     assert "66.7% [59.0, 74.0] – 150 100" in text
-    assert "learned: of smollm2, 150 verdicts are worth 12 labels [0, 40] beside 100 labelled queries." in text
+    assert "learned: of smollm2, 150 verdicts are worth 12 labels [0, 40] beside the 100 there are." in text
     assert "wins and losses alone" in text
 
 
@@ -162,7 +162,7 @@ def test_agreement_is_shown_by_kind_of_comparison_and_what_the_verdicts_are_wort
     text = flat(results)
     assert "smollm2 win rates 80% [70, 90] 0.60 [0.40, 0.80]" in text
     assert "smollm2 steerability 50% [40, 60]" in text
-    assert "Of smollm2, 1,000 verdicts are worth 12 labels [0, 40] beside 40 labelled queries." in text
+    assert "Of smollm2, 1,000 verdicts are worth 12 labels [0, 40] beside the 40 there are." in text
 
 
 def test_judges_that_contradict_each_other_are_named(results: dict[str, Any]) -> None:
