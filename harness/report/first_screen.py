@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from harness.report.flags import flags
+from harness.report.flags import flags, looks
 from harness.report.headline import headline, headline_legend, marks, models_shown, not_trusted
 from harness.report.terminal import plain, style_of, wrapped
 from harness.report.words import KEPT, NONE, Results, counted, rows_of, split_words
@@ -100,7 +100,7 @@ def _aligned(lines: Sequence[str | tuple[str, ...]], numbers: Collection[str], c
 
 
 def _flags(results: Results, console: Console, room: int) -> list[Text]:
-    clauses = flags(results, ": hidden, --all shows it")
+    clauses = [*looks(results), *flags(results, ": hidden, --all shows it")]
     lines = _packed(clauses, console.width - 2, room, " · ", console)
     return [Text.assemble(("! " if first else "  ", "bold red"), line) for first, line in lines]
 

@@ -34,11 +34,10 @@ WRONG = {
 
 
 def flags(results: Results, hidden: str = "") -> list[str]:
-    """The red flags, those about the whole run first. `hidden` follows the name of a judge that is not trusted."""
+    """The red flags, those about the whole run first. `hidden` follows a judge that is not trusted."""
     believed = [judge for judge in judges_of(results) if trusted(results, judge)]
     rows = _headline(by_judges(results, believed) if believed else results)
     return [
-        *_looks(results),
         *_incomplete(results),
         *_few(rows),
         *_degenerate(results),
@@ -57,7 +56,8 @@ def _headline(results: Results) -> list[Row]:
     return [row for group in groups for row in pooled_rows(group)]
 
 
-def _looks(results: Results) -> list[str]:
+def looks(results: Results) -> list[str]:
+    """What was looked at too early, in short (`harness.report.looks.looks_said` has the sentences); before all other flags."""
     found = []
     if interim := results.get("interim"):
         found.append(f"unfinished: {interim['n']} of {interim['of']} queries, unplanned look (intervals allow for it)")

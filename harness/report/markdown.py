@@ -19,7 +19,7 @@ from harness.report.headline import headline, headline_marks, marks, models_show
 from harness.report.judges import corrections_section, judges_section, rank_stability_section
 from harness.report.looks import looks_said
 from harness.report.responses import adjusted_section, responses_section
-from harness.report.trust import by_judges, judges_of, trusted, why_not
+from harness.report.trust import by_judges, judges_of, trusted
 from harness.report.win_rates import (
     LIKE_THESE,
     RELEVANCE,
@@ -77,11 +77,7 @@ def render_markdown(results: Results) -> str:
     ):
         lines += _section(section)
     for judge in judges_of(results):
-        if why := why_not(results, judge):
-            lines += [
-                escape(f"Judge {judge} is not shown to be better than a coin ({why}); its figures are folded."),
-                "",
-            ]
+        if not trusted(results, judge):
             lines += _fold(f"Judge {judge}", _of_judge(by_judges(results, [judge])))
     lines += _fold(
         "Single tasks",
@@ -118,7 +114,11 @@ def _headline(results: Results) -> list[str]:
         lines += [escape(f"Win rates are of the first model. {LIKE_THESE}"), "", escape(RELEVANCE), ""]
         lines += [escape(f"{'; '.join(headline_marks(results, tables))}."), ""]
     lines += [line for said in not_trusted(results).sentences for line in (escape(said), "")]
-    items = [*looks_said(results), *(f"**Red flag:** {escape(flag)}" for flag in flags(results)), *findings(results)]
+    items = [
+        *looks_said(results),
+        *(f"**Red flag:** {escape(flag)}" for flag in flags(results, ": its figures are folded")),
+        *findings(results),
+    ]
     lines += [f"- {item if item.startswith('**Red flag:** ') else escape(item)}" for item in items]
     return [*lines, ""] if len(lines) > 2 or items else []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.report.readings import side
-from harness.report.words import Results, Row, limits, number, percent, rows_of
+from harness.report.words import Results, Row, limits, number, rate, rows_of
 
 
 def trusted(results: Results, judge: str) -> bool:
@@ -23,11 +23,11 @@ def why_not(results: Results, judge: str) -> str | None:
     if side(*kept) < 1:
         if card.get("position_consistency") is None:
             return "no pair judged in both orders"
-        return f"both orders agree: {percent(card['position_consistency'], 0)}"
+        return f"orders agree {rate(card['position_consistency'], *kept, digits=0)}"
     agreement = card.get("agreement") or {}
     found = (agreement.get("by_kind") or {}).get("win_rate") or agreement
     if found and side(*limits(found, "kappa_ci"), 0) < 1:
-        return f"kappa with {agreement['reference']}: {number(found.get('kappa'), found.get('kappa_ci'), digits=2)}"
+        return f"kappa with {agreement['reference']} {number(found.get('kappa'), found.get('kappa_ci'), digits=2)}"
     return None
 
 
@@ -48,7 +48,7 @@ def by_judges(results: Results, judges: list[str]) -> Results:
 
 
 def at_chance(results: Results) -> list[str]:
-    """``judge smollm2 at chance (both orders agree: 0%)``, for each that is not trusted."""
+    """``judge smollm2 at chance (orders agree 0% [0, 60])``, for each that is not trusted."""
     return [
         f"judge {judge} {'not tested' if why.startswith('no pair') else 'at chance'} ({why})"
         for judge in judges_of(results)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from changes import pooled, trust
 
-from harness.report.flags import MANY, flags
+from harness.report.flags import MANY, flags, looks
 
 
 def responses(results: dict[str, Any], model: str, split: str, **figures: Any) -> None:
@@ -105,11 +105,11 @@ def test_judges(clean: dict[str, Any]) -> None:
     assert flags(clean) == ["judge smollm2 judges its own kin, instruct"]
     card["intervals"]["position_consistency"] = [0.5, 0.9]
     assert flags(clean, ": hidden, --all shows it") == [
-        "judge smollm2 at chance (both orders agree: 90%): hidden, --all shows it"
+        "judge smollm2 at chance (orders agree 90% [50, 90]): hidden, --all shows it"
     ]
     card["intervals"]["position_consistency"] = [0.51, 0.9]
     card["agreement"] = {"reference": "verifiable", "kappa": 0.1, "kappa_ci": [0.0, 0.2]}
-    assert flags(clean) == ["judge smollm2 at chance (kappa with verifiable: 0.10 [0.00, 0.20])"]
+    assert flags(clean) == ["judge smollm2 at chance (kappa with verifiable 0.10 [0.00, 0.20])"]
     card["agreement"]["kappa_ci"][0] = 0.01
     assert flags(clean) == ["judge smollm2 judges its own kin, instruct"]
     card |= {"position_consistency": None, "same_family": {}}
@@ -124,7 +124,7 @@ def test_what_concerns_the_whole_run_comes_first(clean: dict[str, Any]) -> None:
     clean["not_counted"] = [{"n": 3, "note": "3 verdicts."}]
     pooled(clean, b="base", split="learned")["n"] = 29
     responses(clean, "sami", "learned", cut=0.5)
-    assert [flag[:26] for flag in flags(clean)] == [
+    assert [flag[:26] for flag in (*looks(clean), *flags(clean))] == [
         "unfinished: 8 of 36 querie",
         "queries were added after r",
         "incomplete: 10.0% of verdi",

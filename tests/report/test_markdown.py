@@ -106,11 +106,10 @@ def test_splits_with_other_numbers_of_queries_have_both(results: dict[str, Any])
 def test_it_opens_with_the_headline_and_folds_details_and_judges_at_chance(results: dict[str, Any]) -> None:
     text = render_markdown(results)
     assert text.index("| sami vs base | 3 learned | 71.1% [64.3, 77.1] |") < text.index("## Win rates")
-    assert "**Red flag:** judge smollm2 at chance (both orders agree: " in text
     opened = re.sub(r"<details>.*?</details>", "", text, flags=re.S)
-    line = [line for line in opened.splitlines() if "smollm2" in line and "Red flag" not in line]
-    assert line == [x for x in line if x.startswith("Judge smollm2 is not shown to be better than a coin (")]
-    assert len(line) == 1
+    (line,) = (line for line in opened.splitlines() if "smollm2" in line)
+    assert line.startswith("- **Red flag:** judge smollm2 at chance (orders agree ")
+    assert line.endswith("): its figures are folded")
     assert text.count("<details>") == text.count("</details>") == text.count("<summary>")
     assert "<summary>Judge smollm2</summary>" in text
     assert opened.count("not distinguishable") <= 8

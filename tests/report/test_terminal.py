@@ -104,7 +104,7 @@ def test_an_unreliable_judge_is_marked_wherever_its_figures_are(results: dict[st
     results["judges"]["smollm2"] |= {"position_consistency": 0.55, "n_pairs": 40}
     results["judges"]["smollm2"]["intervals"]["position_consistency"] = [0.45, 0.65]
     text = flat(results)
-    assert "Red flag: judge smollm2 at chance (both orders agree: 55%)." in text
+    assert "Red flag: judge smollm2 at chance (orders agree 55% [45, 65])." in text
     assert "judged by smollm2" not in text
     assert "judge: smollm2 (same verdict in both orders: 55%)" in text
     assert "55.0% of 40" in text
