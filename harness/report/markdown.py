@@ -95,7 +95,23 @@ def render_markdown(results: Results) -> str:
         )
         if results.get(key)
     ]
-    return "\n".join([*lines, *(["; ".join(made) + ".", ""] if made else [])])
+    return "\n".join([*_remarks_once(lines), *(["; ".join(made) + ".", ""] if made else [])])
+
+
+def _remarks_once(lines: list[str]) -> list[str]:
+    """`lines` without remarks, and the blank line after each, that are there already."""
+    found: list[str] = []
+    seen: set[str] = set()
+    skipped = False
+    for line in lines:
+        if line in seen or (skipped and not line):
+            skipped = True
+            continue
+        skipped = False
+        found.append(line)
+        if line and line[0] not in "|*<#-":
+            seen.add(line)
+    return found
 
 
 def escape(text: str) -> str:
@@ -111,8 +127,10 @@ def _headline(results: Results) -> list[str]:
     for table in tables:
         lines += _table(table.without_empty())
     if tables:
-        lines += [escape(f"Win rates are of the first model. {LIKE_THESE}"), "", escape(RELEVANCE), ""]
-        lines += [escape(f"{'; '.join(headline_marks(results, tables))}."), ""]
+        said = [f"{'; '.join(found)}."] if (found := headline_marks(results, tables)) else []
+        said += ["Win rates are of the first model.", LIKE_THESE]
+        said += [RELEVANCE] if any("relevance" in table.without_empty().columns for table in tables) else []
+        lines += [line for remark in said for line in (escape(remark), "")]
     lines += [line for said in not_trusted(results).sentences for line in (escape(said), "")]
     items = [
         *looks_said(results),
@@ -179,16 +197,17 @@ def _of_judge(results: Results) -> list[Section]:
 def _fold(title: str, sections: Iterable[Section]) -> list[str]:
     """Sections behind their title; nothing where none of them says anything."""
     there = [section for section in sections if section.sentences or section.tables]
-    lines = [line for section in there for line in _section(section, heading=len(there) > 1)]
+    lines = [line for section in there for line in _section(section, 3 if len(there) > 1 else 0)]
     if not lines:
         return []
     return ["<details>", f"<summary>{escape(title)}</summary>", "", *lines, "</details>", ""]
 
 
-def _section(section: Section, *, heading: bool = True) -> list[str]:
+def _section(section: Section, level: int = 2) -> list[str]:
+    """`level`: of the heading; 0 for none."""
     if not (section.sentences or section.tables):
         return []
-    lines = [f"## {section.title}", ""] if heading else []
+    lines = [f"{'#' * level} {section.title}", ""] if level else []
     lines += [f"- {escape(sentence)}" for sentence in section.sentences]
     lines += [""] if section.sentences else []
     for table in section.tables:

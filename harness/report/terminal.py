@@ -20,6 +20,7 @@ from harness.report.words import Section, Table
 
 _GAP = 2
 _NARROWEST = 6
+_ONE_LINE = 24
 BLANK = re.compile(r" (?![^\[]*\])")
 """Where a line may break: not within an interval."""
 _ASCII = str.maketrans({"½": "1/2", "–": "-", "—": "-", "−": "-", "→": ">", "…": "...", "·": "|", "Δ": "d", "ρ": "rho"})
@@ -101,20 +102,23 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def fitting(table: Table, width: int) -> list[Table]:
-    """The table, or several with fewer columns under each other where `width` cells would not hold it with words whole.
+    """The table, or several with fewer columns under each other where `width` cells hold only some.
 
-    Each has the columns that say what a row is about: those before the first number.
+    Words and intervals stay whole, and cells of up to `_ONE_LINE` on one line. Each table has the columns that say what a row
+    is about: those before the first number.
     """
-    _, whole = _needed(table)
-    keys = next((i for i, name in enumerate(table.columns) if name in table.numbers), 1) or 1
-    rooms = [list(range(keys))]
-    for i in range(keys, len(table.columns)):
-        if len(rooms[-1]) > keys and sum(whole[j] + _GAP for j in [*rooms[-1], i]) - _GAP > width:
-            rooms.append(list(range(keys)))
-        rooms[-1].append(i)
-    if len(rooms) == 1:
+    widths, whole = _needed(table)
+    if sum(widths) + _GAP * (len(widths) - 1) <= width:
         return [table]
-    return [table.without(*(name for i, name in enumerate(table.columns) if i not in kept)) for kept in rooms]
+    bodies = [max(map(cell_len, column)) for column in zip(*table.rows, strict=True)]
+    needed = [max(least, min(body, _ONE_LINE)) for least, body in zip(whole, bodies, strict=True)]
+    keys = next((i for i, name in enumerate(table.columns) if name in table.numbers), 1) or 1
+    parts = [list(range(keys))]
+    for i in range(keys, len(table.columns)):
+        if len(parts[-1]) > keys and sum(needed[j] + _GAP for j in [*parts[-1], i]) - _GAP > width:
+            parts.append(list(range(keys)))
+        parts[-1].append(i)
+    return [table.without(*(name for i, name in enumerate(table.columns) if i not in kept)) for kept in parts]
 
 
 def _needed(table: Table) -> tuple[list[int], list[int]]:

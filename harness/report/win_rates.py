@@ -36,7 +36,7 @@ MATRIX = ("win_rate", "ci_low", "ci_high")
 
 
 def win_rates_section(results: Results) -> Section:
-    columns = ("task", "split", "n", "win rate", "like these", "W/T/L", "p", "p Holm", "reading", "relevance")
+    columns = ("task", "split", "n", "win rate", "like these", "p Holm", "reading", "relevance", "W/T/L", "p")
     tables = []
     groups = grouped(rows_of(results, "comparisons"), "a", "b", "principle_set", "judge")
     marks, sizes = [], []
@@ -48,26 +48,28 @@ def win_rates_section(results: Results) -> Section:
                 scored(row),
                 rate(row.get("win_rate"), *interval_of(row)),
                 like_these(row),
-                f"{row.get('wins')}/{row.get('ties')}/{row.get('losses')}",
-                p_value(row.get("p_value")),
                 p_value(row.get("p_holm")),
                 reading(row, level_of(results)),
                 relevance_of_both(row),
+                f"{row.get('wins')}/{row.get('ties')}/{row.get('losses')}",
+                p_value(row.get("p_value")),
             )
             for row in tasks_last(group)
         ]
-        marks += [row[-2] for row in rows]
+        marks += [row[6] for row in rows]
         sizes += [family_size(results, "comparisons", row) for row in group if row.get("p_holm") is not None]
         words = judge_words(results, judge)
         heading = f"{versus(group[0])} · principles: {principle_set} · judge: {words}"
         tables.append(
-            Table(columns, rows, heading, frozenset((*columns[2:8], columns[-1])), beside=True).without_empty()
+            Table(columns, rows, heading, frozenset((*columns[2:6], *columns[7:])), beside=True).without_empty()
         )
     remark = (
         "p: sign-flip test of the queries' scores against one half; p Holm: adjusted for the rows of all tasks together, or for "
         "those of single tasks, of a judge on a principle set. n: queries scored, of those planned where some are missing."
     )
     told = "; ".join(legend(marks, sizes))
+    remarks = [remark, LIKE_THESE, *([f"{told}."] if told else [])]
+    remarks += [RELEVANCE] if any("relevance" in table.columns for table in tables) else []
     few = principle_notes(rows_of(results, "comparisons"))
     return Section(
         "Win rates", (), tuple(tables), (remark, LIKE_THESE, *([f"{told}."] if told else []), RELEVANCE, *few)
