@@ -398,9 +398,12 @@ def same_run(file: Path, recipe: Recipe) -> None:
     if not file.is_file():
         return
     known = read_yaml(file, what="recipe").data
+    if not isinstance(known, dict):
+        return
+    begun = {**Recipe.model_construct().model_dump(mode="json"), **known}  # a field newer than the run had its default
     for field, value in recipe.model_dump(mode="json").items():
-        if field not in NOT_TRAINED_BY and isinstance(known, dict) and known.get(field, value) != value:
+        if field not in NOT_TRAINED_BY and begun.get(field, value) != value:
             raise UserError(
-                f"{file.parent}: a run with {field} = {known[field]} was begun here, now it is {value}; name another folder "
+                f"{file.parent}: a run with {field} = {begun[field]} was begun here, now it is {value}; name another folder "
                 "with -o, or delete this one"
             )

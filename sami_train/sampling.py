@@ -245,5 +245,7 @@ class Sampler:
             ids,
             texts,
             rule,
-            tuple(tuple(ids) for row in rows if (ids := row["other_prompt_ids"])),
+            tuple(
+                tuple(other) for row in rows if (other := row.get("other_prompt_ids"))
+            ),  # rows of older runs have none
         )

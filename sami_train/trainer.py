@@ -85,9 +85,9 @@ def train(
     _require_packages(recipe, world)
     _check_principles(data)
     first, second, unseen = split_queries(data.queries, recipe)
-    plan_contrasts(
-        first[: recipe.queries_needed(1)], data.principles, data.templates, recipe, seed=0
-    )  # what it refuses
+    for number in range(1, recipe.iterations + 1):  # what it refuses
+        half = (first if number % 2 else second)[: recipe.queries_needed(number)]
+        plan_contrasts(half, data.principles, data.templates, recipe, seed=0)
     if not world.main:
         progress, note = (lambda *_: None), (lambda _: None)
     if recipe.save_steps and recipe.method != "sami":
@@ -200,7 +200,7 @@ class _Run:
         sampled_from = self.source
         if number > 1:
             sampled_from = Source("folder", str(self.folder / f"iteration-{number - 1}" / "model"))
-        contrasts = self._contrasts(half[: recipe.queries_needed(number)], seed=recipe.seed * 1000 + number)
+        contrasts = self._contrasts(recipe, half[: recipe.queries_needed(number)], seed=recipe.seed * 1000 + number)
         examples = self._sample(contrasts, sampled_from, place / "pairs.jsonl", f"{label} responses")
         kept = [e for e in examples if e.filtered is None][: recipe.batch_size * recipe.batches(number)]
         filtered: dict[str, int] = {rule: sum(e.filtered == rule for e in examples) for rule in recipe.rules}
@@ -246,8 +246,8 @@ class _Run:
                 "raise 'oversample'"
             )
 
-    def _contrasts(self, queries: Sequence[Query], seed: int) -> list[Contrast]:
-        return plan_contrasts(queries, self.data.principles, self.data.templates, self.recipe, seed)
+    def _contrasts(self, recipe: Recipe, queries: Sequence[Query], seed: int) -> list[Contrast]:
+        return plan_contrasts(queries, self.data.principles, self.data.templates, recipe, seed)
 
     def _sample(self, contrasts: Sequence[Contrast], source: Source, file: Path, label: str) -> list[Example]:
         began = time.monotonic()
@@ -259,7 +259,8 @@ class _Run:
 
     def _unseen(self, queries: Sequence[Query]) -> _Unseen | None:
         """The evaluation on unseen queries, whose responses come from the base; None where too few are left."""
-        contrasts = self._contrasts(queries, seed=self.recipe.seed * 1000)
+        square = self.recipe.model_copy(update={"query_contrast": 0.0})  # one unseen query of a kind will do
+        contrasts = self._contrasts(square, queries, seed=self.recipe.seed * 1000)
         examples = self._sample(contrasts, self.source, self.folder / "unseen.jsonl", "unseen responses")
         usable = [e for e in examples if e.filtered is None]
         if len(usable) < 2:

@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "frozen": {"freeze_embeddings": True},
     "lora": {"use_peft": True, "gradient_checkpointing": True, "constitutions_per_query": 3},
+    "queries": {"query_contrast": 0.5, "gradient_caching": True, "beta": 0.1},
 }
 
 
@@ -108,7 +109,7 @@ def assert_same_run(one: Path, two: Path, tolerance: float) -> None:
             assert x == pytest.approx(y, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["plain", "cached, every", "lora"])
+@pytest.mark.parametrize("name", ["plain", "cached, every", "lora", "queries"])
 def test_two_processes_train_as_one(tiny_model: Path, tmp_path: Path, name: str) -> None:
     finish(start(tiny_model, tmp_path / "one", name, 1))
     finish(start(tiny_model, tmp_path / "two", name, 2))
