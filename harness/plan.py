@@ -28,7 +28,7 @@ from harness.score import ExpectedPair, Kind
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
 from harness.store import RowFile, fingerprint
 from harness.tasks import TaskData, TaskSpec, load_task
-from sami_train.config import NOT_TRAINED_BY, Recipe, load_recipe
+from sami_train.config import Recipe, load_recipe
 from sami_train.constitutions import (
     Constitution,
     Element,
@@ -393,7 +393,7 @@ class Plan:
                     "version": MODEL_CODE_VERSION,
                     "recipe": self.recipe(name).model_dump(
                         mode="json",
-                        exclude=set(NOT_TRAINED_BY),
+                        exclude=set(self.recipe(name).not_trained_by),
                     ),
                     "from": self._weights_fingerprint(train.from_),
                     "queries": [[q.id, q.text, q.task] for q in self.training_queries(name)],
