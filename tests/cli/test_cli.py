@@ -288,7 +288,7 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(harness: Command, tmp_path: 
     said = harness("run", "--dry-run", "--limit", "2")
     assert said.code == 0
     assert "train sami" in said.out
-    assert "told from 50%" in said.out
+    assert "How precise the win rates will be" in said.out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from harness.rows import Likelihood, Verdict
-from harness.score import ExpectedPair, Facts, ResponseKey, ScoreInputs
+from harness.score import ExpectedPair, Facts, ScoreInputs
 
 BOTH = ("ab", "ba")
 VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -55,7 +55,8 @@ def inputs(judged: dict[ExpectedPair, str], **fields: Any) -> ScoreInputs:
     ]
     given = {
         "name": "run", "description": "", "spec_fingerprint": "f", "level": 0.95, "max_unscored": 0.02,
-        "models": {"base": {}, "sami": {}}, "judges": {"judge": {"kind": "llm", "model": "base"}}, "verdicts": rows,
+        "models": {"base": {}, "sami": {"trained_from": "base"}},
+        "judges": {"judge": {"kind": "llm", "model": "base"}}, "verdicts": rows,
         "facts": {}, "likelihoods": [], "training": {}, "expected": list(judged),
     }  # fmt: skip
     return ScoreInputs(**{**given, **fields})
@@ -79,29 +80,34 @@ def random_run() -> ScoreInputs:
     ):
         outcomes = " ".join(rng.choices(["a", "b", "tie", "unscored", "-"], [4, 3, 2, 1, 0.5], k=2))
         judged[pair(f"q{q}", constitution, task=task, split=split, epoch=epoch)] = outcomes
-    lengths = {
-        ResponseKey(model, p.task, p.principle_set, p.split, p.query_id, p.constitution_id, p.epoch): Facts(
-            rng.randrange(5, 90)
-        )
-        for p in judged
-        for model in ("sami", "base")
-    }
-    return inputs(judged, facts=lengths)
+    return inputs(judged, facts={p.response(side): Facts(rng.randrange(5, 90)) for p in judged for side in ("a", "b")})
 
 
 def naive_scores(run: ScoreInputs, task: str, split: str, principle: str | None = None) -> dict[str, float]:
-    rows = {(v.task, v.split, v.query_id, v.constitution_id, v.epoch, v.order): v for v in run.verdicts}
     by_query: dict[str, list[float]] = {}
-    for p in run.expected:
-        if task not in ("all", p.task) or p.split != split:
-            continue
-        if principle and principle not in [part[:-1] for part in p.constitution_id.split(".")]:
-            continue
-        two = [rows.get((p.task, p.split, p.query_id, p.constitution_id, p.epoch, order)) for order in BOTH]
-        if all(row is not None and row.outcome != "unscored" for row in two):
-            value = sum(VALUE[row.outcome] for row in two if row) / 2
-            by_query.setdefault(f"{p.task}\0{p.query_id}", []).append(value)
+    for query, p, value in naive_pairs(run, task, split):
+        if principle is None or principle in [part[:-1] for part in p.constitution_id.split(".")]:
+            by_query.setdefault(query, []).append(value)
     return {query: sum(values) / len(values) for query, values in by_query.items()}
+
+
+def naive_pairs(run: ScoreInputs, task: str, split: str) -> list[tuple[str, ExpectedPair, float]]:
+    """Query, pair and score of the scored pairs of a win rate."""
+    verdicts = [v for v in run.verdicts if v.kind == "win_rate"]
+    rows = {(v.task, v.split, v.query_id, v.constitution_id, v.epoch, v.order): v for v in verdicts}
+    found = []
+    for p in (p for p in run.expected if p.kind == "win_rate"):
+        two = [rows.get((p.task, p.split, p.query_id, p.constitution_id, p.epoch, order)) for order in p.orders]
+        if task in ("all", p.task) and p.split == split and all(row and row.outcome != "unscored" for row in two):
+            value = sum(VALUE[row.outcome] for row in two if row) / len(two)
+            found.append((f"{p.task}\0{p.query_id}", p, value))
+    return found
+
+
+def naive_means(values: list[tuple[str, float]]) -> list[float]:
+    """The mean of each query's values, queries in order."""
+    queries = sorted({query for query, _ in values})
+    return [sum(own) / len(own) for q in queries if (own := [v for query, v in values if query == q])]
 
 
 def likelihood(query: str, table: list[list[float]], **fields: Any) -> Likelihood:

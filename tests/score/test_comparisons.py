@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
-from score_rows import BOTH, VALUE, inputs, naive_scores, only, pair, random_run
+from score_rows import VALUE, inputs, naive_means, naive_pairs, naive_scores, only, pair, random_run, verdict
 
-from harness.score import score
-from harness.stats import judge_share, length_glm, length_stratified, length_summary, paired_difference, win_rate
+from harness.score import Facts, score
+from harness.stats import (
+    judge_share,
+    length_glm,
+    length_stratified,
+    length_summary,
+    paired_difference,
+    principles_interval,
+    win_rate,
+)
 
 
 @pytest.mark.parametrize("task", ["dialogue", "posts", "all"])
@@ -44,14 +53,8 @@ def test_a_principle_counts_the_constitutions_that_have_it() -> None:
 def test_mean_lengths_weigh_queries_equally_and_leave_the_unscored_out() -> None:
     run = random_run()
     row = only(score(run)["comparisons"], task="posts", split="learned")
-    rows = {(v.task, v.split, v.query_id, v.constitution_id, v.epoch, v.order): v.outcome for v in run.verdicts}
-    words: dict[str, list[int]] = {}
-    for p in run.expected:
-        place = (p.task, p.split, p.query_id, p.constitution_id, p.epoch)
-        both = {rows.get((*place, order), "unscored") for order in BOTH}
-        if (p.task, p.split) == ("posts", "learned") and "unscored" not in both:
-            words.setdefault(p.query_id, []).append(run.lengths["sami", p.task, p.query_id, p.constitution_id, p.epoch])
-    means = [sum(w) / len(w) for w in words.values()]
+    words = [(query, run.facts[p.response("a")].words) for query, p, _ in naive_pairs(run, "posts", "learned")]
+    means = naive_means(words)
     assert row["mean_length_a"] == pytest.approx(sum(means) / len(means), abs=1e-12)
 
 
@@ -98,18 +101,9 @@ def test_lengths_are_taken_out_over_queries() -> None:
     run = random_run()
     row = only(score(run)["comparisons"], task="all", split="learned")
     assert row["length_stratified"]["win_rate"] is not None
-    scores = naive_scores(run, "all", "learned")
-    rows = {(v.task, v.split, v.query_id, v.constitution_id, v.epoch, v.order): v.outcome for v in run.verdicts}
-    words: dict[str, list[tuple[int, int]]] = {}
-    for p in run.expected:
-        place = (p.task, p.query_id, p.constitution_id, p.epoch)
-        both = {rows.get((p.task, p.split, *place[1:], order), "unscored") for order in BOTH}
-        if p.split == "learned" and "unscored" not in both:
-            own = (run.lengths["sami", *place], run.lengths["base", *place])
-            words.setdefault(f"{p.task}\0{p.query_id}", []).append(own)
-    queries = sorted(scores)
-    a, b = ([sum(w[side] for w in words[q]) / len(words[q]) for q in queries] for side in (0, 1))
-    values = [scores[q] for q in queries]
+    pairs = naive_pairs(run, "all", "learned")
+    a, b = (naive_means([(q, run.facts[p.response(side)].words) for q, p, _ in pairs]) for side in ("a", "b"))
+    values = naive_means([(query, value) for query, _, value in pairs])
     stratified, glm = length_stratified(values, a, b), length_glm(values, a, b)
     for key, found in (("length_stratified", stratified), ("length_glm", glm)):
         assert (row[key]["win_rate"], row[key]["ci_low"], row[key]["ci_high"]) == pytest.approx(
@@ -120,8 +114,57 @@ def test_lengths_are_taken_out_over_queries() -> None:
 
 def test_lengths_that_do_not_permit_it_say_why() -> None:
     judged = {pair(f"q{i}"): "a b" for i in range(12)}
-    lengths = {(m, "dialogue", f"q{i}", "short+", 0): 10 for m in ("sami", "base") for i in range(12)}
+    lengths = {p.response(side): Facts(10) for p in judged for side in ("a", "b")}
     row = score(inputs(judged, facts=lengths))["comparisons"][0]
     assert row["length_stratified"]["win_rate"] is None
     assert "10 queries in each half" in row["length_stratified"]["note"]
     assert row["length_glm"]["note"]
+
+
+# --- Principles like these, copied text left in
+
+
+def many_principles(n_principles: int) -> dict[Any, str]:
+    rng = random.Random(5)
+    return {
+        pair(f"q{i}", f"p{i % n_principles}+.p{(i + 1) % n_principles}-"): rng.choice(
+            ["a a", "a b", "b b", "a unscored"]
+        )
+        for i in range(48)
+    }
+
+
+def test_principles_like_these_have_an_interval_of_their_own() -> None:
+    run = inputs(many_principles(8))
+    (row,) = score(run)["comparisons"]
+    scored = naive_pairs(run, "dialogue", "learned")
+    held = [tuple(part[:-1] for part in p.constitution_id.split(".")) for _, p, _ in scored]
+    expected = principles_interval([value for *_, value in scored], [query for query, *_ in scored], held)
+    found = row["principles_ci"]
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert (found["n_principles"], found["method"]) == (8, expected.method)
+    assert found["low"] <= row["win_rate"] <= found["high"]
+    assert "note" not in found
+
+
+def test_few_principles_say_why_they_have_none() -> None:
+    (row,) = score(inputs(many_principles(4)))["comparisons"]
+    assert {name: row["principles_ci"][name] for name in ("low", "high", "method", "n_principles")} == {
+        "low": None, "high": None, "method": None, "n_principles": 4,
+    }  # fmt: skip
+    assert "at least 5 principles" in row["principles_ci"]["note"]
+
+
+def test_the_win_rate_with_copied_text_left_in_stands_beside() -> None:
+    """The third query has no score, and its whole response does not count either."""
+    outcomes = [("a", "b"), ("tie", "b"), ("unscored", "a"), ("b", "a"), ("b", "tie")]
+    judged = {pair(f"q{i}", orders=("ab",)): own for i, (own, _) in enumerate(outcomes)}
+    rows = [
+        verdict(p, "ab", own, {"whole": {"outcome": whole}})
+        for (p, own), (_, whole) in zip(judged.items(), outcomes, strict=True)
+    ]
+    (row,) = score(inputs(judged, verdicts=rows))["comparisons"]
+    expected = win_rate([0.0, 0.0, 1.0, 0.5])
+    assert row["whole"] == {"n": 4, "win_rate": 0.375, "ci_low": expected.low, "ci_high": expected.high}
+    assert row["win_rate"] == 0.375
+    assert score(inputs({pair(): "a a"}))["comparisons"][0]["whole"] is None, "a judge that leaves nothing out"

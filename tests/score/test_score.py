@@ -7,11 +7,12 @@ import json
 import math
 import random
 from itertools import product
+from typing import Any
 
 import pytest
 from score_rows import VALUE, inputs, only, pair, random_run, strictly
 
-from harness.score import score
+from harness.score import ExpectedPair, score
 from harness.stats import holm, sign_flip_p
 
 
@@ -98,32 +99,67 @@ def test_the_fields_are_those_of_the_schema() -> None:
     strictly(result)
     assert list(result) == [
         "schema_version", "name", "description", "harness_version", "spec_fingerprint", "level", "protocol", "tie_rule",
-        "models", "comparisons", "gaps", "leaderboards", "rank_stability", "steerability", "infonce", "judges",
+        "models", "comparisons", "responses", "gaps", "leaderboards", "rank_stability", "steerability", "infonce", "judges",
         "corrections", "training", "quality", "not_counted",
     ]  # fmt: skip
     assert set(result["comparisons"][0]) == {
         "task", "principle_set", "split", "a", "b", "judge", "n", "n_expected", "wins", "ties", "losses", "unscored",
         "win_rate", "ci_low", "ci_high", "ci_level", "ci_method", "mean_length_a", "mean_length_b", "n_eff",
         "win_rate_ties_dropped", "win_rate_ties_lost", "position_consistency", "verdicts", "by_principle", "p_value",
-        "p_holm", "length_spearman", "length_stratified", "length_glm", "swapped", "judge_noise",
+        "p_holm", "n_family", "family", "length_spearman", "length_stratified", "length_glm", "swapped", "judge_noise",
+        "principles_ci", "whole", "responses", "relevance", "echo_adjusted", "style_adjusted",
+    }  # fmt: skip
+    assert set(result["gaps"][0]) == {
+        "task", "principle_set", "a", "b", "judge", "gap", "ci_low", "ci_high", "ci_level", "ci_method", "n", "p_value",
+        "p_holm", "n_family", "family", "principles", "steered",
     }  # fmt: skip
 
 
-def test_p_is_a_sign_flip_against_one_half_and_adjusted_within_a_judge_and_a_set() -> None:
+def families(tasks: tuple[str, ...]) -> tuple[dict[ExpectedPair, str], dict[str, Any]]:
     rng = random.Random(4)
     judged = {
         pair(f"q{i}", judge=judge, split=split, task=task): rng.choice(["a a", "a b", "b b"])
-        for judge, split, task, i in product(("judge", "other"), ("learned", "held_out"), ("posts", "chats"), range(14))
+        for judge, split, task, i in product(("judge", "other"), ("learned", "held_out"), tasks, range(14))
     }
-    judges = {name: {"kind": "llm", "model": "base"} for name in ("judge", "other")}
-    result = score(inputs(judged, judges=judges))
-    for judge in judges:
-        rows = [row for row in result["comparisons"] if row["judge"] == judge]
-        assert len(rows) == 6
-        assert [row["p_holm"] for row in rows] == list(holm([row["p_value"] for row in rows]))
-        gaps = [row for row in result["gaps"] if row["judge"] == judge]
-        assert [row["p_holm"] for row in gaps] == list(holm([row["p_value"] for row in gaps]))
+    return judged, score(inputs(judged, judges={name: {"kind": "llm", "model": "base"} for name in ("judge", "other")}))
+
+
+def test_p_is_a_sign_flip_against_one_half() -> None:
+    judged, result = families(("posts", "chats"))
     row = only(result["comparisons"], judge="other", split="learned", task="posts")
-    scores = [VALUE[j.split()[0]] / 2 + VALUE[j.split()[1]] / 2 for p, j in judged.items()
-              if (p.judge, p.split, p.task) == ("other", "learned", "posts")]  # fmt: skip
+    scores = [
+        (VALUE[words.split()[0]] + VALUE[words.split()[1]]) / 2
+        for p, words in judged.items()
+        if (p.judge, p.split, p.task) == ("other", "learned", "posts")
+    ]
     assert row["p_value"] == pytest.approx(sign_flip_p(scores, [0.5] * 14))
+
+
+def test_rows_of_all_tasks_are_the_headline_and_those_of_single_ones_the_detail() -> None:
+    """Each family of a judge is adjusted by itself."""
+    _, result = families(("posts", "chats"))
+    for rows, each in ((result["comparisons"], 2), (result["gaps"], 1)):
+        for judge, (family, tasks) in product(
+            ("judge", "other"), (("headline", {"all"}), ("detail", {"chats", "posts"}))
+        ):
+            found = [row for row in rows if (row["judge"], row["family"]) == (judge, family)]
+            assert {row["task"] for row in found} == tasks
+            assert [row["n_family"] for row in found] == [each * len(tasks)] * (each * len(tasks))
+            assert [row["p_holm"] for row in found] == list(holm([row["p_value"] for row in found]))
+
+
+def test_the_rows_of_a_single_task_are_the_headline() -> None:
+    _, result = families(("chats",))
+    for row in (*result["comparisons"], *result["gaps"]):
+        assert row["family"] == "headline"
+    rows = [row for row in result["comparisons"] if row["judge"] == "judge"]
+    assert [row["p_holm"] for row in rows] == list(holm([row["p_value"] for row in rows]))
+
+
+def test_a_row_without_a_score_is_in_no_family() -> None:
+    judged = {pair(f"q{i}"): "a a" for i in range(8)} | {pair("q0", split="held_out"): "- -"}
+    rows = score(inputs(judged))["comparisons"]
+    assert [(row["split"], row["n_family"], row["p_holm"]) for row in rows] == [
+        ("learned", 1, rows[0]["p_value"]),
+        ("held_out", None, None),
+    ]

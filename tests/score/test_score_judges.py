@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from score_rows import inputs, only, pair
 
-from harness.score import ScoreInputs, score
+from harness.score import Facts, ScoreInputs, score
 
 
 def test_a_judge_has_a_card() -> None:
@@ -90,8 +90,6 @@ def test_a_judge_of_its_own_kin_is_flagged() -> None:
 def test_the_card_has_the_lengths_of_win_rates_alone() -> None:
     contrast = pair("q1", kind="steerability", a="sami", b="sami")
     judged = {pair(): "a a", contrast: "a a"}
-    lengths = {
-        (m, "dialogue", q, "short+", 0): n for m, q, n in [("sami", "q0", 9), ("base", "q0", 4), ("sami", "q1", 7)]
-    }
+    lengths = {pair().response("a"): Facts(9), pair().response("b"): Facts(4), contrast.response("a"): Facts(7)}
     card = score(inputs(judged, facts=lengths))["judges"]["judge"]
     assert (card["n_longer"], card["longer_wins"]) == (1, 1.0)
