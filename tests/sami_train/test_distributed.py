@@ -21,7 +21,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 SETTINGS: dict[str, dict[str, Any]] = {
     # batches of 3 on two processes: one of them goes along with an example of weight 0
-    "plain": {"eval_steps": 1, "eval_samples": 2, "beta": 0.1, "save_steps": 1},
+    "plain": {"eval_steps": 1, "eval_samples": 2, "beta": 0.1, "save_steps": 1, "relevance_scorer": "the model"},
     "cached, every": {
         "gradient_caching": True,
         "gradient_sync": "every",
@@ -96,6 +96,10 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def relevances(place: Path) -> list[float]:
+    return [row.get("completions/relevance", -1) for row in rows(place / "evaluations.jsonl")]
+
+
 def assert_same_run(one: Path, two: Path, tolerance: float) -> None:
     for iteration in (1, 2):
         a, b = weights(one, iteration), weights(two, iteration)
@@ -103,6 +107,7 @@ def assert_same_run(one: Path, two: Path, tolerance: float) -> None:
         assert max((a[name] - b[name]).abs().max().item() for name in a) <= tolerance
         place = f"iteration-{iteration}"
         assert rows(one / place / "pairs.jsonl") == rows(two / place / "pairs.jsonl")
+        assert relevances(one / place) == pytest.approx(relevances(two / place))
         for x, y in zip(rows(one / place / "metrics.jsonl"), rows(two / place / "metrics.jsonl"), strict=True):
             x.pop("tokens_per_second")
             y.pop("tokens_per_second")
@@ -250,8 +255,11 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     world = start_world("cpu")
+    chosen = settings(sys.argv[3])
+    if "relevance_scorer" in chosen:
+        chosen["relevance_scorer"] = sys.argv[1]
     train(
-        test_trainer.recipe(**settings(sys.argv[3])),
+        test_trainer.recipe(**chosen),
         parse_source(sys.argv[1]),
         test_trainer.data(40),
         Path(sys.argv[2]),
