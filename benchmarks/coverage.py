@@ -40,6 +40,7 @@ SECTIONS: list[tuple[str, Callable[[int], None]]] = [
     ("welch_gap, for new principles", principles.gap),
     ("welch_gap of differences, for new principles", principles.difference_of_differences),
     ("a null run", null_run.null_run),
+    ("a null run, through the report", null_run.through_the_report),
     ("length_stratified", length.stratified),
     ("length_glm", length.glm),
     ("adjusted_win_rate", length.adjusted),

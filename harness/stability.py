@@ -20,7 +20,8 @@ def rank_stability(one: Mapping[Pair, Scores], two: Mapping[Pair, Scores], level
     """How far two judges agree about the same models, from the scores each of them gave by pair and query.
 
     Only queries that both have scored count. For each pair: both win rates, the share of queries with the same outcome
-    (win, tie or loss) with its interval, Cohen's kappa, and whether the order of the two models flips. Over all models:
+    (win, tie or loss) with its interval, Cohen's kappa, and whether the `order` of the two models is the same: "same" or
+    "flips" where both judges' intervals exclude one half, else "unclear". Over all models:
     Kendall's tau-b (Kendall 1945) of their ranks by the two judges, where a model's standing is its Bradley-Terry strength.
 
     Returns None where no pair has a common query.
@@ -46,7 +47,7 @@ def rank_stability(one: Mapping[Pair, Scores], two: Mapping[Pair, Scores], level
     return {
         "n_models": len(models),
         "kendall_tau": tau,
-        "flips": [{"a": row["a"], "b": row["b"]} for row in rows if row["flips"]],
+        "flips": [{"a": row["a"], "b": row["b"]} for row in rows if row["order"] == "flips"],
         "pairs": rows,
         **({"note": note} if note else {}),
     }
@@ -54,16 +55,17 @@ def rank_stability(one: Mapping[Pair, Scores], two: Mapping[Pair, Scores], level
 
 def _pair(pair: Pair, one: list[float], two: list[float], level: float) -> dict[str, Any]:
     same = [float(_outcome(x) == _outcome(y)) for x, y in zip(one, two, strict=True)]
-    rates = [win_rate(side, level).estimate for side in (one, two)]
+    rates = [win_rate(side, level) for side in (one, two)]
+    sides = [int(rate.low > 0.5) - int(rate.high < 0.5) for rate in rates]
     agreement = win_rate(same, level)
     kappa = cohens_kappa(one, two, level)
     return {
         "a": pair[0],
         "b": pair[1],
         "n": len(same),
-        "win_rate_1": rates[0],
-        "win_rate_2": rates[1],
-        "flips": (rates[0] - 0.5) * (rates[1] - 0.5) < 0,
+        **{f"win_rate_{i}": rate.estimate for i, rate in enumerate(rates, 1)},
+        **{f"win_rate_{i}_ci": [rate.low, rate.high] for i, rate in enumerate(rates, 1)},
+        "order": {1: "same", -1: "flips", 0: "unclear"}[sides[0] * sides[1]],
         "agreement": agreement.estimate,
         "ci_low": agreement.low,
         "ci_high": agreement.high,

@@ -1,9 +1,10 @@
-"""`harness report`: a run's tables once more, of an unfinished one as far as it is, and its report.md written again."""
+"""`harness report`: a run's results once more, of an unfinished one as far as it is, and its report.md written again."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from harness.cli._arguments import add_json, add_verb
 
@@ -17,7 +18,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "report",
         execute,
-        usage="RUN [--json]",
+        usage="RUN [--all] [--json]",
         help="print a run's results and write its report.md again",
         description="Print a run's results and write its report.md again. Of a run that is not finished: what there is, with "
         "intervals that hold at an unplanned look.",
@@ -25,18 +26,39 @@ def add_parser(subparsers: Subparsers) -> None:
 examples:
   harness report runs/quickstart
   harness report quickstart            the same: names are looked up below runs/
+  harness report quickstart --all      every table, by every judge
   harness report quickstart --json | jq '.comparisons[].win_rate'""",
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder, or its name below runs/")
+    add_all(parser)
     add_json(parser)
+
+
+def add_all(parser: argparse.ArgumentParser) -> None:
+    """Add `--all`."""
+    parser.add_argument("--all", action="store_true", help="print every table, by every judge, after what it shows")
+
+
+def print_report(results: dict[str, Any], report: Path, *, everything: bool, note: str = "") -> None:
+    """Print the first screen, or every table, and where report.md is."""
+    from harness.cli._screen import console
+    from harness.report import print_first_screen, print_results
+
+    screen = console()
+    if not everything:
+        print_first_screen(results, screen, report=report, note=note)
+        return
+    print_results(results, screen)
+    for line in (f"\nreport: {report}", note):
+        if line:
+            screen.print(line, markup=False, soft_wrap=True)
 
 
 def execute(options: argparse.Namespace) -> int:
     """Read, write, print."""
     from harness.cli._runs import find_started_run, read_results
-    from harness.cli._screen import console, print_json
-    from harness.report.markdown import render_markdown
-    from harness.report.terminal import print_results
+    from harness.cli._screen import print_json
+    from harness.report import render_markdown
     from harness.rescore import rescore
     from harness.store import write_atomic
 
@@ -46,7 +68,5 @@ def execute(options: argparse.Namespace) -> int:
     if options.json:
         print_json(results)
     else:
-        screen = console()
-        print_results(results, screen)
-        screen.print(f"\nreport: {folder / 'report.md'}", markup=False, soft_wrap=True)
+        print_report(results, folder / "report.md", everything=options.all)
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from harness.cli._arguments import add_json, add_verb
 from harness.cli._errors import QualityError, running
 from harness.cli._specification import add_cost_options, add_spec_options, read_spec
+from harness.cli.report import add_all, print_report
 
 if TYPE_CHECKING:
     from harness.cli._arguments import Subparsers
@@ -45,6 +46,7 @@ HARNESS_PRINCIPLES folders of principle sets, HARNESS_PRICES a price file.""",
     parser.add_argument("--no-cache", action="store_true", help="share nothing with other runs in the cache folder")
     parser.add_argument("-n", "--dry-run", action="store_true", help="only show the plan, as 'harness plan' does")
     parser.add_argument("-q", "--quiet", action="store_true", help="show neither progress nor tables")
+    add_all(parser)
     add_json(parser)
 
 
@@ -77,23 +79,17 @@ def execute(options: argparse.Namespace) -> int:
     if options.json:
         print_json(outcome.results)
     elif not options.quiet:
-        _print_outcome(outcome, began)
+        _print_outcome(outcome, began, everything=options.all)
     if not outcome.passed:
         raise QualityError(shortfall(outcome))
     return 0
 
 
-def _print_outcome(outcome: RunOutcome, began: datetime.datetime) -> None:
-    from harness.cli._screen import console
-    from harness.report.terminal import print_results
-
-    screen = console()
-    print_results(outcome.results, screen)
-    screen.print(f"\nreport: {outcome.folder / 'report.md'}", markup=False, soft_wrap=True)
+def _print_outcome(outcome: RunOutcome, began: datetime.datetime, *, everything: bool) -> None:
     created = datetime.datetime.fromisoformat(str(outcome.results["created"]))
-    if created < began.replace(microsecond=0):
-        when = f"{created:%Y-%m-%d %H:%M}"
-        screen.print(f"(finished {when} UTC; nothing had to be done again)", markup=False, soft_wrap=True)
+    note = f"(finished {created:%Y-%m-%d %H:%M} UTC; nothing had to be done again)"
+    again = created < began.replace(microsecond=0)
+    print_report(outcome.results, outcome.folder / "report.md", everything=everything, note=note if again else "")
 
 
 def shortfall(outcome: RunOutcome) -> str:

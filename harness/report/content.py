@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from harness.report.findings import what_it_shows
 from harness.report.judges import corrections_section, judges_section, rank_stability_section
+from harness.report.readings import RUNS, legend, reading
+from harness.report.responses import adjusted_section, responses_section
 from harness.report.win_rates import (
     by_principle_section,
     gaps_section,
@@ -18,12 +20,7 @@ from harness.report.win_rates import (
     win_rates_section,
 )
 from harness.report.words import (
-    A_HIGHER,
-    ABOVE,
-    B_HIGHER,
-    BELOW,
     NONE,
-    UNCLEAR,
     Results,
     Row,
     Section,
@@ -38,7 +35,6 @@ from harness.report.words import (
     percent,
     points,
     rate,
-    reading,
     rows_of,
     split_words,
     versus,
@@ -49,22 +45,24 @@ def sections(results: Results) -> list[Section]:
     """The report of a run, in reading order; parts about which the results say nothing are left out."""
     parts = [
         what_it_shows(results),
-        _not_counted(results),
+        not_counted_section(results),
         win_rates_section(results),
+        responses_section(results),
+        adjusted_section(results),
         leaderboards_section(results),
         gaps_section(results),
         swapped_section(results),
         steerability_section(results),
         by_principle_section(results),
         information_section(results),
-        _training(results),
+        training_section(results),
         lengths_section(results),
         judges_section(results),
         corrections_section(results),
         rank_stability_section(results),
-        _models(results),
+        models_section(results),
         cost_section(results),
-        _footnotes(results),
+        footnotes_section(results),
     ]
     return [part for part in parts if part.sentences or part.tables]
 
@@ -84,7 +82,7 @@ def comparison_sections(comparison: Results) -> list[Section]:
                 str(row["n_common"]),
                 p_value(row["p_value"]),
                 p_value(row["p_holm"]),
-                reading(low, high, 0, A_HIGHER, B_HIGHER),
+                reading(row, comparison["level"], RUNS, 0),
             )
         )
     columns = ("task", "split", "A", "B", "A − B, points", "n", "p", "p Holm", "reading")
@@ -98,22 +96,24 @@ def comparison_sections(comparison: Results) -> list[Section]:
     ]
     unpaired = sum(row["n_only_a"] + row["n_only_b"] for row in comparison["rows"])
     methods = ", ".join(sorted({row["ci_method"] for row in comparison["rows"] if row["ci_method"]}))
+    tested = sum(row["p_holm"] is not None for row in comparison["rows"])
+    told = legend([row[-1] for table in tables for row in table.rows], [tested])
     remarks = [
         f"A and B are the win rates of the pair's first model over the n queries that both runs have scored; "
         f"{unpaired} scores of queries in one run alone are left out.",
-        f"A − B is in percentage points with a {percent(comparison['level'], 0)} interval ({methods}); the reading "
-        "says whether that interval lies off zero.",
-        "p: sign-flip test, paired by query; p Holm: adjusted for all rows of this comparison.",
+        f"A − B is in percentage points with a {percent(comparison['level'], 0)} interval ({methods}).",
+        "p: sign-flip test, paired by query; p Holm: adjusted for all rows of this comparison. The reading needs both that p and "
+        f"the interval{'; ' if told else ''}{'; '.join(told)}.",
     ]
     runs = (f"A: {comparison['run_a']}", f"B: {comparison['run_b']}")
     return [Section("Two runs, paired by query", runs, tables, (*remarks, *alone))]
 
 
-def _not_counted(results: Results) -> Section:
+def not_counted_section(results: Results) -> Section:
     return Section("Not counted", tuple(row["note"] for row in rows_of(results, "not_counted")))
 
 
-def _training(results: Results) -> Section:
+def training_section(results: Results) -> Section:
     tables = []
     for model, summary in (results.get("training") or {}).items():
         if not summary:
@@ -173,7 +173,7 @@ def _training(results: Results) -> Section:
     return Section("Training", (), tuple(tables), (remark, *warnings))
 
 
-def _models(results: Results) -> Section:
+def models_section(results: Results) -> Section:
     columns = ("model", "path", "style", "trained from")
     cells = [
         (name, *(str(model.get(key) or NONE) for key in ("path", "style", "trained_from")))
@@ -213,7 +213,7 @@ def ladder_sections(ladder: Results) -> list[Section]:
         "on the same judgements; n: queries with a score, by protocol where that differs. A judge that sees one order only "
         "is not concerned by the order.",
     )
-    notes = _not_counted(ladder)
+    notes = not_counted_section(ladder)
     parts = [Section("Protocols", rules, tuple(tables), remarks), rank_stability_section(ladder)]
     return [*([notes] if notes.sentences else []), *(part for part in parts if part.tables)]
 
@@ -257,7 +257,7 @@ def cost_section(results: Results) -> Section:
     return Section("Cost", (said,), (Table(columns, rows, numbers=frozenset(columns[2:])),), (remark,))
 
 
-def _footnotes(results: Results) -> Section:
+def footnotes_section(results: Results) -> Section:
     rows = rows_of(results, "comparisons") + rows_of(results, "steerability")
     if not rows:
         return Section("How to read this")
@@ -271,7 +271,7 @@ def _footnotes(results: Results) -> Section:
         "anything else; n counts queries. W/T/L: queries whose mean is above, at or below one half.",
         *_protocol_words(results),
         intervals,
-        f"{ABOVE}, {BELOW}: the whole interval lies there. {UNCLEAR}: it contains one half (for gaps, zero), which is "
-        "not a proof of equality. Readings are not adjusted for the number of rows; p Holm is.",
+        "beats, loses to: p Holm is at most one minus the level, and the interval over queries excludes one half (for gaps, "
+        "zero). ahead*, behind*: the interval alone. –: neither, which is not a proof of equality.",
     ]
     return Section("How to read this", tuple(notes))

@@ -1,18 +1,27 @@
-"""What a run shows, in sentences: the first part of its report."""
+"""What a run shows, in sentences: the first part of its whole report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from harness.report.flags import flags
 from harness.report.looks import looks_said
-from harness.report.words import (
-    ABOVE,
-    BELOW,
-    HELD_OUT_HIGHER,
-    LEARNED_HIGHER,
-    NONE,
+from harness.report.readings import (
+    BAD,
+    GAP,
+    GOOD,
+    NO_SCORE,
+    SENTENCE,
     UNCLEAR,
+    WIN_RATE,
+    level_of,
+    new_principles,
+    not_adjusted,
+    reading,
+    side,
+)
+from harness.report.trust import trusted
+from harness.report.words import (
     Results,
     Row,
     Section,
@@ -21,186 +30,169 @@ from harness.report.words import (
     interval_of,
     joined,
     number,
-    percent,
+    p_value,
     points,
     pooled_rows,
     rate,
-    reading,
     rows_of,
     split_words,
 )
 
-CARE_BELOW = 0.8
-"""Position consistency under which the report asks for care; a judge that throws a fair coin has one half."""
-FEW = 30
-"""Queries under which the report says that there are few."""
-_BEATS = {ABOVE: "beats", BELOW: "loses to", UNCLEAR: "is not distinguishable from", NONE: "has no score against"}
+ALONE = (WIN_RATE.above_alone, WIN_RATE.below_alone, GAP.above_alone, GAP.below_alone)
 
 
 def what_it_shows(results: Results) -> Section:
-    quality = results.get("quality") or {}
-    sentences = looks_said(results)
-    if not quality.get("passed", True):
-        sentences.append(
-            f"This run is incomplete: {percent(quality['unscored_rate'])} of the expected verdicts are unscored, more "
-            f"than the {percent(quality['max_unscored'])} allowed; read every figure with that in mind."
-        )
+    """Flags, then what trusted judges say."""
+    return Section("What this run shows", (*looks_said(results), *map(_sentence, flags(results)), *findings(results)))
+
+
+def _sentence(flag: str) -> str:
+    return f"Red flag: {flag}."
+
+
+def findings(results: Results) -> list[str]:
+    """A sentence for each comparison by a trusted judge, on steerability, and on training."""
+    sentences = []
     gaps = grouped(rows_of(results, "gaps"), "a", "b", "principle_set", "judge")
-    comparisons = grouped(rows_of(results, "comparisons"), "a", "b", "principle_set", "judge")
+    comparisons = {
+        key: rows
+        for key, rows in grouped(rows_of(results, "comparisons"), "a", "b", "principle_set", "judge").items()
+        if trusted(results, key[3])
+    }
     several_sets = len({key[2] for key in comparisons}) > 1
     for key, rows in comparisons.items():
-        a, b, principle_set, judge = key
+        _, _, principle_set, judge = key
         within = f" on the set {principle_set}" if several_sets else ""
-        said = [_outcome(row, a if place == 0 else "it", b) for place, row in enumerate(pooled_rows(rows))]
-        gap = [_gap_said(row) for row in pooled_rows(gaps.get(key, ()))]
-        sentences.append(f"Judged by {_reliability(results, judge, (a, b))}{within}: {'; '.join(said + gap)}.")
-        sentences += _tasks_apart(rows)
-    sentences += _disagreements(comparisons)
-    sentences += _swapped_said(results, comparisons)
+        sentences += [_outcome(results, row, f"judged by {judge}{within}") for row in pooled_rows(rows)]
+        sentences += [_gap_said(results, row) for row in pooled_rows(gaps.get(key, ()))]
+        sentences += _tasks_apart(results, rows)
+    sentences += _disagreements(results, comparisons)
     sentences += _steerability_said(results)
-    sentences += _training_said(results)
-    sentences += _few_said(comparisons)
-    return Section("What this run shows", tuple(sentences))
+    return sentences + _training_said(results)
 
 
 def _on(row: Row) -> str:
+    n = (row.get("principles_ci") or {}).get("n_principles") or len(row.get("by_principle") or ())
     task = "" if row.get("task") == "all" else f" ({row.get('task')})"
-    return f"on {split_words(row.get('split', ''))} principles{task}"
+    return f"on {f'these {n} ' if n else ''}{split_words(row.get('split', ''))} principles{task}"
 
 
-def _outcome(row: Row, subject: str, b: str) -> str:
-    low, high = interval_of(row)
-    word = reading(low, high, 0.5)
-    if word == NONE:
-        return f"{_on(row)} {subject} {_BEATS[word]} {b} (0 of {counted(row.get('n_expected', 0), 'query')} scored)"
-    figure = f"{rate(row['win_rate'], low, high)}, n = {row.get('n')}"
-    where = {ABOVE: ", interval above one half", BELOW: ", interval below one half"}.get(word, "")
-    return f"{_on(row)} {subject} {_BEATS[word]} {b} ({figure}{where})"
+def _outcome(results: Results, row: Row, judged: str) -> str:
+    """``On these 10 held-out principles, judged by gpt, sami is not distinguishable from base: 52.1% [47.6, 56.5], n = 36, p Holm
+    0.549; for principles like them [39.3, 64.6] (10 principles).``
+    """
+    mark = reading(row, level_of(results))
+    said = f"O{_on(row)[1:]}, {judged}, {row['a']} {SENTENCE[mark]} {row['b']}"
+    if mark == NO_SCORE:
+        return f"{said} (0 of {counted(row.get('n_expected', 0), 'query')} scored)."
+    alone = f", {not_adjusted(results, 'comparisons', row)}" if mark in ALONE else ""
+    figures = [rate(row["win_rate"], *interval_of(row)), f"n = {row.get('n')}"]
+    figures += [f"p Holm {p_value(row['p_holm'])}"] if row.get("p_holm") is not None else []
+    return f"{said}{alone}: {', '.join(figures)}{_of_new_principles(row, mark)}."
 
 
-def _gap_said(row: Row) -> str:
-    low, high = interval_of(row)
-    word = reading(low, high, 0, LEARNED_HIGHER, HELD_OUT_HIGHER)
+def _of_new_principles(row: Row, mark: str) -> str:
+    found = row.get("principles_ci") or {}
+    low, high = found.get("low"), found.get("high")
+    if low is None or high is None:
+        return ""
+    said = f"; for principles like them [{100 * low:.1f}, {100 * high:.1f}] ({found['n_principles']} principles)"
+    if mark not in GOOD | BAD:
+        return said
+    agrees = new_principles(row) == (1 if mark in GOOD else -1)
+    if row.get("split") == "held_out" and agrees and mark in GOOD:
+        return f"{said}, so it generalises to principles like them"
+    return said if agrees else f"{said}, so nothing is shown of other principles"
+
+
+def _gap_said(results: Results, row: Row) -> str:
+    mark = reading(row, level_of(results), GAP, 0)
     task = "" if row.get("task") == "all" else f" on {row.get('task')}"
-    if word == NONE:
-        return f"the gap{task} between the two cannot be computed"
+    gap = f"The gap of {row['a']} against {row['b']}{task}, learned minus held-out, by {row['judge']},"
+    if mark == NO_SCORE:
+        return f"{gap} cannot be computed."
     meaning = {
-        LEARNED_HIGHER: "is above zero",
-        HELD_OUT_HIGHER: "is below zero",
+        GAP.above: "is above zero",
+        GAP.above_alone: f"is above zero by its interval, {not_adjusted(results, 'gaps', row)}",
+        GAP.below_alone: f"is below zero by its interval, {not_adjusted(results, 'gaps', row)}",
+        GAP.below: "is below zero",
         UNCLEAR: "is not distinguishable from zero",
-    }[word]
-    return f"the gap{task}, learned minus held-out, {meaning} ({points(row['gap'], low, high)} points, n = {row['n']})"
+    }[mark]
+    figure = f"{points(row['gap'], *interval_of(row))} points, n = {row['n']}"
+    like = row.get("principles") or {}
+    if like.get("gap") is not None:
+        figure += f", for principles like these {points(like['gap'], *interval_of(like))}"
+    return f"{gap} {meaning} ({figure})."
 
 
-def _disagreements(comparisons: dict[tuple[Any, ...], list[Row]]) -> list[str]:
-    """Where one judge's interval lies above one half and another's below."""
+def _disagreements(results: Results, comparisons: dict[tuple[Any, ...], list[Row]]) -> list[str]:
+    """Where one trusted judge says "beats" and another "loses to"."""
     by_pair = grouped(
         (row for rows in comparisons.values() for row in pooled_rows(rows)), "a", "b", "principle_set", "task", "split"
     )
     found = []
     for rows in by_pair.values():
-        said = {word: [r["judge"] for r in rows if reading(*interval_of(r), 0.5) == word] for word in (ABOVE, BELOW)}
-        if said[ABOVE] and said[BELOW]:
+        said = {
+            mark: [row["judge"] for row in rows if reading(row, level_of(results)) == mark]
+            for mark in (WIN_RATE.above, WIN_RATE.below)
+        }
+        if all(said.values()):
             found.append(
                 f"The judges contradict each other {_on(rows[0])}: {rows[0]['a']} beats {rows[0]['b']} by "
-                f"{joined(said[ABOVE])}, and loses by {joined(said[BELOW])}."
+                f"{joined(said[WIN_RATE.above])}, and loses by {joined(said[WIN_RATE.below])}."
             )
     return found
 
 
-def _swapped_said(results: Results, comparisons: dict[tuple[Any, ...], list[Row]]) -> list[str]:
-    """Where a model wins, or loses, under constitutions that neither was given as well."""
-    found = []
-    for (a, b, _, judge), rows in comparisons.items():
-        for row in pooled_rows(rows):
-            control = row.get("swapped") or {}
-            word = reading(*interval_of(control), 0.5)
-            if word in (ABOVE, BELOW) and word == reading(*interval_of(row), 0.5):
-                figure = f"{rate(control['win_rate'], *interval_of(control))}, n = {control['n']}"
-                found.append(
-                    f"With care, {_on(row)}, judged by {judge}: {a} {_BEATS[word]} {b} also under constitutions that "
-                    f"neither was given ({figure}), so style or length has a part in it."
-                )
-    return found
-
-
-def _tasks_apart(rows: list[Row]) -> list[str]:
-    """Where the pooled figure hides a task that reads otherwise."""
-    pooled = {row["split"]: reading(*interval_of(row), 0.5) for row in rows if row.get("task") == "all"}
+def _tasks_apart(results: Results, rows: list[Row]) -> list[str]:
+    """Where a single task reads the other way than the pooled figure."""
+    pooled = {row["split"]: side(*interval_of(row)) for row in rows if row.get("task") == "all"}
     other = [
-        f"{row['task']}, {split_words(row['split'])}: {word} ({rate(row['win_rate'], *interval_of(row))}, n = {row['n']})"
+        f"{row['task']}, {split_words(row['split'])}: {SENTENCE[reading(row, level_of(results))]} {row['b']} "
+        f"({rate(row['win_rate'], *interval_of(row))}, n = {row['n']})"
         for row in rows
-        if row.get("task") != "all"
-        and row["split"] in pooled
-        and (word := reading(*interval_of(row), 0.5)) not in (pooled[row["split"]], NONE)
+        if row.get("task") != "all" and side(*interval_of(row)) * pooled.get(row["split"], 0) < 0
     ]
-    return [f"Within that, single tasks read otherwise: {'; '.join(other)}."] if other else []
-
-
-def _few_said(comparisons: dict[tuple[Any, ...], list[Row]]) -> list[str]:
-    counts = [row["n"] for rows in comparisons.values() for row in pooled_rows(rows) if row.get("n")]
-    if not counts or min(counts) >= FEW:
-        return []
-    return [f"With few queries (n = {min(counts)} at the least) only large differences can be told from chance."]
+    return [f"Within that, single tasks read the other way: {'; '.join(other)}."] if other else []
 
 
 def _steerability_said(results: Results) -> list[str]:
-    """A sentence for each judge, models beside each other."""
+    """A sentence for each trusted judge, models beside each other: where the interval lies."""
     rows = [row for row in rows_of(results, "steerability") if row.get("principle") is None]
-    meaning = {
-        ABOVE: "follows it",
-        BELOW: "does the opposite",
-        UNCLEAR: "shows no distinguishable effect",
-        NONE: "has no score",
-    }
+    where = {1: "above one half", 0: "holds one half", -1: "below one half"}
     found = []
     for (_, judge), group in grouped(rows, "principle_set", "judge").items():
         pooled = [row for models in grouped(group, "model").values() for row in pooled_rows(models)]
         said = [
             f"{_on(of_place[0])} "
             + ", ".join(
-                f"{row['model']} {meaning[reading(*interval_of(row), 0.5)]} "
-                f"({rate(row.get('steerability'), *interval_of(row))}, n = {row.get('n')})"
+                f"{row['model']} {rate(row['steerability'], *interval_of(row))} ({where[side(*interval_of(row))]})"
+                if row.get("steerability") is not None
+                else f"{row['model']} has no score"
                 for row in of_place
             )
             for of_place in grouped(pooled, "split", "task").values()
         ]
-        words = _reliability(results, judge, [row["model"] for row in pooled])
-        found.append(f"Does the constitution steer the model? Judged by {words}: {'; '.join(said)}.")
+        if trusted(results, judge):
+            found.append(f"Does the constitution steer the model? Judged by {judge}: {'; '.join(said)}.")
     return found
 
 
 def _training_said(results: Results) -> list[str]:
+    """The contrastive loss before and after. "Fell" and "rose" need the paired difference (after minus before)."""
     found = []
     for model, summary in (results.get("training") or {}).items():
         evaluation = (summary or {}).get("evaluation") or {}
         before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
         if None in (before.get("loss"), after.get("loss")):
             continue
-        word = "fell" if after["loss"] < before["loss"] else "rose" if after["loss"] > before["loss"] else "stayed"
-        apart = _apart(before.get("loss_ci"), after.get("loss_ci"))
-        overlap = {True: "; the intervals are apart", False: "; the intervals overlap", None: ""}[apart]
-        found.append(
-            f"Training of {model}: on {counted(evaluation.get('n', 0), 'query')} not trained on, the contrastive loss "
-            f"{word} from {number(before['loss'], before.get('loss_ci'))} "
-            f"to {number(after['loss'], after.get('loss_ci'))} nats{overlap}."
-        )
+        change, interval = evaluation.get("loss_change"), evaluation.get("loss_change_ci") or (None, None)
+        figures = [number(x["loss"], x.get("loss_ci")) for x in (before, after)]
+        if change is None or None in interval:
+            said = f"the contrastive loss is {figures[0]} before and {figures[1]} after, in nats"
+        else:
+            verb = {1: "rose", -1: "fell", 0: "did not change distinguishably"}[side(interval[0], interval[1], 0)]
+            said = f"the contrastive loss {verb}, by {number(change, interval)} nats ({figures[0]} before, {figures[1]} after)"
+        on = counted(evaluation.get("n", 0), "query")
+        found.append(f"Training of {model}: on {on} not trained on, {said}.")
     return found
-
-
-def _apart(one: Sequence[float] | None, two: Sequence[float] | None) -> bool | None:
-    if not one or not two or None in (*one, *two):
-        return None
-    return one[1] < two[0] or two[1] < one[0]
-
-
-def _reliability(results: Results, judge: str, judged: Sequence[str]) -> str:
-    """The judge's name, with a warning where it contradicts itself or is akin to one of the judged models."""
-    card = (results.get("judges") or {}).get(judge) or {}
-    kept, cares = card.get("position_consistency"), []
-    if kept is not None and kept < CARE_BELOW:
-        of = f"{percent(kept, 0)} of {counted(card['n_pairs'], 'pair')}"
-        cares.append(f"it kept its verdict in both orders for only {of}")
-    if akin := [model for model in dict.fromkeys(judged) if model in (card.get("same_family") or {})]:
-        cares.append(f"it judges its own kin, {joined(akin)}")
-    return f"{judge} (with care: {'; '.join(cares)})" if cares else judge

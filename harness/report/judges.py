@@ -183,11 +183,10 @@ def rank_stability_section(results: Results) -> Section:
             (
                 versus(pair),
                 split_words(row["split"]),
-                percent(pair.get("win_rate_1")),
-                percent(pair.get("win_rate_2")),
+                *(rate(pair.get(f"win_rate_{i}"), *limits(pair, f"win_rate_{i}_ci")) for i in (1, 2)),
                 rate(pair.get("agreement"), *interval_of(pair), digits=0),
                 number((pair.get("kappa") or {}).get("kappa"), interval_of(pair.get("kappa") or {}), digits=2),
-                "flips" if pair.get("flips") else "same",
+                pair.get("order") or "unclear",
                 str(pair.get("n")),
             )
             for row in group
@@ -202,6 +201,7 @@ def rank_stability_section(results: Results) -> Section:
         tables.append(Table(columns, cells, heading, frozenset((*columns[2:6], "n"))))
     remark = (
         "Over the queries that both judges scored: their win rates, how often a query has the same outcome (win, tie, loss), "
-        "Cohen's kappa, and whether the order of the two models flips. tau-b: Kendall's correlation of the models' ranks."
+        "Cohen's kappa, and the order of the two models: same or flips where both intervals exclude one half, else unclear. "
+        "tau-b: Kendall's correlation of the models' ranks."
     )
     return Section("Rank stability", (), tuple(tables), (remark,))

@@ -1,4 +1,4 @@
-"""The report in a terminal; made for 100 columns, and never wider than the console."""
+"""The whole report in a terminal, never wider than the console (`first_screen` is what a run ends with)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from rich.text import Text
 
 from harness.report.content import comparison_sections, ladder_sections, sections
 from harness.report.judge_card import judge_card_sections
-from harness.report.words import BAD, GOOD, UNCLEAR, Section, Table
+from harness.report.readings import BAD, GOOD, UNCLEAR
+from harness.report.words import Section, Table
 
 _GAP = 2
 _NARROWEST = 6
-_BLANK = re.compile(r" (?![^\[]*\])")
-_ASCII = str.maketrans({"½": "1/2", "–": "-", "—": "-", "−": "-", "→": ">", "·": "|", "Δ": "d", "ρ": "rho"})
+BLANK = re.compile(r" (?![^\[]*\])")
+"""Where a line may break: not within an interval."""
+_ASCII = str.maketrans({"½": "1/2", "–": "-", "—": "-", "−": "-", "→": ">", "…": "...", "·": "|", "Δ": "d", "ρ": "rho"})
 
 
 def print_results(results: dict[str, Any], console: Console, *, only: Collection[str] = ()) -> None:
@@ -60,7 +62,8 @@ def _print_section(section: Section, console: Console) -> None:
         if table.heading:
             console.print()
             console.print(_text(table.heading, console, "italic"))
-        console.print(_rich_table(table, console))
+        for part in fitting(table, console.width):
+            console.print(_rich_table(part, console))
     for remark in section.remarks:
         _print_item(remark, console, style="dim")
 
@@ -75,21 +78,57 @@ def _print_item(sentence: str, console: Console, style: str = "") -> None:
 
 def _rich_table(table: Table, console: Console) -> RichTable:
     found = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", show_edge=False)
-    for name, width in zip(table.columns, _widths(table, console.width), strict=True):
+    widths = _widths(table, console.width)
+    for name, width in zip(table.columns, widths, strict=True):
         right = name in table.numbers
         found.add_column(_text(name, console), justify="right" if right else "left", overflow="fold", width=width)
     for row in table.rows:
-        found.add_row(*(_text(cell, console, _style(cell)) for cell in row))
+        cells = zip(row, widths, strict=True)
+        lines = [[plain(line, console) for line in wrapped(cell, width)] for cell, width in cells]
+        found.add_row(*(Text("\n".join(part), style_of(cell)) for part, cell in zip(lines, row, strict=True)))
     return found
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """`text` as lines of at most `width` cells, as far as it can be broken between words and not within an interval."""
+    lines: list[str] = []
+    for part in BLANK.split(text):
+        if lines and cell_len(f"{lines[-1]} {part}") <= width:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
+def fitting(table: Table, width: int) -> list[Table]:
+    """The table, or several with fewer columns under each other where `width` cells would not hold it with words whole.
+
+    Each has the columns that say what a row is about: those before the first number.
+    """
+    _, whole = _needed(table)
+    keys = next((i for i, name in enumerate(table.columns) if name in table.numbers), 1) or 1
+    rooms = [list(range(keys))]
+    for i in range(keys, len(table.columns)):
+        if len(rooms[-1]) > keys and sum(whole[j] + _GAP for j in [*rooms[-1], i]) - _GAP > width:
+            rooms.append(list(range(keys)))
+        rooms[-1].append(i)
+    if len(rooms) == 1:
+        return [table]
+    return [table.without(*(name for i, name in enumerate(table.columns) if i not in kept)) for kept in rooms]
+
+
+def _needed(table: Table) -> tuple[list[int], list[int]]:
+    """What each column needs to be on one line, and to keep its words and intervals whole."""
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    return widths, [max(cell_len(part) for cell in column for part in BLANK.split(cell)) for column in columns]
 
 
 def _widths(table: Table, available: int) -> list[int]:
     """What the widest entry of each column needs. Where the sum is too wide the column with most room to break gives
     way, at blanks and never within an interval; where that does not do, the widest.
     """
-    columns = list(zip(table.columns, *table.rows, strict=True))
-    widths = [max(map(cell_len, column)) for column in columns]
-    whole = [max(cell_len(part) for cell in column for part in _BLANK.split(cell)) for column in columns]
+    widths, whole = _needed(table)
     available -= _GAP * (len(widths) - 1)
     while sum(widths) > available and max(widths) > _NARROWEST:
         room = [width - least for width, least in zip(widths, whole, strict=True)]
@@ -98,13 +137,19 @@ def _widths(table: Table, available: int) -> list[int]:
     return widths
 
 
-def _style(cell: str) -> str:
+def style_of(cell: str) -> str:
+    """Of a reading in a table."""
     return "green" if cell in GOOD else "red" if cell in BAD else "dim" if cell == UNCLEAR else ""
 
 
-def _text(text: str, console: Console, style: str = "") -> Text:
-    """`text` as it is: no markup, no control characters; in a console without Unicode, what comes closest."""
+def plain(text: str, console: Console) -> str:
+    """`text` without control characters; in a console without Unicode, what comes closest."""
     text = "".join(c if c.isprintable() else " " for c in text)
     if not console.encoding.startswith("utf"):
         text = text.translate(_ASCII).encode(console.encoding, "replace").decode(console.encoding)
-    return Text(text, style=style)
+    return text
+
+
+def _text(text: str, console: Console, style: str = "") -> Text:
+    """`text` as it is, without markup."""
+    return Text(plain(text, console), style=style)

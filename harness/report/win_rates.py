@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from harness.report.headline import like_these, relevance_of_both
+from harness.report.readings import GAP, UNCLEAR, family_size, legend, level_of, reading, side
 from harness.report.words import (
-    HELD_OUT_HIGHER,
-    LEARNED_HIGHER,
     NONE,
     Results,
     Row,
@@ -22,9 +22,9 @@ from harness.report.words import (
     points,
     pooled_rows,
     rate,
-    reading,
     rows_of,
     split_words,
+    tasks_last,
     versus,
 )
 
@@ -36,31 +36,63 @@ MATRIX = ("win_rate", "ci_low", "ci_high")
 
 
 def win_rates_section(results: Results) -> Section:
-    columns = ("task", "split", "win rate", "scored", "W/T/L", "p", "p Holm", "reading")
+    columns = ("task", "split", "n", "win rate", "like these", "W/T/L", "p", "p Holm", "reading", "relevance")
     tables = []
     groups = grouped(rows_of(results, "comparisons"), "a", "b", "principle_set", "judge")
+    marks, sizes = [], []
     for (_, _, principle_set, judge), group in groups.items():
         rows = [
             (
                 row["task"],
                 split_words(row["split"]),
+                scored(row),
                 rate(row.get("win_rate"), *interval_of(row)),
-                f"{row.get('n')}/{row.get('n_expected')}",
+                like_these(row),
                 f"{row.get('wins')}/{row.get('ties')}/{row.get('losses')}",
                 p_value(row.get("p_value")),
                 p_value(row.get("p_holm")),
-                reading(*interval_of(row), 0.5),
+                reading(row, level_of(results)),
+                relevance_of_both(row),
             )
-            for row in group
+            for row in tasks_last(group)
         ]
+        marks += [row[-2] for row in rows]
+        sizes += [family_size(results, "comparisons", row) for row in group if row.get("p_holm") is not None]
         words = judge_words(results, judge)
         heading = f"{versus(group[0])} · principles: {principle_set} · judge: {words}"
-        tables.append(Table(columns, rows, heading, frozenset(columns[2:7])))
+        tables.append(
+            Table(columns, rows, heading, frozenset((*columns[2:8], columns[-1])), beside=True).without_empty()
+        )
     remark = (
-        "p: sign-flip test of the queries' scores against one half; p Holm: adjusted for all rows that a judge has on a "
-        "principle set. scored: queries with a score, of those planned."
+        "p: sign-flip test of the queries' scores against one half; p Holm: adjusted for the rows of all tasks together, or for "
+        "those of single tasks, of a judge on a principle set. n: queries scored, of those planned where some are missing."
     )
-    return Section("Win rates", (), tuple(tables), (remark,))
+    told = "; ".join(legend(marks, sizes))
+    few = principle_notes(rows_of(results, "comparisons"))
+    return Section(
+        "Win rates", (), tuple(tables), (remark, LIKE_THESE, *([f"{told}."] if told else []), RELEVANCE, *few)
+    )
+
+
+LIKE_THESE = (
+    "Intervals beside a figure are over queries, under these principles; like these: the interval for other principles like "
+    "these."
+)
+RELEVANCE = (
+    "relevance, of a / of b: how often a response is likelier after its own query than after another, by a scorer; one half "
+    "is chance."
+)
+
+
+def principle_notes(rows: list[Row]) -> list[str]:
+    """Why rows have no interval over principles, each reason once."""
+    return list(dict.fromkeys(str(note) for row in rows if (note := (row.get("principles_ci") or {}).get("note"))))
+
+
+def scored(row: Row) -> str:
+    """Queries with a score, of those planned where some are missing."""
+    n, planned = row.get("n"), row.get("n_expected")
+    return f"{n}" if n == planned or planned is None else f"{n} of {planned}"
 
 
 def leaderboards_section(results: Results) -> Section:
@@ -117,29 +149,58 @@ def _matrix(board: Row) -> Table:
 
 
 def gaps_section(results: Results) -> Section:
-    columns = ("judge", "task", "gap, points", "n", "p", "p Holm", "reading")
+    rows = rows_of(results, "gaps")
+    columns = (
+        "judge",
+        "task",
+        "these, points",
+        "p Holm",
+        "reading",
+        "like these, points",
+        "difference of differences",
+        "n",
+    )
     tables = []
-    for (_, _, principle_set), group in grouped(rows_of(results, "gaps"), "a", "b", "principle_set").items():
-        rows = [
+    for (_, _, principle_set), group in grouped(rows, "a", "b", "principle_set").items():
+        cells = [
             (
                 row["judge"],
                 row["task"],
                 points(row.get("gap"), *interval_of(row)),
-                str(row.get("n")),
-                p_value(row.get("p_value")),
                 p_value(row.get("p_holm")),
-                reading(*interval_of(row), 0, LEARNED_HIGHER, HELD_OUT_HIGHER),
+                reading(row, level_of(results), GAP, 0),
+                _points_of(row.get("principles")),
+                _points_of(row.get("steered")),
+                str(row.get("n")),
             )
-            for row in group
+            for row in tasks_last(group)
         ]
         heading = f"{versus(group[0])} · principles: {principle_set}"
-        tables.append(Table(columns, rows, heading, frozenset(columns[2:6])))
+        numbers = frozenset((*columns[2:4], *columns[5:]))
+        tables.append(Table(columns, cells, heading, numbers).without_empty())
     remark = (
-        "Win rate on learned minus win rate on held-out principles, paired by query; p by sign flips, p Holm adjusted for "
-        "all gaps by a judge on a principle set."
+        "Win rate on learned minus win rate on held-out principles, paired by query; p by sign flips, adjusted as those of the win "
+        "rates. like these: for other principles like these (Welch's t over principles)."
     )
-    notes = notes_of(rows_of(results, "gaps"), "a", "b", "judge", "task")
-    return Section("Generalisation gap", (), tuple(tables), (remark, *notes))
+    steered = [row["steered"] for row in rows if (row.get("steered") or {}).get("gap") is not None]
+    if steered:
+        remark += (
+            " difference of differences: how much training raised steerability on learned principles, minus how much on held-out "
+            "ones, for principles like these; how hard the two sets are does not move it."
+        )
+    marks = legend(
+        [cell[4] for table in tables for cell in table.rows if "reading" in table.columns],
+        [family_size(results, "gaps", row) for row in rows if row.get("p_holm") is not None],
+    )
+    told = [f"{'; '.join(marks)}."] if marks else []
+    inner = [of["note"] for row in rows for key in ("principles", "steered") if (of := row.get(key) or {}).get("note")]
+    notes = notes_of(rows, "a", "b", "judge", "task")
+    return Section("Generalisation gap", (), tuple(tables), (remark, *told, *dict.fromkeys(inner), *notes))
+
+
+def _points_of(figure: Row | None) -> str:
+    figure = figure or {}
+    return points(figure.get("gap"), *interval_of(figure))
 
 
 def swapped_section(results: Results) -> Section:
@@ -167,29 +228,42 @@ def swapped_section(results: Results) -> Section:
 
 
 def steerability_section(results: Results) -> Section:
-    columns = ("model", "task", "split", "steerability", "n", "reading")
+    columns = ("model", "task", "split", "n", "steerability", "like these", "reading", "relevance")
     tables = []
     rows = [row for row in rows_of(results, "steerability") if row.get("principle") is None]
+    relevance = {
+        tuple(row.get(key) for key in ("model", "task", "principle_set", "split")): row.get("relevance") or {}
+        for row in rows_of(results, "responses")
+    }
     for (principle_set, judge), group in grouped(rows, "principle_set", "judge").items():
         cells = [
             (
                 row["model"],
                 row["task"],
                 split_words(row["split"]),
-                rate(row.get("steerability"), *interval_of(row)),
                 str(row.get("n")),
-                reading(*interval_of(row), 0.5),
+                rate(row.get("steerability"), *interval_of(row)),
+                like_these(row),
+                STEERED[side(*interval_of(row))] if row.get("ci_low") is not None else "no score",
+                rate(of.get("relevance"), *interval_of(of), digits=0),
             )
-            for row in group
+            for of_model in grouped(group, "model").values()
+            for row in tasks_last(of_model)
+            if (of := relevance.get((row["model"], row["task"], principle_set, row["split"]), {})) is not None
         ]
         words = judge_words(results, judge)
-        tables.append(Table(columns, cells, f"principles: {principle_set} · judge: {words}", frozenset(columns[3:5])))
+        numbers = frozenset((*columns[3:6], columns[-1]))
+        table = Table(columns, cells, f"principles: {principle_set} · judge: {words}", numbers, beside=True)
+        tables.append(table.without_empty())
     remark = (
         "How often a response under a constitution follows it more than the same model's response under the opposite "
-        "does; ½ means that the constitution changes nothing."
+        "does; ½ means that the constitution changes nothing. The reading is of the interval alone; – it holds ½."
     )
     notes = notes_of(rows, "model", "judge", "task", "split")
-    return Section("Steerability", (), tuple(tables), (remark, *notes))
+    return Section("Steerability", (), tuple(tables), (remark, *principle_notes(rows), *notes))
+
+
+STEERED = {1: "above ½", 0: UNCLEAR, -1: "below ½"}
 
 
 def by_principle_section(results: Results) -> Section:
@@ -254,7 +328,7 @@ def information_section(results: Results) -> Section:
             number(row.get("log_c")),
             percent(row.get("saturated"), 0),
             str(row.get("n")),
-            reading(*interval_of(row), 0, "above 0", "below 0"),
+            NONE if row.get("ci_low") is None else {1: "above 0", 0: NONE, -1: "below 0"}[side(*interval_of(row), 0)],
         )
         for row in rows
     ]
@@ -274,7 +348,7 @@ def information_section(results: Results) -> Section:
             rate(row["own_likeliest"], *limits(row, "own_likeliest_ci")),
             percent(row["chance"], 0),
             str(row["n"]),
-            reading(*limits(row, "own_likeliest_ci"), row["chance"], "above chance", "below chance"),
+            {1: "above chance", 0: NONE, -1: "below chance"}[side(*limits(row, "own_likeliest_ci"), row["chance"])],
         )
         for row in rows
         if row.get("own_likeliest") is not None

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Results = dict[str, Any]
 Row = dict[str, Any]
 NONE = "–"
-ABOVE, BELOW, UNCLEAR = "above ½", "below ½", "not distinguishable"
-LEARNED_HIGHER, HELD_OUT_HIGHER = "learned higher", "held-out higher"
-A_HIGHER, B_HIGHER = "A higher", "B higher"
-GOOD, BAD = (ABOVE, LEARNED_HIGHER, A_HIGHER), (BELOW, HELD_OUT_HIGHER, B_HIGHER)
-"""Readings of an interval, by the side of it on which "no difference" lies."""
+KEPT = ("reading",)
 
 
 @dataclass(frozen=True)
@@ -24,11 +20,49 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     heading: str = ""
     numbers: frozenset[str] = frozenset()
+    beside: bool = False
+    """Whether splits stand beside each other where there is room (`side_by_side`)."""
+
+    def without_empty(self) -> Table:
+        """The table without the columns that say nothing in any row; a reading says something."""
+        said = {name for name, *cells in zip(self.columns, *self.rows, strict=True) if {*cells} - {NONE, ""}}
+        return self.without(*(set(self.columns) - said - set(KEPT)))
+
+    def without(self, *names: str) -> Table:
+        kept = [i for i, name in enumerate(self.columns) if name not in names]
+        rows = [tuple(row[i] for i in kept) for row in self.rows]
+        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
+
+    def side_by_side(self) -> Table:
+        """The table with the splits beside each other; the columns before "split" are the key of a row.
+
+        n is said once where it is the same for all splits.
+        """
+        if not self.beside or not self.rows:
+            return self
+        at = self.columns.index("split")
+        cells = {(row[:at], row[at]): row[at + 1 :] for row in self.rows}
+        keys, splits = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
+        names = self.columns[at + 1 :]
+        found = {
+            f"{split}: {name}": [cells[key, split][i] if (key, split) in cells else NONE for key in keys]
+            for split in splits
+            for i, name in enumerate(names)
+        }
+        counts = [found.pop(name) for name in list(found) if name.endswith(": n")]
+        if counts and all(count == counts[0] for count in counts):
+            found = {"n": counts[0], **found}
+        elif counts:
+            found = {"n": ["/".join(of_key) for of_key in zip(*counts, strict=True)], **found}
+        numbers = {name for name in found if name.split(": ")[-1] in self.numbers}
+        columns = (*self.columns[:at], *found)
+        rows = [(*key, *(column[i] for column in found.values())) for i, key in enumerate(keys)]
+        return Table(columns, rows, self.heading, self.numbers | numbers)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: sentences, then tables, then remarks."""
+    """A part of the report: sentences, then tables, then remarks. Without sentences and tables it is left out."""
 
     title: str
     sentences: tuple[str, ...] = ()
@@ -64,13 +98,6 @@ def number(value: float | None, interval: Sequence[float | None] | None = None, 
 
 def p_value(value: float | None) -> str:
     return NONE if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def reading(low: float | None, high: float | None, nothing: float, above: str = ABOVE, below: str = BELOW) -> str:
-    """Where an interval lies: above, below or around the value that means "no difference"."""
-    if low is None or high is None:
-        return NONE
-    return above if low > nothing else below if high < nothing else UNCLEAR
 
 
 def split_words(split: str) -> str:
@@ -136,3 +163,8 @@ def limits(row: Row, key: str) -> tuple[float | None, float | None]:
 def moved(value: float | None) -> str:
     """A step from one protocol to the next, in points: ``+3.1``; nothing where it moves nothing."""
     return NONE if value is None else f"{100 * value:+.1f}" if abs(value) >= 0.0005 else "0"
+
+
+def tasks_last(rows: Iterable[Row]) -> list[Row]:
+    """Rows with those of all tasks first, else in their order."""
+    return sorted(rows, key=lambda row: row.get("task") != "all")

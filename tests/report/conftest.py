@@ -53,7 +53,7 @@ def _scored_inputs() -> ScoreInputs:
     words = {"sami": 24, "base": 31, "instruct": 18}
     lengths = {
         ResponseKey(m, p.task, p.principle_set, p.split, p.query_id, p.constitution_id, p.epoch): Facts(
-            words[m] + rng.randrange(9)
+            words[m] + rng.randrange(9), digest=f"{m} {p.task} {p.split} {p.query_id} {p.constitution_id}"
         )
         for p in expected
         for m in (p.a, p.b)
@@ -72,6 +72,7 @@ def _scored_inputs() -> ScoreInputs:
         judges=judges,
         verdicts=verdicts,
         facts=lengths,
+        relevance={key: ("instruct", rng.choice([0.75, 1.0])) for key in lengths},
         likelihoods=likelihoods,
         training={
             "sami": {
@@ -113,3 +114,22 @@ def results() -> dict[str, Any]:
     import copy
 
     return copy.deepcopy(_RESULTS)
+
+
+@pytest.fixture
+def examples() -> list[dict[str, Any]]:
+    """Two, as `harness.rescore.examples` gives them."""
+    return [
+        {
+            "task": "dialogue",
+            "query_id": f"q{number}",
+            "split": split,
+            "constitution": [f"Mention the number {number} somewhere in a sentence of some length."],
+            "query": "What is the best way to learn the names of all the birds in a garden?",
+            "responses": {
+                model: {"text": f"{model} says {number}.", "copied": 0.25, "ran_on": model == "sami", "cut": False}
+                for model in ("base", "instruct", "sami")
+            },
+        }
+        for number, split in enumerate(("held_out", "learned"), 1)
+    ]

@@ -6,10 +6,12 @@ import io
 from typing import Any
 
 import pytest
+from changes import pooled, trust
 from rich.console import Console
 
 from harness.report import print_results
-from harness.report.words import p_value, points, rate, reading
+from harness.report.terminal import fitting, wrapped
+from harness.report.words import Table, p_value, points, rate
 
 
 def shown(results: dict[str, Any], width: int = 100) -> str:
@@ -34,45 +36,85 @@ def test_at_100_columns_a_row_is_a_line(results: dict[str, Any]) -> None:
     figure = rate(row["win_rate"], row["ci_low"], row["ci_high"])
     (line,) = (line for line in lines if line.startswith("summarization") and f" {figure} " in line and "/" in line)
     assert line.split()[:2] == ["summarization", "learned"]
-    assert f"{row['n']}/{row['n_expected']}" in line
     assert f"{row['wins']}/{row['ties']}/{row['losses']}" in line
 
 
-def test_the_paragraph_tells_gains_and_their_absence(results: dict[str, Any]) -> None:
+def test_the_sentences_tell_gains_and_their_absence(results: dict[str, Any]) -> None:
     text = flat(results)
-    assert "on learned principles sami beats base (71.1% [64.3, 77.1], n = 64, interval above one half)" in text
-    assert "on held-out principles it is not distinguishable from base (56.6%" in text
-    assert "the gap, learned minus held-out, is above zero (+14.5 [+3.5, +25.1] points, n = 64)" in text
     assert (
-        "the contrastive loss fell from 0.710 [0.650, 0.770] to 0.580 [0.520, 0.640] nats; the intervals are apart"
+        "On these 3 learned principles, judged by verifiable, sami beats base: 71.1% [64.3, 77.1], n = 64, p Holm <0.001."
         in text
     )
+    assert "On these 2 held-out principles, judged by verifiable, sami is not distinguishable from base: 56.6%" in text
+    assert "The gap of sami against base, learned minus held-out, by verifiable, is above zero (+14.5 [" in text
+
+
+def test_a_training_loss_fell_only_where_its_change_was_measured(results: dict[str, Any]) -> None:
+    figures = "0.710 [0.650, 0.770] before"
+    assert f"not trained on, the contrastive loss is {figures} and 0.580 [0.520, 0.640] after, in nats." in flat(
+        results
+    )
+    evaluation = results["training"]["sami"]["evaluation"]
+    for change, interval, verb in (
+        (-0.13, [-0.2, -0.06], "fell"),
+        (0.13, [0.06, 0.2], "rose"),
+        (-0.13, [-0.3, 0.04], "did not change distinguishably"),
+    ):
+        evaluation |= {"loss_change": change, "loss_change_ci": interval}
+        said = f"the contrastive loss {verb}, by {change:.3f} [{interval[0]:.3f}, {interval[1]:.3f}] nats ({figures}"
+        assert said in flat(results)
 
 
 def test_a_loss_is_told_as_clearly_as_a_win(results: dict[str, Any]) -> None:
     for row in results["comparisons"]:
-        row |= {"win_rate": 0.3, "ci_low": 0.2, "ci_high": 0.4}
-    results["training"]["sami"]["evaluation"]["after"] = {"loss": 0.9, "loss_ci": [0.7, 1.1]}
+        row |= {"win_rate": 0.3, "ci_low": 0.2, "ci_high": 0.4, "p_holm": 0.01}
     text = flat(results)
-    assert "on learned principles sami loses to base (30.0% [20.0, 40.0], n = 64, interval below one half)" in text
-    assert "below ½" in text
-    assert "the contrastive loss rose from 0.710" in text
-    assert "the intervals overlap" in text
+    assert (
+        "learned principles, judged by verifiable, sami loses to base: 30.0% [20.0, 40.0], n = 64, p Holm 0.010."
+        in text
+    )
+    assert "0.010 loses to" in text
+
+
+def test_an_interval_alone_is_no_win(results: dict[str, Any]) -> None:
+    row = pooled(results, b="base", split="learned")
+    row["p_holm"] = 0.051
+    text = flat(results)
+    assert "sami is ahead of base, not after adjustment for 4 rows: 71.1%" in text
+    assert "0.051 ahead*" in text
+    assert "* not after adjustment for 4/8 rows" in text
+
+
+def test_new_principles_need_an_interval_over_principles(results: dict[str, Any]) -> None:
+    row = pooled(results, b="base", split="held_out")
+    row |= {"win_rate": 0.6, "ci_low": 0.55, "ci_high": 0.65, "p_holm": 0.01}
+    row["principles_ci"] = {"low": 0.51, "high": 0.69, "n_principles": 10, "method": "t"}
+    said = "On these 10 held-out principles, judged by verifiable, sami beats base: 60.0% [55.0, 65.0], n = 64, p Holm 0.010; "
+    like = "for principles like them [51.0, 69.0] (10 principles), so it generalises to principles like them."
+    assert said + like in flat(results)
+    row["principles_ci"]["low"] = 0.5
+    like = "for principles like them [50.0, 69.0] (10 principles), so nothing is shown of other principles."
+    assert said + like in flat(results)
+    row["principles_ci"] |= {"low": 0.51}
+    row["p_holm"] = 0.2
+    assert "generalises" not in flat(results)
 
 
 def test_an_unreliable_judge_is_marked_wherever_its_figures_are(results: dict[str, Any]) -> None:
     results["judges"]["smollm2"] |= {"position_consistency": 0.55, "n_pairs": 40}
+    results["judges"]["smollm2"]["intervals"]["position_consistency"] = [0.45, 0.65]
     text = flat(results)
-    assert "Judged by smollm2 (with care: it kept its verdict in both orders for only 55% of 40 pairs)" in text
+    assert "Red flag: judge smollm2 at chance (orders agree 55% [45, 65])." in text
+    assert "judged by smollm2" not in text
     assert "judge: smollm2 (same verdict in both orders: 55%)" in text
     assert "55.0% of 40" in text
 
 
-def test_a_judge_of_its_own_kin_is_marked_where_it_judges_it(results: dict[str, Any]) -> None:
-    results["judges"]["smollm2"] |= {"position_consistency": 0.9}
+def test_a_judge_of_its_own_kin_is_marked(results: dict[str, Any]) -> None:
+    trust(results)
     text = flat(results)
-    assert "Judged by smollm2: on learned principles sami is not distinguishable from base" in text
-    assert "Judged by smollm2 (with care: it judges its own kin, instruct): on learned principles" in text
+    assert "judged by smollm2, sami is not distinguishable from base" in text
+    assert "Red flag: judge smollm2 judges its own kin, instruct." in text
     assert "Same family: smollm2 judges instruct; it is the judge itself." in text
 
 
@@ -126,32 +168,25 @@ def test_agreement_is_shown_by_kind_of_comparison_and_what_the_verdicts_are_wort
 def test_judges_that_contradict_each_other_are_named(results: dict[str, Any]) -> None:
     for row in results["comparisons"]:
         if row["judge"] == "smollm2":
-            row |= {"win_rate": 0.3, "ci_low": 0.2, "ci_high": 0.4}
-    assert (
-        "The judges contradict each other on learned principles: sami beats base by verifiable, and loses by smollm2."
-        in flat(results)
-    )
+            row |= {"win_rate": 0.3, "ci_low": 0.2, "ci_high": 0.4, "p_holm": 0.01}
+    said = "The judges contradict each other on these 3 learned principles: sami beats base by verifiable, and loses by smollm2"
+    assert said not in flat(results), "a judge at chance contradicts nobody"
+    trust(results)
+    assert said in flat(results)
 
 
-def test_a_task_that_reads_otherwise_than_the_pooled_figure_is_named(results: dict[str, Any]) -> None:
+def test_a_task_that_reads_the_other_way_is_named(results: dict[str, Any]) -> None:
     for row in results["comparisons"]:
         if (row["judge"], row["task"], row["split"]) == ("verifiable", "summarization", "learned"):
             row |= {"win_rate": 0.3, "ci_low": 0.2, "ci_high": 0.4}
-    text = flat(results)
-    assert "single tasks read otherwise: summarization, learned: below ½ (30.0% [20.0, 40.0], n = 16)" in text
-
-
-def test_few_queries_are_told(results: dict[str, Any]) -> None:
-    assert "With few queries" not in flat(results)
-    for row in results["comparisons"]:
-        row["n"] = 5
-    assert "With few queries (n = 5 at the least)" in flat(results)
+    said = "single tasks read the other way: summarization, learned: is behind base (30.0% [20.0, 40.0], n = 16)"
+    assert said in flat(results)
 
 
 def test_an_incomplete_run_says_so_first(results: dict[str, Any]) -> None:
     results["quality"] = {"unscored_rate": 0.1, "max_unscored": 0.02, "passed": False}
     text = flat(results)
-    assert "What this run shows · This run is incomplete: 10.0% of the expected verdicts are unscored" in text
+    assert "What this run shows · Red flag: incomplete: 10.0% of verdicts unscored (limit 2.0%)." in text
     assert "(limit 2.0%): FAILED" in text
 
 
@@ -204,24 +239,13 @@ def test_leaderboards_and_stability_are_left_out_where_there_are_none(results: d
     assert "Rank stability" not in text
 
 
-def test_a_control_off_one_half_is_told_beside_the_win(results: dict[str, Any]) -> None:
+def test_a_control_is_shown(results: dict[str, Any]) -> None:
     assert "Swapped constitutions" not in shown(results)
     control = {"n": 64, "n_paired": 64, "win_rate": 0.6, "ci_low": 0.55, "ci_high": 0.65}
     control |= {"difference": 0.1, "difference_low": 0.02, "difference_high": 0.2}
     for row in results["comparisons"]:
         row["swapped"] = control
-    text = flat(results)
-    assert (
-        "With care, on learned principles, judged by verifiable: sami beats base also under constitutions that neither was "
-        "given (60.0% [55.0, 65.0], n = 64), so style or length has a part in it."
-    ) in text
-    assert "sami against base verifiable learned 60.0% [55.0, 65.0] +10.0 [+2.0, +20.0] 64" in text
-
-
-def test_a_control_around_one_half_is_no_reason_for_care(results: dict[str, Any]) -> None:
-    for row in results["comparisons"]:
-        row["swapped"] = {"n": 64, "n_paired": 64, "win_rate": 0.52, "ci_low": 0.45, "ci_high": 0.6}
-    assert "With care, on" not in flat(results)
+    assert "sami against base verifiable learned 60.0% [55.0, 65.0] +10.0 [+2.0, +20.0] 64" in flat(results)
 
 
 def test_the_noise_of_a_judge_is_shown_where_it_was_measured(results: dict[str, Any]) -> None:
@@ -275,7 +299,7 @@ def test_an_older_result_is_still_shown(results: dict[str, Any]) -> None:
     for row in results["gaps"]:
         del row["p_holm"]
     text = flat(results)
-    assert "71.1% [64.3, 77.1] 64/64 38/20/6 – – above ½" in text
+    assert "all learned 64 71.1% [64.3, 77.1] 38/20/6 ahead*" in text
     assert "Ties count as half a win" in text
 
 
@@ -292,6 +316,7 @@ def test_figures_that_are_missing_are_shown_as_such(results: dict[str, Any]) -> 
         "ci_low": None,
         "ci_high": None,
         "by_principle": [],
+        "principles_ci": None,
         "note": "No query has a score.",
     }
     for row in results["comparisons"]:
@@ -301,8 +326,10 @@ def test_figures_that_are_missing_are_shown_as_such(results: dict[str, Any]) -> 
     for row in results["infonce"]:
         row |= {"infonce": None, "ci_low": None, "ci_high": None, "log_c": None, "note": "It needs 2 queries."}
     text = flat(results)
-    assert "on learned principles sami has no score against base (0 of 64 queries scored)" in text
-    assert "the gap between the two cannot be computed" in text
+    assert (
+        "On learned principles, judged by verifiable, sami has no score against base (0 of 64 queries scored)." in text
+    )
+    assert "The gap of sami against base, learned minus held-out, by verifiable, cannot be computed." in text
     assert "It needs 2 queries." in text
     assert "nan" not in text.lower().split()
 
@@ -329,7 +356,8 @@ def test_a_split_with_one_task_is_not_lost_beside_one_with_two(results: dict[str
         row for row in results["comparisons"] if row["split"] == "learned" or row["task"] == "dialogue"
     ]
     results["gaps"] = []
-    assert "on held-out principles (dialogue) it is not distinguishable from base" in flat(results)
+    said = "On these 2 held-out principles (dialogue), judged by verifiable, sami is not distinguishable from base"
+    assert said in flat(results)
 
 
 def test_markup_and_control_characters_in_names_are_only_text(results: dict[str, Any]) -> None:
@@ -350,6 +378,32 @@ def test_figures() -> None:
     assert rate(None, None, None) == "–"
     assert points(-0.05, -0.1, 0.0123) == "-5.0 [-10.0, +1.2]"
     assert (p_value(0.0001), p_value(0.5), p_value(None)) == ("<0.001", "0.500", "–")
-    assert [reading(low, high, 0.5) for low, high in ((0.51, 0.6), (0.4, 0.49), (0.5, 0.6), (None, None))] == [
-        "above ½", "below ½", "not distinguishable", "–",
-    ]  # fmt: skip
+
+
+def test_no_word_and_no_interval_is_split_in_a_table(results: dict[str, Any]) -> None:
+    lines = [line.strip() for line in shown(results, 80).splitlines()]
+    assert not [line for line in lines if line.count("[") != line.count("]")]
+    there = {word for line in lines for word in line.split()}
+    assert not there & {
+        "distinguishab",
+        "summarizatio",
+        "summarizati",
+        "instruc",
+        "ends-with-questio",
+        "mentions-a-numbe",
+    }
+    assert {"summarization", "instruct", "ends-with-question", "mentions-a-number"} <= there
+
+
+def test_a_table_that_is_too_wide_goes_on_in_another_one() -> None:
+    row = ("dialogue", "58.3% [52.1, 64.3]", "52.1% [47.6, 56.5]", "beats")
+    table = Table(("task", "a", "b", "reading"), [row], "h", frozenset("ab"))
+    assert fitting(table, 80) == [table]
+    parts = fitting(table, 34)
+    assert [part.columns for part in parts] == [("task", "a"), ("task", "b", "reading")]
+    assert [part.rows for part in parts] == [[row[:2]], [(row[0], *row[2:])]]
+
+
+def test_a_cell_breaks_between_words_and_not_in_an_interval() -> None:
+    assert wrapped("sami against 58.3% [52.1, 64.3] n", 18) == ["sami against 58.3%", "[52.1, 64.3] n"]
+    assert wrapped("incomprehensible", 4) == ["incomprehensible"]
