@@ -586,7 +586,7 @@ class Plan:
                             constitution.lines(),
                             query.text,
                             model_spec.style,
-                            example=self.spec.sampling.example,
+                            example=self.spec.sampling.example if model_spec.example is None else model_spec.example,
                             reasoning=self.spec.sampling.reasoning,
                         )
                         for epoch in range(self.spec.sampling.epochs):
