@@ -34,7 +34,7 @@ from sami_train.planning.shape import count_parameters
 from sami_train.planning.work import attention_flops, plan_work, query_work
 from sami_train.prompts import load_template
 from sami_train.step import accumulate, lean
-from sami_train.trainer import train
+from sami_train.trainer import TrainingData, train
 
 QUERIES = some_queries(12)
 
@@ -164,6 +164,32 @@ def test_rows_keep_the_prompts_of_the_other_query(contrasting: Path, tiny_model:
     assert {(row["query_id"], row["side"]): row["other_prompt_ids"] for row in rows} == expected
     assert all(row["loss/query"] > 0 for row in read_rows(contrasting / "iteration-1" / "metrics.jsonl"))
     assert all(row["other_prompt_ids"] == [] for row in read_rows(contrasting / "unseen.jsonl"))
+
+
+@pytest.mark.parametrize("place", ["second half", "unseen"])
+def test_a_lone_query_is_refused_before_anything_is_sampled_unless_it_is_unseen(
+    tiny_model: Path, tmp_path: Path, place: str
+) -> None:
+    queries = [*some_queries(14), Query("lone", "A post.", "summarization")]
+    principles = {
+        **data().principles,
+        "summarization": load_principle_set("diverse").select("summarization", "learned"),
+    }
+    given = TrainingData(queries, principles, {kind: load_template(kind) for kind in principles})
+    fields = {**CONTRASTING, "batch_size": 2, "batches_at_start": 1, "batch_increment": 2, "iterations": 2}
+
+    def lone_place(settings: Recipe) -> str:
+        _, second, unseen = ({q.id for q in part} for part in split_queries(queries, settings))
+        return "second half" if "lone" in second else "unseen" if "lone" in unseen else "first half"
+
+    settings = next(s for seed in range(100) if lone_place(s := recipe(**fields, seed=seed)) == place)
+    if place == "unseen":
+        train(settings, parse_source(str(tiny_model)), given, tmp_path)
+        assert "lone" in {row["query_id"] for row in read_rows(tmp_path / "unseen.jsonl")}
+        return
+    with pytest.raises(UserError, match="only one of a kind"):
+        train(settings, parse_source(str(tiny_model)), given, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def begin(folder: Path, rows: list[dict[str, Any]]) -> None:
