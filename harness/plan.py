@@ -28,7 +28,7 @@ from harness.score import ExpectedPair, Kind
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
 from harness.store import RowFile, fingerprint
 from harness.tasks import TaskData, TaskSpec, load_task
-from sami_train.config import NOT_TRAINED_BY, Recipe, load_recipe
+from sami_train.config import Recipe, load_recipe
 from sami_train.constitutions import (
     Constitution,
     Element,
@@ -393,7 +393,7 @@ class Plan:
                     "version": MODEL_CODE_VERSION,
                     "recipe": self.recipe(name).model_dump(
                         mode="json",
-                        exclude=set(NOT_TRAINED_BY),
+                        exclude=set(self.recipe(name).not_trained_by),
                     ),
                     "from": self._weights_fingerprint(train.from_),
                     "queries": [[q.id, q.text, q.task] for q in self.training_queries(name)],
@@ -586,7 +586,7 @@ class Plan:
                             constitution.lines(),
                             query.text,
                             model_spec.style,
-                            example=self.spec.sampling.example,
+                            example=self.spec.sampling.example if model_spec.example is None else model_spec.example,
                             reasoning=self.spec.sampling.reasoning,
                         )
                         for epoch in range(self.spec.sampling.epochs):
@@ -933,14 +933,13 @@ def build_plan(spec: Spec) -> Plan:
 
 
 def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """What a plan comes to: a row per stage, what is done already, detectable effects, time in seconds where it is known.
+    """What a plan comes to: a row per stage, what is done already, how precise it will be, time in seconds where it is known.
 
     `stop` (null without a rule) has the numbers of queries at which the run decides whether to go on, the most that it takes,
-    and the critical values of planned looks; all else is of the most. The minimum detectable effect is the smallest
-    distance from one half (a fraction) that a comparison finds with a power of 80%, for scores with the largest possible
-    standard deviation, 1/2; with ties it is smaller.
+    and the critical values of planned looks; all else is of the most. `precision` has the rows of `harness.precision`,
+    `precision_assumes` what they take for granted.
     """
-    from harness.stats import minimum_detectable_effect
+    from harness.precision import ASSUMED, precision
 
     place = folder or plan.folder
     rates = rates or {}
@@ -957,18 +956,14 @@ def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] 
                 "estimate_s": None if rate is None and done < expected else (rate or 0.0) * (expected - done),
             }
         )
-    effects = [
-        {"task": task, "principle_set": set_name, "split": split, "n": len(by_query),
-         "mde": minimum_detectable_effect(0.5, len(by_query), plan.spec.statistics.level)}
-        for (task, set_name, split), by_query in plan.constitutions.items()
-    ]  # fmt: skip
     known = [float(row["estimate_s"]) for row in rows if row["estimate_s"] is not None]
     total = sum(known) if len(known) == len(rows) else None
     return {
         "name": plan.spec.name,
         "output": str(place),
         "stages": rows,
-        "minimum_detectable_effect": effects,
+        "precision": precision(plan),
+        "precision_assumes": dict(ASSUMED),
         "estimate_s": total,
         "stop": _described_stop(plan),
     }

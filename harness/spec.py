@@ -128,6 +128,10 @@ class ModelSpec(_Part):
     style: Style = Field(description="completion: a base model continues a text; chat: messages in a chat template")
     revision: str | None = Field(default=None, description="hub ids: branch, tag or commit, as `@revision` in the path")
     dtype: DType | None = Field(default=None, description="of the weights; null: as engine.dtype says")
+    example: Flag | None = Field(
+        default=None,
+        description="put the template's worked examples first (style completion); null: as sampling.example says",
+    )
     trust_remote_code: Flag = Field(default=False, description="run code that lies in the model's folder")
     base_url: str | None = Field(default=None, description="API models: another server's address; null: the provider's")
     max_connections: Count = Field(default=8, description="API models: requests in flight")

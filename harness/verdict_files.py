@@ -94,7 +94,7 @@ def _sami_table(path: Path) -> VerdictTable:
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: a file in the format 'sami' is one JSON list, and this is not JSON ({' '.join(str(error).split())}); "
-            "mend it, or add --format harness for verdict rows of a run"
+            "fix it, or add --format harness for verdict rows of a run"
         ) from None
     if not isinstance(rows, list):
         raise UserError(
@@ -111,17 +111,17 @@ def _sami_row(row: Any, number: int, path: Path) -> Judged:
     if len(cells) not in (1, 2, 3):
         raise UserError(
             f"{where} has {len(cells)} values; a row is [win, length of the baseline's answer, length of the test "
-            "model's answer]; mend or delete it"
+            "model's answer]; fix or delete it"
         )
     win = _number(cells[0], where, "win")
     if win is not None and not 0 <= win <= 1:
         raise UserError(
-            f"{where}: the win is {win:g}; it lies from 0 (lost) to 1 (won), 0.5 is a tie and null no verdict; mend it"
+            f"{where}: the win is {win:g}; it lies from 0 (lost) to 1 (won), 0.5 is a tie and null no verdict; fix it"
         )
     baseline, test = (_number(cell, where, "length") for cell in cells[1:]) if len(cells) == 3 else (None, None)
     for length in (baseline, test):
         if length is not None and length < 0:
-            raise UserError(f"{where}: the length is {length:g}, and no text has fewer than 0 tokens; mend it")
+            raise UserError(f"{where}: the length is {length:g}, and no text has fewer than 0 tokens; fix it")
     return Judged(str(number), win, test, baseline)
 
 
@@ -130,11 +130,11 @@ def _number(value: Any, where: str, what: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{where}: the {what} is {_kind(value)}, not a number; mend it, or write null for none")
+        raise UserError(f"{where}: the {what} is {_kind(value)}, not a number; fix it, or write null for none")
     try:
         number = float(value)
     except OverflowError:
-        raise UserError(f"{where}: the {what} is too large a number; mend it") from None
+        raise UserError(f"{where}: the {what} is too large a number; fix it") from None
     return number if math.isfinite(number) else None
 
 

@@ -32,6 +32,7 @@ FIGURES = {
     "mi_lower_bound": "bound on the mutual information, nats",
     "kl": "KL to the base, nats per response token",
     "completions/mean_length": "length of sampled responses, tokens",
+    "completions/relevance": "relevance of sampled responses, 0.5 is chance",
 }
 """What is shown of an evaluation on unseen queries: its keys, and what they are for people."""
 _IDENTIFIERS = {
@@ -249,11 +250,14 @@ def _on_unseen(recipe: Recipe, evaluation: Mapping[str, Any] | None) -> str:
         if key in before or key in after
     ]
     n = _number(evaluation.get("n"))
+    changed = ""
+    if evaluation.get("loss_change") is not None:
+        changed = f"The loss changed by {_interval(evaluation, 'loss_change')} on the same queries (95%, paired). "
     top = math.log(recipe.constitutions_per_query)
     return (
         f"On {n} unseen queries, with responses of the base model:\n\n"
         f"{_table(['mean (95% interval)', 'base', 'this model'], rows)}\n\n"
-        f"The bound is log {recipe.constitutions_per_query} minus the loss, at most {top:.3f}; it is nominal where "
+        f"{changed}The bound is log {recipe.constitutions_per_query} minus the loss, at most {top:.3f}; it is nominal where "
         "log-probabilities are means over tokens."
     )
 

@@ -27,6 +27,7 @@ FilterRule = Literal[
     "cut_off",
     "no_answer",
     "length_ratio",
+    "irrelevant",
 ]
 Optimizer = Literal["adamw_torch", "rmsprop", "adamw_torch_8bit"]
 Tracker = Literal["trackio", "wandb", "tensorboard"]
@@ -45,6 +46,13 @@ class Limits(BaseModel):
     kl: float | None = Field(default=None, gt=0, description="KL to the base on response tokens, in nats per token")
     logps_drop: float | None = Field(
         default=None, gt=0, description="fall of the mean diagonal log-probability below the base's, in nats per token"
+    )
+    relevance_drop: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="fall of the mean relevance of the evaluation's sampled responses below the base's (a share; needs "
+        "relevance_scorer)",
     )
 
 
@@ -136,6 +144,18 @@ class Recipe(BaseModel):
         2.0,
         gt=1,
         description="for the filter length_ratio: longest over shortest response of a query (a factor, lengths in tokens)",
+    )
+    relevance_scorer: str | None = Field(
+        None,
+        description="embedded/NAME, a folder or a hub id; another model than the one that is trained, which scores whether "
+        "responses depend on their query; null: nothing is scored",
+    )
+    min_relevance: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="for the filter irrelevant: least relevance of a response, the share of other queries after which the scorer "
+        "finds it less likely (0 to 1; 0.5 is chance)",
     )
 
     loss_sides: Literal["both", "rows", "columns"] = Field(
@@ -247,6 +267,15 @@ class Recipe(BaseModel):
             )
         if self.stop_if.length_ratio is not None and not self.eval_samples:
             raise ValueError("'stop_if.length_ratio' looks at sampled responses: set 'eval_samples'")
+        if self.stop_if.relevance_drop is not None and not (self.eval_samples and self.relevance_scorer):
+            raise ValueError(
+                "'stop_if.relevance_drop' looks at the relevance of sampled responses: set 'eval_samples' and 'relevance_scorer'"
+            )
+        if "irrelevant" in self.filters and self.relevance_scorer is None:
+            raise ValueError(
+                "the filter 'irrelevant' needs a model that scores relevance: set 'relevance_scorer', for example to "
+                "embedded/smollm2-135m-instruct"
+            )
         if self.eval_queries == 1:
             raise ValueError("'eval_queries' is 1, which gives no interval; set 0, or 2 at least")
         if self.eval_samples > self.eval_queries:
@@ -269,6 +298,13 @@ class Recipe(BaseModel):
     def prompts_per_query(self) -> int:
         """Prompts that a query's responses are put after in a step: P, the height of its matrix."""
         return self.constitutions_per_query * (2 if self.contrasts_queries else 1)
+
+    @property
+    def not_trained_by(self) -> frozenset[str]:
+        """Fields that do not say what is trained: those of `NOT_TRAINED_BY`, and the scorer unless responses are filtered by it."""
+        return (
+            NOT_TRAINED_BY if "irrelevant" in self.filters else NOT_TRAINED_BY | {"relevance_scorer", "min_relevance"}
+        )
 
     @property
     def caches_gradients(self) -> bool:
@@ -398,9 +434,12 @@ def same_run(file: Path, recipe: Recipe) -> None:
     if not file.is_file():
         return
     known = read_yaml(file, what="recipe").data
+    if not isinstance(known, dict):
+        return
+    begun = {**Recipe.model_construct().model_dump(mode="json"), **known}  # a field newer than the run had its default
     for field, value in recipe.model_dump(mode="json").items():
-        if field not in NOT_TRAINED_BY and isinstance(known, dict) and known.get(field, value) != value:
+        if field not in recipe.not_trained_by and begun.get(field, value) != value:
             raise UserError(
-                f"{file.parent}: a run with {field} = {known[field]} was begun here, now it is {value}; name another folder "
+                f"{file.parent}: a run with {field} = {begun[field]} was begun here, now it is {value}; name another folder "
                 "with -o, or delete this one"
             )

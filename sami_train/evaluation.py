@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sami_train.attention import goes_by_mask
@@ -26,8 +26,9 @@ def contrast_figures(
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Means over the queries with 95% t intervals (`*_ci`), and the log-probabilities that serve as `reference` later.
 
-    loss, mi_lower_bound (InfoNCE: log C - loss, of mean token log-probabilities) and kl are in nats, accuracy is a fraction,
-    logps are in nats per token. `kl` is there when a reference is.
+    `losses` has the loss of each query, in the order of `examples`, which `loss_change` pairs. loss, mi_lower_bound (InfoNCE:
+    log C - loss, of mean token log-probabilities) and kl are in nats, accuracy is a fraction, logps are in nats per token. `kl` is
+    there when a reference is.
 
     Raises:
         UserError: a figure of a query is not finite: the model is broken (on every device, naming the query).
@@ -77,6 +78,7 @@ def _summary(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
         "n": len(rows),
         "loss": statistics.fmean(losses),
         "loss_ci": mean_interval(losses),
+        "losses": losses,
         "accuracy": statistics.fmean(accuracies),
         "accuracy_ci": share_interval(accuracies),
         "mi_lower_bound": statistics.fmean(bounds),
@@ -85,6 +87,18 @@ def _summary(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
         "logps/off_diagonal": statistics.fmean(row["logps/off_diagonal"] for row in rows),
     }
     return {**summary, "kl": statistics.fmean(row["kl"] for row in rows)} if "kl" in rows[0] else summary
+
+
+def loss_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """How far the loss moved on the same queries: the mean of after minus before, in nats, and Student's t interval of the pairs
+    at 95%.
+
+    Figures of an older version have no `losses`: then both are None.
+    """
+    if "losses" not in before:
+        return {"loss_change": None, "loss_change_ci": None}
+    changes = [now - then for then, now in zip(before["losses"], after["losses"], strict=True)]
+    return {"loss_change": statistics.fmean(changes), "loss_change_ci": mean_interval(changes)}
 
 
 def share_interval(values: Sequence[float]) -> list[float]:

@@ -111,8 +111,9 @@ LONGEST_BY_MASK = 2.5
 def pack(queries: Sequence[Contrasted], *, by_mask: bool = False) -> Packed:
     """Lay out a row per query and prompt: the prompt, then every response without its last token (it predicts nothing).
 
-    Where a query's prompts begin alike (the query before the principles), they share one row and that beginning; with `by_mask`
-    (see `sami_train.attention.goes_by_mask`) only where the row does not become so long that it costs more than it saves.
+    Where a query's prompts begin alike (the query before the principles), they share one row and that beginning, or one row for
+    each half of them where the second half puts another query; with `by_mask` (see `sami_train.attention.goes_by_mask`) only where
+    the row does not become so long that it costs more than it saves.
 
     Raises:
         ValueError: a prompt or a response is empty, or the queries differ in their numbers of prompts or responses.
@@ -180,12 +181,29 @@ def _layout(
 ) -> list[tuple[int, int, int, int]]:
     """A query's rows: the prompts from first up to last that stand in each, the tokens that they share, the row's length."""
     bodies = sum(len(response) - 1 for response in responses)
-    apart = [(i, i + 1, 0, len(prompt) + bodies) for i, prompt in enumerate(prompts)]
-    most = min(map(len, prompts)) - 1  # every prompt keeps a token of its own, which predicts the responses
-    shared = next((n for n in range(most) if len({prompt[n] for prompt in prompts}) > 1), most)
-    length = shared + sum(row[3] - shared for row in apart)
-    worth = not by_mask or length**2 <= LONGEST_BY_MASK * sum(row[3] ** 2 for row in apart)
-    return [(0, len(prompts), shared, length)] if len(prompts) > 1 and shared >= SHARED_AT_LEAST and worth else apart
+    rows = []
+    for first, last in _groups(prompts):
+        apart = [(i, i + 1, 0, len(prompts[i]) + bodies) for i in range(first, last)]
+        shared = _shared(prompts[first:last])
+        length = shared + sum(row[3] - shared for row in apart)
+        worth = not by_mask or length**2 <= LONGEST_BY_MASK * sum(row[3] ** 2 for row in apart)
+        rows += [(first, last, shared, length)] if last - first > 1 and shared >= SHARED_AT_LEAST and worth else apart
+    return rows
+
+
+def _groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """All prompts as one group, or the halves where these begin with more in common: each puts its query to all constitutions."""
+    count, half = len(prompts), len(prompts) // 2
+    if count % 2 or count < 4:
+        return [(0, count)]
+    saved = (half - 1) * (_shared(prompts[:half]) + _shared(prompts[half:]))
+    return [(0, half), (half, count)] if saved > (count - 1) * _shared(prompts) else [(0, count)]
+
+
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with; every prompt keeps one of its own, which predicts the responses."""
+    most = min(map(len, prompts)) - 1
+    return next((n for n in range(most) if len({prompt[n] for prompt in prompts}) > 1), most)
 
 
 def token_logprobs(model: Any, packed: Packed, *, head_block: int | None = None) -> Tensor:

@@ -43,12 +43,12 @@ def query_loss(logprobs: Tensor) -> Tensor:
     Raises:
         ValueError: the matrix is not twice as high as it is broad.
     """
+    from torch.nn import functional
+
     size = logprobs.shape[-1]
     if logprobs.ndim != 2 or logprobs.shape[0] != 2 * size:
         raise ValueError(f"a contrast over queries needs a matrix of shape (2 C, C), and got {tuple(logprobs.shape)}")
     own, other = logprobs[:size].diagonal(), logprobs[size:].diagonal()
-    import torch.nn.functional as functional
-
     return functional.softplus(other - own).mean()
 
 

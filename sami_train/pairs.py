@@ -228,6 +228,7 @@ def filter_rule(
     labels: Sequence[str] = (),
     ran_on: bool = False,
     query: str = "",
+    relevances: Sequence[float] = (),
 ) -> FilterRule | None:
     """The first of the recipe's rules that takes an example out, or None. The first response is that of the drawn constitution.
 
@@ -238,6 +239,7 @@ def filter_rule(
         labels: of the prompt template, which a response must not contain.
         ran_on: whether a response went on with its prompt and was cut there.
         query: which a response in dialogue must not repeat: half of its words copied from it.
+        relevances: of the responses, in [0, 1], where they are scored.
     """
     lengths = [len(tokens) for tokens in ids]
     empty = any(not text.strip() or not tokens for text, tokens in zip(responses, ids, strict=True))
@@ -253,5 +255,6 @@ def filter_rule(
         "no_full_stop": not responses[0].rstrip().endswith("."),
         "cut_off": "length" in finish,
         "length_ratio": max(lengths) > recipe.max_length_ratio * min(lengths),
+        "irrelevant": any(value < recipe.min_relevance for value in relevances),
     }
     return next((rule for rule in broken if rule in recipe.rules and broken[rule]), None)

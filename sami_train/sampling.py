@@ -13,7 +13,7 @@ from typing import Any
 from sami_train.config import Recipe
 from sami_train.distributed import World
 from sami_train.errors import MissingPackage
-from sami_train.files import append_rows, read_rows
+from sami_train.files import append_rows, read_rows, replace_rows
 from sami_train.generation import (
     DEFAULT_BATCH,
     Encoded,
@@ -28,6 +28,7 @@ from sami_train.generation import (
 from sami_train.models import Source, generation_settings, local_folder
 from sami_train.pairs import Contrast, Example, answer_of, filter_rule
 from sami_train.prompts import Prompt, Template
+from sami_train.scorer import Scorer
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -55,9 +56,11 @@ class Sampler:
         *,
         trust_remote_code: bool = False,
         release: Callable[[], None] = lambda: None,
+        scorer: Scorer | None = None,
     ) -> None:
         self.recipe, self.templates, self.tokenizer, self.world = recipe, templates, tokenizer, world
         self.load, self.release, self.trust_remote_code = load, release, trust_remote_code
+        self.scorer = scorer
         self._last: tuple[tuple[Prompt, ...], list[Encoded]] | None = None
 
     def examples(self, contrasts: Sequence[Contrast], source: Source, file: Path, progress: Progress) -> list[Example]:
@@ -74,7 +77,18 @@ class Sampler:
                     append_rows(file, rows)
                 known.update({(row["query_id"], row["side"]): row for row in rows})
                 progress(len(places) - len(missing), len(places))
+        self._score(known, file)
         return [self._example(contrast, known) for contrast in contrasts]
+
+    def _score(self, known: Mapping[tuple[str, int], Row], file: Path) -> None:
+        """Give each row its `relevance`, and keep it in the file: what is scored is not scored again."""
+        missing = [row for row in known.values() if "relevance" not in row]
+        if self.scorer is None or not missing:
+            return
+        for row, value in zip(missing, self.scorer.scores(missing), strict=True):
+            row["relevance"] = value
+        if self.world.main:
+            replace_rows(file, list(known.values()))
 
     def texts(self, contrasts: Sequence[Contrast], model: Any) -> list[Row]:
         """Responses that are looked at and not learned from, by the model given; rows in the order of contrasts and sides."""
@@ -236,6 +250,7 @@ class Sampler:
             labels=self.templates[contrast.query.task].labels(self.recipe.style, reasoning=self.recipe.reasoning),
             ran_on=any(row["tail"] for row in rows),
             query=contrast.query.text,
+            relevances=[row["relevance"] for row in rows] if self.scorer else (),
         )
         return Example(
             contrast.query.id,
@@ -245,5 +260,7 @@ class Sampler:
             ids,
             texts,
             rule,
-            tuple(tuple(ids) for row in rows if (ids := row["other_prompt_ids"])),
+            tuple(
+                tuple(other) for row in rows if (other := row.get("other_prompt_ids"))
+            ),  # rows of older runs have none
         )

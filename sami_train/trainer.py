@@ -85,9 +85,9 @@ def train(
     _require_packages(recipe, world)
     _check_principles(data)
     first, second, unseen = split_queries(data.queries, recipe)
-    plan_contrasts(
-        first[: recipe.queries_needed(1)], data.principles, data.templates, recipe, seed=0
-    )  # what it refuses
+    for number in range(1, recipe.iterations + 1):  # what it refuses
+        half = (first if number % 2 else second)[: recipe.queries_needed(number)]
+        plan_contrasts(half, data.principles, data.templates, recipe, seed=0)
     if not world.main:
         progress, note = (lambda *_: None), (lambda _: None)
     if recipe.save_steps and recipe.method != "sami":
@@ -129,12 +129,14 @@ def train(
 def _require_packages(recipe: Recipe, world: World) -> None:
     """Say what is missing before anything is loaded or sampled."""
     from sami_train.sampling import uses_vllm
+    from sami_train.scorer import check_scorer
     from sami_train.tracking import require_trackers
 
     require_trackers(recipe.report_to)
     require_adapters(recipe)
     require_optimizer(recipe)
     uses_vllm(recipe, world)
+    check_scorer(recipe, world)
     if recipe.method != "sami":
         from sami_train.baselines import require_trl
 
@@ -166,6 +168,7 @@ class _Run:
         trackers: Any,
     ) -> None:
         from sami_train.sampling import Sampler
+        from sami_train.scorer import Scorer
         from sami_train.weights import Weights
 
         self.recipe, self.source, self.data, self.folder, self.world = recipe, source, data, folder, world
@@ -177,6 +180,7 @@ class _Run:
             trust_remote_code=trust_remote_code,
             loading=lambda name, done: progress("loading", int(done), 1, name),
         )
+        self.scorer = Scorer.of(recipe, data.queries, world, trust_remote_code=trust_remote_code)
         self.sampler = Sampler(
             recipe,
             data.templates,
@@ -185,6 +189,7 @@ class _Run:
             self.weights.for_sampling,
             trust_remote_code=trust_remote_code,
             release=self.weights.release,
+            scorer=self.scorer,
         )
 
     def iteration(self, number: int, half: Sequence[Query], unseen: Sequence[Query]) -> None:
@@ -200,7 +205,7 @@ class _Run:
         sampled_from = self.source
         if number > 1:
             sampled_from = Source("folder", str(self.folder / f"iteration-{number - 1}" / "model"))
-        contrasts = self._contrasts(half[: recipe.queries_needed(number)], seed=recipe.seed * 1000 + number)
+        contrasts = self._contrasts(recipe, half[: recipe.queries_needed(number)], seed=recipe.seed * 1000 + number)
         examples = self._sample(contrasts, sampled_from, place / "pairs.jsonl", f"{label} responses")
         kept = [e for e in examples if e.filtered is None][: recipe.batch_size * recipe.batches(number)]
         filtered: dict[str, int] = {rule: sum(e.filtered == rule for e in examples) for rule in recipe.rules}
@@ -246,8 +251,8 @@ class _Run:
                 "raise 'oversample'"
             )
 
-    def _contrasts(self, queries: Sequence[Query], seed: int) -> list[Contrast]:
-        return plan_contrasts(queries, self.data.principles, self.data.templates, self.recipe, seed)
+    def _contrasts(self, recipe: Recipe, queries: Sequence[Query], seed: int) -> list[Contrast]:
+        return plan_contrasts(queries, self.data.principles, self.data.templates, recipe, seed)
 
     def _sample(self, contrasts: Sequence[Contrast], source: Source, file: Path, label: str) -> list[Example]:
         began = time.monotonic()
@@ -259,7 +264,8 @@ class _Run:
 
     def _unseen(self, queries: Sequence[Query]) -> _Unseen | None:
         """The evaluation on unseen queries, whose responses come from the base; None where too few are left."""
-        contrasts = self._contrasts(queries, seed=self.recipe.seed * 1000)
+        square = self.recipe.model_copy(update={"query_contrast": 0.0})  # one unseen query of a kind will do
+        contrasts = self._contrasts(square, queries, seed=self.recipe.seed * 1000)
         examples = self._sample(contrasts, self.source, self.folder / "unseen.jsonl", "unseen responses")
         usable = [e for e in examples if e.filtered is None]
         if len(usable) < 2:
@@ -293,7 +299,7 @@ class _Unseen:
     def measure(
         self, model: Any, reference: Mapping[str, Sequence[float]] | None
     ) -> tuple[dict[str, Any], dict[str, list[float]], list[dict[str, Any]]]:
-        """Figures (and the mean length of some sampled responses, in tokens), log-probabilities, and the samples."""
+        """Figures (and mean length, in tokens, and relevance of some sampled responses), log-probabilities, and the samples."""
         from sami_train.evaluation import contrast_figures
 
         run = self.run
@@ -305,7 +311,13 @@ class _Unseen:
         rows = run.sampler.texts(self.sampled, model)
         model.train(was_training)
         figures["completions/mean_length"] = sum(len(row["response_ids"]) for row in rows) / len(rows)
-        return figures, logprobs, [{k: row[k] for k in ("query_id", "constitution", "text")} for row in rows]
+        samples = [{k: row[k] for k in ("query_id", "constitution", "text")} for row in rows]
+        if run.scorer:
+            values = run.scorer.scores(rows)
+            run.scorer.release()
+            figures["completions/relevance"] = sum(values) / len(values)
+            samples = [{**sample, "relevance": value} for sample, value in zip(samples, values, strict=True)]
+        return figures, logprobs, samples
 
 
 class _Training:
@@ -335,6 +347,8 @@ class _Training:
 
     def run(self) -> dict[str, Any]:
         """Take the steps; leaves the trained model with `Weights`. Returns what the iteration's summary says of them."""
+        if self.run_.scorer:
+            self.run_.scorer.release()
         model = self.run_.weights.for_training()
         if self.recipe.method == "sami":
             from sami_train.logprobs import check_fast_path
@@ -546,6 +560,8 @@ class _Training:
         return figures
 
     def _summary(self, after: Mapping[str, Any] | None) -> dict[str, Any]:
+        from sami_train.evaluation import loss_change
+
         first, last = self.history[0], self.history[-1]
         summary: dict[str, Any] = {
             "pairs": len(self.examples),
@@ -564,7 +580,10 @@ class _Training:
         ]
         summary["evaluation"] = None
         if after is not None:
-            summary["evaluation"] = {"n": after["n"], "before": self.base["figures"], "after": after}
+            before = self.base["figures"]
+            sides = {"before": before, "after": after}
+            means = {when: {k: v for k, v in side.items() if k != "losses"} for when, side in sides.items()}
+            summary["evaluation"] = {"n": after["n"], **means, **loss_change(before, after)}
         return summary
 
 

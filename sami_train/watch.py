@@ -13,11 +13,12 @@ from typing import Literal
 
 from sami_train.config import Limits
 
-Sign = Literal["length_ratio", "kl", "logps_drop"]
+Sign = Literal["length_ratio", "kl", "logps_drop", "relevance_drop"]
 
 LENGTH = "completions/mean_length"
 KL = "kl"
 LOGPS = "logps/diagonal"
+RELEVANCE = "completions/relevance"
 ADVICE = (
     "Training on from here tends to end in gibberish (Fränken et al., NeurIPS 2024): "
     "lower learning_rate, take fewer batches (batches_at_start, batch_increment), or raise beta."
@@ -39,14 +40,20 @@ def alarms(limits: Limits, *, base: Mapping[str, float], now: Mapping[str, float
 
     Args:
         limits: a limit of None is not looked at.
-        base: what was measured of the base: "completions/mean_length" (tokens of the evaluation's sampled responses) and
-            "logps/diagonal" (mean, nats per token). Any may be missing; its sign is then not looked at.
+        base: what was measured of the base: "completions/mean_length" (tokens of the evaluation's sampled responses),
+            "completions/relevance" (their mean, in [0, 1]) and "logps/diagonal" (mean, nats per token). Any may be missing; its
+            sign is then not looked at.
         now: the same of the model in training, and "kl" (nats per token).
 
     Returns:
         The signs beyond their limits, at most one of each. A value that is not a number is beyond every limit.
     """
-    found = [_length(limits.length_ratio, base, now), _kl(limits.kl, now), _logps(limits.logps_drop, base, now)]
+    found = [
+        _length(limits.length_ratio, base, now),
+        _kl(limits.kl, now),
+        _logps(limits.logps_drop, base, now),
+        _relevance(limits.relevance_drop, base, now),
+    ]
     return [alarm for alarm in found if alarm is not None]
 
 
@@ -92,6 +99,19 @@ def _logps(limit: float | None, base: Mapping[str, float], now: Mapping[str, flo
         f"{before:.3g} to {after:.3g} nats per token, by {drop:.3g} (limit {limit:g})."
     )
     return Alarm("logps_drop", drop, limit, f"{sentence} {ADVICE}")
+
+
+def _relevance(limit: float | None, base: Mapping[str, float], now: Mapping[str, float]) -> Alarm | None:
+    if limit is None or RELEVANCE not in base or RELEVANCE not in now:
+        return None
+    before, after = base[RELEVANCE], now[RELEVANCE]
+    if before - after <= limit:
+        return None
+    sentence = (
+        f"Responses depend less on their query: their mean relevance fell from {before:.2f} to {after:.2f}, by "
+        f"{before - after:.2f} (limit {limit:g}; 0.5 is chance)."
+    )
+    return Alarm("relevance_drop", before - after, limit, f"{sentence} {ADVICE}")
 
 
 def _not_a_number(sign: Sign, what: str, limit: float) -> Alarm:

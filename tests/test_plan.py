@@ -741,10 +741,11 @@ def test_a_description_has_a_row_per_stage(folder: Path) -> None:
     assert {row["done"] for row in found["stages"]} == {0}
     assert {row["estimate_s"] for row in found["stages"]} == {found["estimate_s"]} == {None}
     assert found["output"] == "run"
-    effects = {(e["task"], e["split"]): e for e in found["minimum_detectable_effect"]}
-    assert len(effects) == 4
-    assert {e["n"] for e in effects.values()} == {5, 3}
-    assert effects["dialogue", "learned"]["mde"] < effects["summarization", "learned"]["mde"]
+    assert {(row["task"], row["split"], row["n"]) for row in found["precision"]} == {
+        (task, split, n)
+        for task, n in (("dialogue", 5), ("summarization", 3), ("all", 8))
+        for split in ("learned", "held_out")
+    }
 
 
 def test_the_time_is_the_sum_over_stages(folder: Path) -> None:

@@ -315,6 +315,14 @@ def test_the_tables_name_every_file_and_every_note(
     assert max(map(len, said.splitlines())) <= 100
 
 
+def test_an_exact_p_is_never_shown_as_zero(put: Put, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["score", "--verdicts", str(put([1] * 20)), "--against", str(put([0] * 20, "other.json")), "--paired"])
+        == 0
+    )
+    assert capsys.readouterr().out.count("<0.0001") == 3  # 2^-19: sign flips, Holm and McNemar
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

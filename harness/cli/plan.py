@@ -1,4 +1,4 @@
-"""`harness plan`: what a run would do, what is done already, how long it takes, and what it could detect."""
+"""`harness plan`: what a run would do, what is done already, how long it takes, and how precise it will be."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_parser(subparsers: Subparsers) -> None:
         usage="[SPEC] [options]",
         help="show what a run would do, without doing it",
         description="Show the stages of a run, what is done already, what the rest takes (memory, tokens, time), and the "
-        "smallest effects it could detect. Nothing is loaded but text, and neither models nor keys need be here.",
+        "precision of its win rates. Nothing is loaded but text, and neither models nor keys need be here.",
         epilog="""\
 examples:
   harness plan
@@ -108,7 +108,7 @@ def show_plan(
         _print_stages(described, console())
         print_forecast(described, console())
         print_cost(described["cost"], console(), hint="'harness plan --count-tokens' counts where it can")
-        _print_effects(described, console())
+        _print_precision(described, console())
         _print_stop(described["stop"], console())
 
 
@@ -130,16 +130,35 @@ def _print_stages(described: dict[str, Any], screen: Console) -> None:
     screen.print(f"\n{_time_left(described)}")
 
 
-def _print_effects(described: dict[str, Any], screen: Console) -> None:
+def _print_precision(described: dict[str, Any], screen: Console) -> None:
     from harness.cli._screen import table
 
-    screen.print("\nWin rates that would be told from 50% (power 80%, no ties):\n")
-    effects = [
-        [row["task"], row["principle_set"], row["split"].replace("_", "-"), str(row["n"]), _detectable(row["mde"])]
-        for row in described["minimum_detectable_effect"]
-    ]
-    columns = ("task", "principle set", "split", "queries", "from 50%, points")
-    screen.print(table(columns, effects, right=("queries", "from 50%, points")))
+    rows = described["precision"]
+    several = len({row["principle_set"] for row in rows}) > 1
+    shown = []
+    for row in rows:
+        name = f"{row['task']} {row['split'].replace('_', '-')}" + (f" ({row['principle_set']})" if several else "")
+        like = row["principles"] or {}
+        widths = [like.get(key) for key in ("half_width", "floor", "twice_the_queries", "twice_the_principles")]
+        figures = [_points(value) for value in (row["mde"], row["half_width"], *widths)]
+        shown.append([name, str(row["n"]), *figures[:2], str(row["n_principles"]), *figures[2:]])
+    columns = ("win rate", "n", "shows", "these", "G", "like them", "floor", "2n", "2G")
+    screen.print("\nHow precise the win rates will be, in points either side of 50%:\n")
+    screen.print(table(columns, shown, right=columns[1:]))
+    assumed = described["precision_assumes"]
+    screen.print(
+        "\nn queries, G principles. shows: the least distance from 50% that is found with 80% power. these: the interval for new "
+        "queries under these principles; like them: for new principles too (none below 5), its floor however many queries there "
+        f"are, and what twice the queries or principles bring. Assumed: {assumed['tie_rate']:.0%} ties (with none, 'shows' and "
+        "'these' are up to 1.3 times as wide), and principles whose win rates differ by a standard deviation of "
+        f"{100 * assumed['principles_sd']:.0f} points.",
+        markup=False,
+    )
+
+
+def _points(fraction: float | None) -> str:
+    """A fraction in points; a dash where there is none, or none that a win rate could have."""
+    return "–" if fraction is None or not fraction <= 0.5 else f"{100 * fraction:.1f}"
 
 
 def _print_stop(stop: dict[str, Any] | None, screen: Console) -> None:
@@ -175,7 +194,3 @@ def _time_left(described: dict[str, Any]) -> str:
     if not known:
         return f"Time left: not known; {how}."
     return f"Time left: about {duration(sum(known))} for {len(known)} of {len(left)} stages, {by}; of the rest not known: {how}."
-
-
-def _detectable(effect: float | None) -> str:
-    return "none" if effect is None or effect != effect or effect > 0.5 else f"± {100 * effect:.1f}"

@@ -183,9 +183,7 @@ def _show_paired(rows: list[dict[str, Any]], level: float) -> None:
             interval(row["difference"], row["ci_low"], row["ci_high"], sign=True),
             str(row["n"]),
             f"{percent(row['win_rate'])} vs {percent(row['win_rate_against'])}",
-            f"{row['p_value']:.4f}",
-            f"{row['p_holm']:.4f}",
-            "–" if row["mcnemar_p"] is None else f"{row['mcnemar_p']:.4f}",
+            *(_p(row[name]) for name in ("p_value", "p_holm", "mcnemar_p")),
             interval(None, row["newcombe_low"], row["newcombe_high"], sign=True),
             _called(row),
         )
@@ -213,6 +211,10 @@ def _show_notes(screen: Any, notes: list[tuple[str, str]]) -> None:
 def _called(row: dict[str, Any]) -> str:
     name = Path(row["file"]).name
     return f"{name}: {row['about']}" if row.get("about") else name
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def percent(value: float | None) -> str:

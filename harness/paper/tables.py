@@ -210,7 +210,7 @@ def read_values(path: Path) -> list[float]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: this is not JSON ({' '.join(str(error).split())}); mend or delete it") from None
+        raise UserError(f"{path}: this is not JSON ({' '.join(str(error).split())}); fix or delete it") from None
     is_list = isinstance(values, list) and all(
         isinstance(v, int | float | None) and not isinstance(v, bool) for v in values
     )

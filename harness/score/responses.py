@@ -167,7 +167,9 @@ def _relevance_of_both(group: Sequence[Pair], inputs: ScoreInputs) -> dict[str, 
         "b": b,
         **dict.fromkeys(("difference", "difference_low", "difference_high", "n_paired")),
     }
-    if a is None or b is None or a["scorer"] != b["scorer"]:
+    if a is None or b is None:
+        return noted(row, "The relevance of one of the two is not measured.")
+    if a["scorer"] != b["scorer"]:
         return noted(row, "The two are scored by different models, so that their relevances cannot be compared.")
     one, two = (_by_query(found) for found in of.values())
     shared = sorted(one.keys() & two.keys())

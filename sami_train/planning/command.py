@@ -312,6 +312,8 @@ def _sums(plan: Plan) -> list[str]:
         lines.append(
             "sampling is planned with transformers; vLLM is used where it is installed, and takes what a GPU has free"
         )
+    if plan.recipe.relevance_scorer is not None:
+        lines.append(f"{plan.recipe.relevance_scorer}, which scores relevance before the steps, is not counted")
     if plan.measured:
         lines.append(
             f"measured here: a peak of {_gb(plan.measured.peak)} GB in training, the program's own memory left out"

@@ -87,7 +87,8 @@ def _iteration(
     if recipe.method != "sami" or not _logits_are_kept(architecture, recipe, lengths):
         flops += queries * head
     if recipe.beta and recipe.method != "sft":
-        flops += (queries if recipe.method == "dpo" else recipe.batches(number) * recipe.batch_size) * (layers + head)
+        own = (layers + head) * size / recipe.prompts_per_query  # the base is asked after the own query alone
+        flops += (queries if recipe.method == "dpo" else recipe.batches(number) * recipe.batch_size) * own
     responses = recipe.queries_needed(number) * size
     sampling = 2.0 * parameters.active * whole + attention_flops(architecture, whole, whole / 2)
     return Iteration(

@@ -250,7 +250,7 @@ def test_a_model_taken_from_elsewhere_is_not_trained(harness: Command) -> None:
     said = harness("plan", "--json", "-M", "sami=embedded/gemma-3-270m", "-t", "summarization")
     plan = json.loads(said.out)
     assert "train" not in {stage["kind"] for stage in plan["stages"]}
-    assert {row["task"] for row in plan["minimum_detectable_effect"]} == {"summarization"}
+    assert {row["task"] for row in plan["precision"]} == {"summarization"}
 
 
 def test_epochs_repeat_what_an_llm_judge_does_and_nothing_else(harness: Command) -> None:
@@ -288,7 +288,7 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(harness: Command, tmp_path: 
     said = harness("run", "--dry-run", "--limit", "2")
     assert said.code == 0
     assert "train sami" in said.out
-    assert "told from 50%" in said.out
+    assert "How precise the win rates will be" in said.out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -323,7 +323,7 @@ def test_validate_of_an_unreadable_file_is_a_problem_too(harness: Command, tmp_p
 
 def _effects(said: Said) -> list[dict[str, Any]]:
     assert said.code == 0, said.err
-    rows: list[dict[str, Any]] = json.loads(said.out)["minimum_detectable_effect"]
+    rows: list[dict[str, Any]] = json.loads(said.out)["precision"]
     return rows
 
 

@@ -116,6 +116,16 @@ def test_a_known_error_of_the_paper_differs_with_its_note(tmp_path: Path) -> Non
     assert "not explained" not in cell["notes"]
 
 
+def test_a_published_file_that_is_another_cells_differs_with_its_note(tmp_path: Path) -> None:
+    put(tmp_path, "tldr/results_fixed/win_rates_llama_70b/1vs0from0.json", verdicts(125, 20, 105))
+    found = tables([tmp_path])
+    (cell,) = cells(found, "Table 9", principles="learned", iteration=1)
+    (other,) = cells(found, "Table 8", principles="learned", iteration=1)
+    assert (cell["paper"], cell["recomputed"], cell["status"]) == (67.6, pytest.approx(other["paper"]), "differs")
+    assert "1vs0.json" in report(found)
+    assert "not explained" not in cell["notes"]
+
+
 def test_an_unknown_difference_is_said_to_be_unexplained(tmp_path: Path) -> None:
     put(tmp_path, f"tldr/{OPPONENT}/1-vs-base-mistral-opus-constitution-temperature-0.0.json", verdicts(150, 0, 100))
     (cell,) = cells(tables([tmp_path]), "Table 6", model="mistral", iteration=1)

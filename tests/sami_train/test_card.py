@@ -102,6 +102,14 @@ def test_the_snippet_runs(
         assert capsys.readouterr().out
 
 
+def test_the_change_of_the_loss_is_told_where_it_is_known() -> None:
+    changed = {"loss_change": -0.08, "loss_change_ci": [-0.15, -0.01]}
+    text = card(metrics={**METRICS, "evaluation": {**METRICS["evaluation"], **changed}})
+    assert "The loss changed by -0.080 (-0.150 to -0.010) on the same queries (95%, paired)." in text
+    for older in (METRICS, {**METRICS, "evaluation": {**METRICS["evaluation"], **dict.fromkeys(changed)}}):
+        assert "The loss changed" not in card(metrics=older)
+
+
 def test_figures_stand_with_their_intervals() -> None:
     text = card()
     assert "1,234 unseen queries" in text

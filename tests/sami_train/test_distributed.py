@@ -21,7 +21,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 SETTINGS: dict[str, dict[str, Any]] = {
     # batches of 3 on two processes: one of them goes along with an example of weight 0
-    "plain": {"eval_steps": 1, "eval_samples": 2, "beta": 0.1, "save_steps": 1},
+    "plain": {"eval_steps": 1, "eval_samples": 2, "beta": 0.1, "save_steps": 1, "relevance_scorer": "the model"},
     "cached, every": {
         "gradient_caching": True,
         "gradient_sync": "every",
@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "frozen": {"freeze_embeddings": True},
     "lora": {"use_peft": True, "gradient_checkpointing": True, "constitutions_per_query": 3},
+    "queries": {"query_contrast": 0.5, "gradient_caching": True, "beta": 0.1},
 }
 
 
@@ -95,6 +96,10 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def relevances(place: Path) -> list[float]:
+    return [row.get("completions/relevance", -1) for row in rows(place / "evaluations.jsonl")]
+
+
 def assert_same_run(one: Path, two: Path, tolerance: float) -> None:
     for iteration in (1, 2):
         a, b = weights(one, iteration), weights(two, iteration)
@@ -102,13 +107,14 @@ def assert_same_run(one: Path, two: Path, tolerance: float) -> None:
         assert max((a[name] - b[name]).abs().max().item() for name in a) <= tolerance
         place = f"iteration-{iteration}"
         assert rows(one / place / "pairs.jsonl") == rows(two / place / "pairs.jsonl")
+        assert relevances(one / place) == pytest.approx(relevances(two / place))
         for x, y in zip(rows(one / place / "metrics.jsonl"), rows(two / place / "metrics.jsonl"), strict=True):
             x.pop("tokens_per_second")
             y.pop("tokens_per_second")
             assert x == pytest.approx(y, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["plain", "cached, every", "lora"])
+@pytest.mark.parametrize("name", ["plain", "cached, every", "lora", "queries"])
 def test_two_processes_train_as_one(tiny_model: Path, tmp_path: Path, name: str) -> None:
     finish(start(tiny_model, tmp_path / "one", name, 1))
     finish(start(tiny_model, tmp_path / "two", name, 2))
@@ -249,8 +255,11 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     world = start_world("cpu")
+    chosen = settings(sys.argv[3])
+    if "relevance_scorer" in chosen:
+        chosen["relevance_scorer"] = sys.argv[1]
     train(
-        test_trainer.recipe(**settings(sys.argv[3])),
+        test_trainer.recipe(**chosen),
         parse_source(sys.argv[1]),
         test_trainer.data(40),
         Path(sys.argv[2]),

@@ -64,6 +64,20 @@ def test_shared_and_separate_rows_in_one_pass(model: Any) -> None:
         torch.testing.assert_close(matrix, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_prompts_of_two_queries_take_a_row_each(model: Any, size: int) -> None:
+    """Own and other query begin apart, or alike by less than what each shares with itself under every constitution."""
+    (own, responses), (other, _) = alike(size, seed=1), alike(size, seed=2)
+    for start in ([], [5] * 17):
+        both = [[*start, *ids] for ids in (*own, *other)]
+        packed = pack([(both, responses)])
+        assert len(packed.input_ids) == 2
+        halves = [pack([(half, responses)]).tokens for half in (both[:size], both[size:])]
+        assert packed.tokens == sum(halves)
+        plain = response_logprobs_naive(model, both, responses)
+        torch.testing.assert_close(response_logprobs(model, both, responses), plain, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
 def test_packed_equals_naive(model: Any, size: int, reduction: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sami_train import sami_loss
-from sami_train.loss import contrast_metrics, kl_to_base, row_and_column_losses
+from sami_train.loss import contrast_metrics, kl_to_base, query_loss, row_and_column_losses
 
 
 def written_out(matrix: np.ndarray) -> float:
@@ -65,6 +65,33 @@ def test_one_side_is_its_cross_entropy(size: int) -> None:
     columns = np.mean([np.log(np.exp(matrix[:, i]).sum()) - matrix[i, i] for i in range(size)])
     assert sami_loss(torch.tensor(matrix), "rows").item() == pytest.approx(rows, abs=1e-12)
     assert sami_loss(torch.tensor(matrix), "columns").item() == pytest.approx(columns, abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_the_contrast_over_queries_is_the_formula(size: int) -> None:
+    """A cross-entropy of two for every response; only the two diagonals get a gradient: p - 1 and 1 - p, over C."""
+    matrix = np.random.default_rng(size).normal(-2, 1, (2 * size, size))
+    own, other = np.exp(matrix[:size].diagonal()), np.exp(matrix[size:].diagonal())
+    share = own / (own + other)
+    logprobs = torch.tensor(matrix, requires_grad=True)
+    loss = query_loss(logprobs)
+    assert loss.item() == pytest.approx(-np.log(share).mean(), abs=1e-12)
+    loss.backward()
+    expected = np.concatenate([np.diag(share - 1), np.diag(1 - share)]) / size
+    assert logprobs.grad is not None
+    np.testing.assert_allclose(logprobs.grad.numpy(), expected, atol=1e-12)
+
+
+def test_a_far_other_query_costs_nothing_and_a_likelier_one_its_lead() -> None:
+    far = torch.tensor([[0.0], [-1e4]], dtype=torch.float64)
+    assert query_loss(far).item() == 0.0
+    assert query_loss(far.flip(0)).item() == 1e4
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 2), (2, 4), (4,), (1, 4, 2)])
+def test_a_contrast_over_queries_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"needs a matrix of shape \(2 C, C\)"):
+        query_loss(torch.zeros(shape))
 
 
 def test_kl_estimate_is_unbiased_and_never_negative() -> None:

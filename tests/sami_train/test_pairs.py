@@ -25,7 +25,9 @@ QUERIES = [Query(f"q{n}", f"post number {n}", "summarization") for n in range(20
 
 
 def recipe(**changes: Any) -> Recipe:
-    return Recipe.model_validate({"name": "pairs", "learning_rate": 1.0, **changes})
+    return Recipe.model_validate(
+        {"name": "pairs", "learning_rate": 1.0, "relevance_scorer": "embedded/smollm2-135m-instruct", **changes}
+    )
 
 
 def plan(queries: list[Query] = QUERIES, seed: int = 7, **changes: Any) -> list[Contrast]:
@@ -232,6 +234,7 @@ FILTERED: list[tuple[str, tuple[str, str], tuple[int, int], tuple[str, str], dic
     ("no_full_stop", ("He left and", GOOD), (5, 7), ("stop", "stop"), {}),
     ("cut_off", (GOOD, "She and."), (7, 6), ("stop", "length"), {}),
     ("length_ratio", (GOOD, LONG), (7, 22), ("stop", "stop"), {}),
+    ("irrelevant", (GOOD, "She stays."), (7, 4), ("stop", "stop"), {"relevances": (1.0, 0.25)}),
 ]
 
 
@@ -244,7 +247,7 @@ def test_every_filter(rule: Any, responses: Any, lengths: Any, finish: Any, more
     without = "empty" if rule in ("empty", "no_answer") else None  # there is nothing to learn from in an empty response
     assert filter_rule(recipe(filters=[]), task, responses, ids, finish, **more) == without
     good = (GOOD, "She asks for help."), [[5] * 7] * 2, ("stop", "stop")
-    known = {"labels": ("Entry:", "Say:"), "sentences": SENTENCES}
+    known = {"labels": ("Entry:", "Say:"), "sentences": SENTENCES, "relevances": (0.5, 1.0)}
     assert filter_rule(recipe(filters=others), task, *good, **known) is None
     assert filter_rule(recipe(filters=[rule]), task, *good, **known) is None
 

@@ -30,15 +30,22 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def examples(count: int, size: int = 2, seed: int = 0) -> list[Example]:
-    rng = random.Random(seed)
+    rng, others = random.Random(seed), random.Random(1000 + seed)
 
-    def ids(low: int, high: int) -> tuple[int, ...]:
+    def ids(low: int, high: int, rng: random.Random = rng) -> tuple[int, ...]:
         return tuple(rng.randrange(2, 97) for _ in range(rng.randrange(low, high)))
 
     sides = tuple(f"side{i}" for i in range(size))
     return [
         Example(
-            f"q{n}", "dialogue", sides, tuple(ids(4, 12) for _ in sides), tuple(ids(2, 10) for _ in sides), sides, None
+            query_id=f"q{n}",
+            task="dialogue",
+            constitutions=sides,
+            prompt_ids=tuple(ids(4, 12) for _ in sides),
+            response_ids=tuple(ids(2, 10) for _ in sides),
+            responses=sides,
+            filtered=None,
+            other_prompt_ids=tuple(ids(4, 12, others) for _ in sides),
         )
         for n in range(count)
     ]
@@ -61,7 +68,8 @@ def written_out(model: Any, batch: list[Example], settings: Recipe, base: Any = 
     total: Any = 0.0
     for example in used:
         size = len(example.prompt_ids)
-        cells = [[tokens(model, p, r) for r in example.response_ids] for p in example.prompt_ids]
+        prompts = (*example.prompt_ids, *(example.other_prompt_ids if settings.query_contrast else ()))
+        cells = [[tokens(model, p, r) for r in example.response_ids] for p in prompts]
         matrix = [
             [sum(cell) / (len(cell) if settings.logprob_reduction == "mean" else 1) for cell in row] for row in cells
         ]
@@ -70,6 +78,9 @@ def written_out(model: Any, batch: list[Example], settings: Recipe, base: Any = 
             row = -matrix[i][i] + sum(matrix[i][j].exp() for j in range(size)).log()
             column = -matrix[i][i] + sum(matrix[j][i].exp() for j in range(size)).log()
             loss = loss + {"both": (row + column) / 2, "rows": row, "columns": column}[settings.loss_sides] / size
+            if settings.query_contrast:
+                pair = matrix[i][i].exp() + matrix[size + i][i].exp()
+                loss = loss + settings.query_contrast * (-matrix[i][i] + pair.log()) / size
         if base is not None:
             for i in range(size):
                 with torch.no_grad():
@@ -97,6 +108,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cached kl": {"gradient_caching": True, "beta": 0.3, "per_device_train_batch_size": 3},
     "checkpointed": {"gradient_checkpointing": True},
     "two at a time": {"per_device_train_batch_size": 2},
+    "queries": {"query_contrast": 0.7, "per_device_train_batch_size": 3},
+    "queries kl": {"query_contrast": 0.7, "beta": 0.3},
+    "queries cached": {"query_contrast": 0.7, "gradient_caching": True},
+    "queries cached kl": {"query_contrast": 0.7, "gradient_caching": True, "beta": 0.3, "loss_sides": "rows"},
 }
 
 

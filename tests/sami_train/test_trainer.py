@@ -24,6 +24,7 @@ from sami_train.config import Recipe
 from sami_train.constitutions import distinct, load_principle_set
 from sami_train.data import Query, read_queries
 from sami_train.errors import UserError
+from sami_train.evaluation import mean_interval
 from sami_train.files import append_rows, read_rows, replace_rows
 from sami_train.models import load_model, load_tokenizer, parse_source
 from sami_train.pairs import split_queries
@@ -378,8 +379,27 @@ def test_evaluations_and_samples_are_kept(tiny_model: Path, tmp_path: Path) -> N
     before = json.loads((tmp_path / "unseen-before.json").read_text())
     assert before["samples"][0].keys() == {"query_id", "constitution", "text"}
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["evaluation"]["before"] == before["figures"]
+    assert summary["evaluation"]["before"] == {k: v for k, v in before["figures"].items() if k != "losses"}
+    changes = [b - a for a, b in zip(before["figures"]["losses"], rows[-1]["losses"], strict=True)]
+    assert len(changes) == summary["evaluation"]["n"]
+    assert summary["evaluation"]["loss_change"] == pytest.approx(sum(changes) / len(changes))
+    assert summary["evaluation"]["loss_change"] == pytest.approx(rows[-1]["loss"] - before["figures"]["loss"])
+    assert summary["evaluation"]["loss_change_ci"] == mean_interval(changes)
+    assert "losses" not in summary["evaluation"]["after"]
     assert summary["evaluation"]["after"]["loss"] == rows[-1]["loss"]
+
+
+def test_losses_that_an_older_version_did_not_keep_give_no_change(tiny_model: Path, tmp_path: Path) -> None:
+    settings = recipe(iterations=1, batches_at_start=1)
+    train(settings, parse_source(str(tiny_model)), data(), tmp_path)
+    known = json.loads((tmp_path / "unseen-before.json").read_text())
+    del known["figures"]["losses"]
+    (tmp_path / "unseen-before.json").write_text(json.dumps(known))
+    for file in (tmp_path / "summary.json", tmp_path / "iteration-1" / "summary.json"):
+        file.unlink()
+    evaluation = train(settings, parse_source(str(tiny_model)), data(), tmp_path)["evaluation"]
+    assert (evaluation["loss_change"], evaluation["loss_change_ci"]) == (None, None)
+    assert evaluation["before"]["loss"] == known["figures"]["loss"]
 
 
 def test_stop_if_keeps_the_checkpoint_and_holds_when_run_again(tiny_model: Path, tmp_path: Path) -> None:

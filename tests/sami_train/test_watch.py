@@ -9,8 +9,8 @@ import pytest
 from sami_train.config import Limits
 from sami_train.watch import Alarm, alarms
 
-LIMITS = Limits(length_ratio=1.5, kl=0.5, logps_drop=0.5)
-BASE = {"completions/mean_length": 100.0, "logps/diagonal": -1.0}
+LIMITS = Limits(length_ratio=1.5, kl=0.5, logps_drop=0.5, relevance_drop=0.25)
+BASE = {"completions/mean_length": 100.0, "logps/diagonal": -1.0, "completions/relevance": 0.75}
 
 
 def only(limits: Limits, **now: float) -> Alarm:
@@ -19,7 +19,12 @@ def only(limits: Limits, **now: float) -> Alarm:
     return found[0]
 
 
-NAMES = {"length": "completions/mean_length", "kl": "kl", "logps": "logps/diagonal"}
+NAMES = {
+    "length": "completions/mean_length",
+    "kl": "kl",
+    "logps": "logps/diagonal",
+    "relevance": "completions/relevance",
+}
 
 
 def test_a_model_near_its_base_raises_nothing() -> None:
@@ -28,16 +33,23 @@ def test_a_model_near_its_base_raises_nothing() -> None:
 
 
 def test_a_value_at_its_limit_is_not_beyond_it() -> None:
-    now = {"completions/mean_length": 150.0, "kl": 0.5, "logps/diagonal": -1.5}
+    now = {"completions/mean_length": 150.0, "kl": 0.5, "logps/diagonal": -1.5, "completions/relevance": 0.5}
     assert alarms(LIMITS, base=BASE, now=now) == []
 
 
 def test_all_signs_come_in_the_order_of_the_limits() -> None:
-    now = {"completions/mean_length": 151.0, "kl": 0.51, "logps/diagonal": -1.51}
+    now = {"completions/mean_length": 151.0, "kl": 0.51, "logps/diagonal": -1.51, "completions/relevance": 0.49}
     found = alarms(LIMITS, base=BASE, now=now)
-    assert [alarm.sign for alarm in found] == ["length_ratio", "kl", "logps_drop"]
-    assert [alarm.value for alarm in found] == pytest.approx([1.51, 0.51, 0.51])
-    assert [alarm.limit for alarm in found] == [1.5, 0.5, 0.5]
+    assert [alarm.sign for alarm in found] == ["length_ratio", "kl", "logps_drop", "relevance_drop"]
+    assert [alarm.value for alarm in found] == pytest.approx([1.51, 0.51, 0.51, 0.26])
+    assert [alarm.limit for alarm in found] == [1.5, 0.5, 0.5, 0.25]
+
+
+def test_relevance_is_watched_downwards() -> None:
+    assert "fell from 0.75 to 0.40, by 0.35 (limit 0.25; 0.5 is chance)" in only(LIMITS, relevance=0.4).sentence
+    assert alarms(LIMITS, base=BASE, now={"completions/relevance": 1.0}) == []
+    assert alarms(LIMITS, base={}, now={"completions/relevance": 0.0}) == []
+    assert alarms(LIMITS, base=BASE, now={}) == []
 
 
 @pytest.mark.parametrize(("length", "word"), [(160.0, "longer"), (60.0, "shorter")])

@@ -103,11 +103,12 @@ def test_a_specification_that_makes_no_sense_is_refused(fields: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    ("subset", "evaluation"), [(None, 120), ("both", 120), ("helpful-base", 80), ("harmless-base", 40)]
+    ("subset", "train", "evaluation"),
+    [(None, 320, 120), ("both", 320, 120), ("helpful-base", 220, 80), ("harmless-base", 100, 40)],
 )
-def test_the_bundled_dialogue_sample(subset: Any, evaluation: int) -> None:
+def test_the_bundled_dialogue_sample(subset: Any, train: int, evaluation: int) -> None:
     data = load_task("hh", TaskSpec(task="hh-rlhf", subset=subset))
-    assert (data.kind, len(data.train), len(data.evaluation)) == ("dialogue", evaluation, evaluation)
+    assert (data.kind, len(data.train), len(data.evaluation)) == ("dialogue", train, evaluation)
     assert data.dropped == {}
     assert data.source == "the bundled samples (dialogue.jsonl)"
 
