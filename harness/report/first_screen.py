@@ -31,13 +31,17 @@ def print_first_screen(results: Results, console: Console, *, report: Path, note
     """
     width = console.width
     about = " — ".join(str(part) for part in (results.get("name") or "run", results.get("description")) if part)
-    top = [Text(clipped(about, width, console), "bold"), *_win_rates(results, console)]
+    top = [
+        Text(clipped(about, width, console), "bold"),
+        *_flagged(looks(results), console, 2),
+        *_win_rates(results, console),
+    ]
     last = [Text(plain(f"all tables: --all; report: {report}", console))]
     last += [Text(plain(note, console), "dim")] if note else []
     examples = _examples(results, console)
     least = len(examples[0]) if examples else 0
     room = min(MOST_FLAG_LINES, LINES - len(top) - len(last) - least)
-    top += _flags(results, console, room)
+    top += _flagged(flags(results, ": hidden, --all shows it"), console, room)
     for example in examples:
         if len(top) + len(example) + len(last) <= LINES:
             top += example
@@ -99,8 +103,7 @@ def _aligned(lines: Sequence[str | tuple[str, ...]], numbers: Collection[str], c
     return found
 
 
-def _flags(results: Results, console: Console, room: int) -> list[Text]:
-    clauses = [*looks(results), *flags(results, ": hidden, --all shows it")]
+def _flagged(clauses: Sequence[str], console: Console, room: int) -> list[Text]:
     lines = _packed(clauses, console.width - 2, room, " · ", console)
     return [Text.assemble(("! " if first else "  ", "bold red"), line) for first, line in lines]
 

@@ -124,6 +124,8 @@ def escape(text: str) -> str:
 def _headline(results: Results) -> list[str]:
     tables = headline(results)
     lines: list[str] = ["## What this run shows", ""]
+    before = [f"- {escape(said)}" for said in looks_said(results)]
+    lines += [*before, ""] if before else []
     for table in tables:
         lines += _table(table.without_empty())
     if tables:

@@ -458,6 +458,17 @@ def test_report_prints_and_writes_the_report_anew(harness: Command, tmp_path: Pa
     assert "A [test]." in said.out
 
 
+def test_report_prints_every_table_on_request(harness: Command, tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "runs/mine")
+    first, everything = harness("report", "mine"), harness("report", "mine", "--all")
+    assert everything.code == 0, everything.err
+    assert "How to read this" in everything.out
+    assert "How to read this" not in first.out
+    assert first.out.count("\n") < 24
+    for said in (first, everything):
+        assert f"report: {folder.relative_to(tmp_path) / 'report.md'}" in said.out
+
+
 def test_report_prints_the_results_as_json(harness: Command, tmp_path: Path) -> None:
     folder = write_results(tmp_path / "elsewhere")
     said = harness("report", str(folder), "--json")

@@ -62,6 +62,12 @@ def test_it_fits_the_smallest_terminal(many: dict[str, Any], width: int) -> None
     assert [line for line in lines if line.startswith("! and ") and line.endswith(" more: --all")]
 
 
+def test_a_look_before_the_end_is_said_before_the_win_rates(results: dict[str, Any]) -> None:
+    results["interim"] = {"n": 8, "of": 36}
+    assert shown(results)[1] == "! unfinished: 8 of 36 queries, unplanned look (intervals allow for it)"
+    assert "- 8 of 36 queries, unplanned look: " in render_markdown(results).split("|")[0]
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_row_for_every_comparison_and_split(results: dict[str, Any], width: int) -> None:
     lines = shown(results, width)
