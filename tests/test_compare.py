@@ -162,7 +162,22 @@ def test_the_table_shows_figures_with_n_interval_and_p(tmp_path: Path) -> None:
     assert "A higher" in text
     assert "100.0%" in text
     assert "<0.001" in text
+    assert "The reading needs both that p and the interval." in " ".join(text.split())
     assert "2 scores of queries in one run alone are left out" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("wins", "word"), [(20, "A higher"), (7, "A higher*"), (2, "–")])
+def test_a_run_is_higher_only_by_the_adjusted_test(tmp_path: Path, wins: int, word: str) -> None:
+    """7 wins of 20 and no loss: an interval above zero, and p = 1/64; with three more rows Holm's is 1/16."""
+    queries = [f"q{i}" for i in range(20)]
+    for task in ("dialogue", "posts", "letters", "notes"):
+        of = wins if task == "dialogue" else 0
+        one = {query: "a a" if i < of else "tie tie" for i, query in enumerate(queries)}
+        write(tmp_path / "one", one, task=task)
+        write(tmp_path / "two", dict.fromkeys(queries, "tie tie"), task=task)
+    lines = printed(compare(tmp_path / "one", tmp_path / "two")).splitlines()
+    (line,) = (line for line in lines if line.startswith("dialogue"))
+    assert line.rstrip().endswith(f" {word}")
 
 
 def test_judgings_of_a_pair_are_averaged_before_its_query(tmp_path: Path) -> None:

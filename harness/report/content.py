@@ -80,13 +80,12 @@ def comparison_sections(comparison: Results) -> list[Section]:
                 percent(row["win_rate_b"]),
                 points(row["difference"], low, high),
                 str(row["n_common"]),
-                p_value(row["p_value"]),
                 p_value(row["p_holm"]),
                 reading(row, comparison["level"], RUNS, 0),
             )
         )
-    columns = ("task", "split", "A", "B", "A − B, points", "n", "p", "p Holm", "reading")
-    numbers = frozenset(columns[2:8])
+    columns = ("task", "split", "A", "B", "A − B, points", "n", "p Holm", "reading")
+    numbers = frozenset(columns[2:7])
     tables = tuple(Table(columns, rows, heading, numbers) for heading, rows in groups.items())
     alone = [
         f"Only run {run} has {versus(key)} on {key['task']}, {split_words(key['split'])} "
@@ -102,7 +101,7 @@ def comparison_sections(comparison: Results) -> list[Section]:
         f"A and B are the win rates of the pair's first model over the n queries that both runs have scored; "
         f"{unpaired} scores of queries in one run alone are left out.",
         f"A − B is in percentage points with a {percent(comparison['level'], 0)} interval ({methods}).",
-        "p: sign-flip test, paired by query; p Holm: adjusted for all rows of this comparison. The reading needs both that p and "
+        "p Holm: sign-flip test, paired by query, adjusted for all rows of this comparison. The reading needs both that p and "
         f"the interval{'; ' if told else ''}{'; '.join(told)}.",
     ]
     runs = (f"A: {comparison['run_a']}", f"B: {comparison['run_b']}")
@@ -155,8 +154,18 @@ def training_section(results: Results) -> Section:
                     "log-probability of the own response, nats/token",
                     *(number(x.get("logps/diagonal")) for x in (before, after)),
                 ),
+                (
+                    "relevance of sampled responses",
+                    *(percent(x.get("completions/relevance"), 0) for x in (before, after)),
+                ),
                 ("KL to the base, nats/token", NONE, number(after.get("kl"))),
+                (
+                    "change of the loss, nats",
+                    NONE,
+                    number(evaluation.get("loss_change"), evaluation.get("loss_change_ci")),
+                ),
             ]
+            measures = [row for row in measures if set(row[1:]) != {NONE}]
             unseen = f"{model} on {counted(evaluation.get('n', 0), 'query')} not trained on"
             tables.append(Table(("measure", "before", "after"), measures, unseen, frozenset(("before", "after"))))
     warnings = [
