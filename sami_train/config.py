@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -221,7 +222,9 @@ class Recipe(BaseModel):
     gradient_sync: Literal["last", "every"] = Field(
         "last", description="many devices: reduce gradients at a batch's last micro-step, or at every one (less memory)"
     )
-    bf16: bool = Field(False, description="compute in bfloat16")
+    bf16: bool = Field(
+        False, description="compute in bfloat16; auto in a file: where this machine multiplies it in hardware"
+    )
     master_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="number format of the weights that are trained; bfloat16 halves their memory and loses small updates",
@@ -362,18 +365,35 @@ def find_recipe(name_or_path: str) -> Path:
 def load_recipe(name_or_path: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe and apply changes to its fields. Raises UserError with file, line and field."""
     document = read_yaml(find_recipe(name_or_path), what="recipe")
-    fields = _with_parent(document, ())
+    fields = {**_with_parent(document, ()), **(changes or {})}
+    if fields.get("bf16") == "auto":
+        fields["bf16"] = has_bfloat16()
     for key in changes or {}:
         if key not in Recipe.model_fields:
             close = difflib.get_close_matches(key, Recipe.model_fields, n=1)
             raise UserError(f"a recipe has no field '{key}'" + (f"; did you mean '{close[0]}'?" if close else ""))
     try:
-        return Recipe.model_validate({**fields, **(changes or {})})
+        return Recipe.model_validate(fields)
     except ValidationError as error:
         problem, location = first_problem(error, document, Recipe), error.errors()[0]["loc"]
         if location and location[0] in (changes or {}):
             problem = problem.replace(document.where(location), f"--set {location[0]}", 1)
         raise UserError(problem) from None
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether this machine multiplies bfloat16 in hardware: an NVIDIA GPU, or a CPU with AVX-512 BF16 or AMX.
+
+    Elsewhere it is emulated and slower than float32. Told without torch, whose import takes seconds.
+    """
+    if Path("/dev/nvidia0").exists():
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _with_parent(document: LinedDocument, children: tuple[Path, ...]) -> dict[str, Any]:
