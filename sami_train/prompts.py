@@ -93,6 +93,8 @@ class Template(BaseModel):
     completion: _Completion
     chat: _Chat
     reasoning: _Reasoning | None = None
+    number_one: bool | None = None
+    """Whether a single principle is numbered too, as the paper's prompts do; by default it is not."""
 
     @property
     def hash(self) -> str:
@@ -123,6 +125,7 @@ class Template(BaseModel):
         """
         labels = self.labels(style, reasoning=reasoning)
         at_start = labels[:-1] if style == "completion" or reasoning else labels
+        is_list = principles > 1 or bool(self.number_one)
         counted: set[int] = set()
         start = 0
         for line in text.splitlines(keepends=True):
@@ -131,7 +134,7 @@ class Template(BaseModel):
                 return start
             if item := _ITEM.match(body):
                 number = int(item.group(1))
-                if 1 < principles == number - 1 and principles not in counted:
+                if is_list and number == principles + 1 and principles not in counted:
                     return start
                 counted.add(number)
             start += len(line)
@@ -167,7 +170,7 @@ class Template(BaseModel):
             UserError: reasoning is wanted and the template has no such form.
         """
         form = self._form(reasoning)
-        lines = listed(principles)
+        lines = listed(principles, number_one=bool(self.number_one))
         fill = {"{principles}": lines, "{query}": BODY}
 
         def filled(text: str) -> str:
@@ -183,9 +186,9 @@ class Template(BaseModel):
 _ITEM = re.compile(r"(\d{1,3})[.)]\s")
 
 
-def listed(principles: Sequence[str]) -> str:
-    """Principle sentences as a prompt shows them: a numbered list, or one sentence as it is."""
-    if len(principles) == 1:
+def listed(principles: Sequence[str], *, number_one: bool = False) -> str:
+    """Principle sentences as a prompt shows them: a numbered list, or one sentence as it is unless `number_one`."""
+    if len(principles) == 1 and not number_one:
         return principles[0]
     return "\n".join(f"{number}. {line}" for number, line in enumerate(principles, start=1))
 

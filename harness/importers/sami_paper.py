@@ -353,6 +353,7 @@ def _template(name: str, text: str, data: str, source: str) -> Template | None:
             "description": f"Imported: {name} of {source}.",
             "completion": {"text": filled, "stop": [f"\n{label}:" for label in labels]},
             "chat": {"messages": [{"role": "user", "content": filled}]},
+            "number_one": True,
         }
     )
 

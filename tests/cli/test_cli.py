@@ -230,8 +230,8 @@ def test_options_win_over_the_environment_and_that_over_the_file(
     harness: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HARNESS_LIMIT", "3")
-    assert {row["n"] for row in _effects(harness("plan", "--json"))} == {3}
-    assert {row["n"] for row in _effects(harness("plan", "--json", "--limit", "5"))} == {5}
+    assert {row["n"] for row in _effects(harness("plan", "--json")) if row["task"] != "all"} == {3}
+    assert {row["n"] for row in _effects(harness("plan", "--json", "--limit", "5")) if row["task"] != "all"} == {5}
 
 
 def test_options_may_be_written_with_underscores(harness: Command) -> None:
@@ -433,7 +433,7 @@ def test_a_sample_shows_the_prompt_with_principle_and_query(harness: Command) ->
     samples = json.loads(said.out)
     assert len(samples) == 2
     assert {sample["split"] for sample in samples} == {"held_out"}
-    assert all("Assistant:" in sample["prompt"] for sample in samples)
+    assert all(sample["prompt"].endswith("\nAnswer:") for sample in samples)
     assert samples[0]["opposite"].endswith("-")
     shown = harness("principles", "sample", "verifiable", "-n", "2", "--split", "held_out").out
     assert all(sample["constitution"] in shown for sample in samples)

@@ -55,6 +55,7 @@ def own(tmp_path: Path) -> Template:
 
 def test_several_principles_are_numbered_and_one_is_not(own: Template) -> None:
     assert listed(["Be kind."]) == "Be kind."
+    assert listed(["Be kind."], number_one=True) == "1. Be kind."
     assert listed(["Be kind.", "Be brief."]) == "1. Be kind.\n2. Be brief."
     assert own.render(["Be kind."], "why?", "completion").text == "Asked: why?\nRules:\nBe kind.\nSaid:"
     two = own.render(["Be kind.", "Be brief."], "why?", "chat").chat
