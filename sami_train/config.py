@@ -85,6 +85,9 @@ class Recipe(BaseModel):
     )
 
     iterations: int = Field(2, ge=1, description="times that responses are sampled and the base is trained anew")
+    alternate_halves: bool = Field(
+        True, description="iterations learn from the two halves of the queries in turn, as in the paper; false: from all"
+    )
     batch_size: int = Field(16, ge=1, description="queries in a gradient step, over all devices")
     batches_at_start: int = Field(2, ge=1, description="gradient steps of a pass in the first iteration")
     batch_increment: int = Field(2, ge=0, description="gradient steps that each further iteration adds")

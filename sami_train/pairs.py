@@ -60,14 +60,14 @@ class Example:
 def split_queries(queries: Sequence[Query], recipe: Recipe) -> tuple[list[Query], list[Query], list[Query]]:
     """The two halves that iterations use in turn, and the unseen queries of the evaluation; disjoint, in a seeded order.
 
-    A single iteration has all of them: its half is the whole.
+    Without `alternate_halves` both are all of the rest.
 
     Raises:
         UserError: an iteration needs more queries than its half has.
     """
     shuffled = random.Random(f"queries-{recipe.seed}").sample(list(queries), len(queries))
     unseen, rest = shuffled[: recipe.eval_queries], shuffled[recipe.eval_queries :]
-    halves = (rest[0::2], rest[1::2]) if recipe.iterations > 1 else (rest, [])
+    halves = (rest[0::2], rest[1::2]) if recipe.alternate_halves else (rest, rest)
     for iteration in range(1, recipe.iterations + 1):
         half = halves[(iteration - 1) % 2]
         needed = recipe.batch_size * recipe.batches(iteration)

@@ -25,7 +25,8 @@ models:
       recipe: embedded/gemma-3-270m
       from: base
       set: {{iterations: {iterations}, batch_size: 2, batches_at_start: 1, batch_increment: 1, eval_queries: 0, max_new_tokens: 8,
-            max_prompt_tokens: 1400, freeze_embeddings: false, learning_rate: 1.0e-3, sampling_batch_size: 4}}
+            max_prompt_tokens: 1400, freeze_embeddings: false, learning_rate: 1.0e-3, sampling_batch_size: 4,
+            alternate_halves: true, bf16: false}}
 {more}
 tasks:
   dialogue: {{task: hh-rlhf, source: bundled, limit: 3, train_limit: 16}}
@@ -161,7 +162,7 @@ def test_a_model_can_be_trained_from_an_iteration(tiny_model: Path, tmp_path: Pa
     from harness.validation import validate
 
     further = (
-        "  sami-3: {style: completion, train: {recipe: embedded/gemma-3-270m, from: sami-1, set: {iterations: 1}}}"
+        "  sami-3: {style: completion, train: {recipe: embedded/gemma-3-270m, from: sami-1, set: {batches_at_start: 3}}}"
     )
     file = write(tmp_path, tiny_model, more=f"{ITERATION}\n{further}")
     spec = load_spec(file, {"tasks.dialogue.train_limit": 80})

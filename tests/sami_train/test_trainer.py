@@ -361,6 +361,9 @@ def test_split_is_seeded_and_disjoint() -> None:
     one, two, unseen = split_queries(QUERIES, recipe())
     assert split_queries(QUERIES, recipe()) == (one, two, unseen)
     assert split_queries(QUERIES, recipe(seed=1))[0] != one
+    whole, again, same = split_queries(QUERIES, recipe(alternate_halves=False))
+    assert (whole, again, same) == (whole, whole, unseen)
+    assert {q.id for q in whole} == {q.id for q in (*one, *two)}
     assert len(one) + len(two) + len(unseen) == len(QUERIES)
     assert {q.id for q in one} | {q.id for q in two} | {q.id for q in unseen} == {q.id for q in QUERIES}
 
