@@ -487,7 +487,7 @@ def _check_iteration(spec: Spec, name: str, found: _Problems) -> None:
     with suppress(UserError, ValidationError):  # a problem of the training
         iterations = load_recipe(of.train.recipe, of.train.set).iterations
         if model.iteration > iterations:
-            message = f"the training of '{whole}' has {iterations} iterations; lower it"
+            message = f"the training of '{whole}' ends with iteration {iterations}; lower it"
             found.add((*location, "iteration"), message)
 
 

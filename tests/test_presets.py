@@ -249,7 +249,7 @@ TRAINED = {"style": "completion", "train": {"recipe": "embedded/gemma-3-270m", "
             "there is no model 'sme' here; did you mean",
         ),
         ({"one": {"iteration_of": "sami", "iteration": 1}, "sami": TRAINED}, "put 'sami' above 'one'"),
-        ({"sami": TRAINED, "one": {"iteration_of": "sami", "iteration": 3}}, "has 2 iterations; lower it"),
+        ({"sami": TRAINED, "one": {"iteration_of": "sami", "iteration": 3}}, "ends with iteration 1; lower it"),
         (
             {"sami": TRAINED, "one": {"iteration_of": "sami", "iteration": 1, "style": "chat"}},
             "with the style completion",
