@@ -86,7 +86,8 @@ class Recipe(BaseModel):
 
     iterations: int = Field(2, ge=1, description="times that responses are sampled and the base is trained anew")
     alternate_halves: bool = Field(
-        True, description="iterations learn from the two halves of the queries in turn, as in the paper; false: from all"
+        True,
+        description="iterations learn from the two halves of the queries in turn, as in the paper; false: from all",
     )
     batch_size: int = Field(16, ge=1, description="queries in a gradient step, over all devices")
     batches_at_start: int = Field(2, ge=1, description="gradient steps of a pass in the first iteration")

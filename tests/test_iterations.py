@@ -161,9 +161,7 @@ def test_another_iteration_changes_its_fingerprints_alone(tiny_model: Path, tmp_
 def test_a_model_can_be_trained_from_an_iteration(tiny_model: Path, tmp_path: Path) -> None:
     from harness.validation import validate
 
-    further = (
-        "  sami-3: {style: completion, train: {recipe: embedded/gemma-3-270m, from: sami-1, set: {batches_at_start: 3}}}"
-    )
+    further = "  sami-3: {style: completion, train: {recipe: embedded/gemma-3-270m, from: sami-1, set: {batches_at_start: 3}}}"
     file = write(tmp_path, tiny_model, more=f"{ITERATION}\n{further}")
     spec = load_spec(file, {"tasks.dialogue.train_limit": 80})
     assert validate(spec) == []

@@ -127,7 +127,7 @@ def test_only_the_body_is_shortened(opened: tuple[Any, Any]) -> None:
     assert not whole.truncated
     assert cut.truncated
     assert len(cut.ids) <= 300
-    assert "\nBe kind to everyone.\n" in cut.text
+    assert "Be kind to everyone.\n" in cut.text
     assert cut.text.endswith(load_template("dialogue").labels("completion")[-1])
     assert 20 < cut.text.count("word") < 300
 

@@ -234,6 +234,13 @@ FILTERED: list[tuple[str, tuple[str, str], tuple[int, int], tuple[str, str], dic
     ("no_full_stop", ("He left and", GOOD), (5, 7), ("stop", "stop"), {}),
     ("cut_off", (GOOD, "She and."), (7, 6), ("stop", "length"), {}),
     ("length_ratio", (GOOD, LONG), (7, 22), ("stop", "stop"), {}),
+    (
+        "repeats_query",
+        (GOOD, "my husband left me, what now"),
+        (7, 7),
+        ("stop", "stop"),
+        {"query": "My husband left me. What should I do?"},
+    ),
     ("irrelevant", (GOOD, "She stays."), (7, 4), ("stop", "stop"), {"relevances": (1.0, 0.25)}),
 ]
 
@@ -241,7 +248,7 @@ FILTERED: list[tuple[str, tuple[str, str], tuple[int, int], tuple[str, str], dic
 @pytest.mark.parametrize(("rule", "responses", "lengths", "finish", "more"), FILTERED)
 def test_every_filter(rule: Any, responses: Any, lengths: Any, finish: Any, more: Any) -> None:
     ids = [[5] * length for length in lengths]
-    task = "dialogue" if rule == "apology" else "summarization"
+    task = "dialogue" if rule in ("apology", "repeats_query") else "summarization"
     assert filter_rule(recipe(filters=[rule], reasoning=True), task, responses, ids, finish, **more) == rule
     others = [r for r in get_args(FilterRule) if r != rule]
     without = "empty" if rule in ("empty", "no_answer") else None  # there is nothing to learn from in an empty response
