@@ -27,7 +27,7 @@ def main() -> None:
     names = [f"seed {number}" for number in range(len(runs))]
     print(f"# {escape(runs[0]['name'])}: {len(runs)} seeds\n")
     print(
-        "A seed decides which principles a query gets and every draw of the training. Every run that was made is here.\n"
+        "A seed decides which principles a query gets and every draw of the training. Every run of this recipe is here.\n"
     )
     table("Win rate (interval over these queries; for principles like these; p Holm)", names, runs, win_rates)
     table("The same pairs under constitutions that neither was given", names, runs, swapped)

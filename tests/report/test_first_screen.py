@@ -17,11 +17,12 @@ from harness.report import print_first_screen, print_results, render_markdown
 from harness.report.first_screen import LINES, clipped
 
 REPORT = Path("runs/x/report.md")
-PUBLISHED = sorted(
-    path
-    for path in (Path(__file__).parents[2] / "leaderboards").glob("*/results.json")
-    if path.parent.name in ("quickstart", "baselines")
+FIRST_SCHEMA = (
+    Path(__file__).parents[2] / "leaderboards/baselines/results.json",
+    Path(__file__).parent / "data/quickstart-schema-1.json",
 )
+"""Published results of schema 1: of the baselines, and what the quick start's were before schema 2."""
+PUBLISHED = sorted((Path(__file__).parents[2] / "leaderboards/quickstart").rglob("results.json"))
 
 
 def shown(results: dict[str, Any], width: int = 80, encoding: str = "utf-8", note: str = "") -> list[str]:
@@ -144,7 +145,7 @@ def test_clipping_counts_cells() -> None:
     assert clipped("anything", 1, console) == "…"
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", FIRST_SCHEMA, ids=lambda path: path.parent.name)
 def test_results_of_the_first_schema_are_still_shown(path: Path) -> None:
     results = json.loads(path.read_text(encoding="utf-8"))
     assert results["schema_version"] == 1
@@ -161,5 +162,9 @@ def test_results_of_the_first_schema_are_still_shown(path: Path) -> None:
     assert "fell" not in text.replace("log-probability fell", "")
 
 
-def test_both_published_results_are_there() -> None:
-    assert [path.parent.name for path in PUBLISHED] == ["baselines", "quickstart"]
+def test_the_published_seeds_are_shown_and_their_reports_are_what_their_results_give() -> None:
+    assert [path.parent.name for path in PUBLISHED] == ["quickstart", "seed-1", "seed-2"]
+    for path in PUBLISHED:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        assert len(shown(results)) <= LINES
+        assert render_markdown(results) == path.with_name("report.md").read_text(encoding="utf-8")
