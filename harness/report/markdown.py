@@ -193,7 +193,7 @@ def _single_tasks(results: Results) -> Results:
 
 
 def _of_judge(results: Results) -> list[Section]:
-    return [make(results) for make in (win_rates_section, gaps_section, steerability_section)]
+    return [make(results) for make in (win_rates_section, adjusted_section, gaps_section, steerability_section)]
 
 
 def _fold(title: str, sections: Iterable[Section]) -> list[str]:

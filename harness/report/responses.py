@@ -71,9 +71,21 @@ def _relevance_apart(row: Row) -> str:
     return points(*(of.get(key) for key in ("difference", "difference_low", "difference_high")))
 
 
+ADJUSTED = ("echo_adjusted", "style_adjusted", "relevance_adjusted")
+
+
 def adjusted_section(results: Results) -> Section:
     """Win rates with copied text left in, and where both responses are alike in it or in style."""
-    columns = ("comparison", "judge", "split", "win rate", "with copied text", "as much copied", "same style")
+    columns = (
+        "comparison",
+        "judge",
+        "split",
+        "win rate",
+        "with copied text",
+        "as much copied",
+        "same style",
+        "as relevant",
+    )
     rows = [
         row
         for group in grouped(rows_of(results, "comparisons"), "a", "b", "principle_set", "judge").values()
@@ -85,7 +97,7 @@ def adjusted_section(results: Results) -> Section:
             row["judge"],
             split_words(row["split"]),
             rate(row.get("win_rate"), *interval_of(row)),
-            *(_rate_of(row.get(key)) for key in ("whole", "echo_adjusted", "style_adjusted")),
+            *(_rate_of(row.get(key)) for key in ("whole", *ADJUSTED)),
         )
         for row in rows
     ]
@@ -96,14 +108,10 @@ def adjusted_section(results: Results) -> Section:
     remarks = [
         "win rate: without text copied from the constitution, where the judge is a program; with copied text: as the responses "
         "are. as much copied: what a logistic regression expects where both copy as much; same style: where both have as many "
-        "words, lists, headings and bold words. Left out where the responses do not permit it."
+        "words, lists, headings and bold words; as relevant: where both depend "
+        "as much on their query. Left out where the responses do not permit it."
     ]
-    notes = {
-        str(of["note"])
-        for row in rows
-        for key in ("echo_adjusted", "style_adjusted")
-        if (of := row.get(key) or {}).get("note")
-    }
+    notes = {str(of["note"]) for row in rows for key in ADJUSTED if (of := row.get(key) or {}).get("note")}
     return Section("Copying and style taken out", (), (table,), (*remarks, *sorted(notes)[:1]))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from harness.score.pairs import (
 from harness.stats import (
     AdjustedWinRate,
     UnusableScores,
+    adjusted_win_rate,
     cluster_means,
     echo_adjusted,
     paired_difference,
@@ -36,6 +38,7 @@ from sami_train.copying import REPEATS, copied_share
 from sami_train.data import Query
 from sami_train.relevance import relevance
 
+SIDES: tuple[Literal["a"], Literal["b"]] = ("a", "b")
 SHARES = ("copied", "ran_on", "cut", "empty", "repeats_query")
 
 
@@ -70,6 +73,7 @@ def beside(group: Sequence[Pair], inputs: ScoreInputs) -> dict[str, Any]:
         "relevance": _relevance_of_both(group, inputs),
         "echo_adjusted": _adjusted(pairs, _echo, inputs.level),
         "style_adjusted": _adjusted(pairs, _style, inputs.level),
+        "relevance_adjusted": _adjusted(pairs, partial(_equally_relevant, inputs), inputs.level),
     }
 
 
@@ -122,6 +126,18 @@ def _style(pairs: Sequence[_Both], level: float) -> AdjustedWinRate:
         return [dict(zip(names, row, strict=True)) for row in zip(*counts, strict=True)]
 
     return style_adjusted(_scores(pairs), side(1), side(2), level)
+
+
+def _equally_relevant(inputs: ScoreInputs, pairs: Sequence[_Both], level: float) -> AdjustedWinRate:
+    """Read where both responses are as relevant, over the pairs whose responses one and the same model scored."""
+    differences = {}
+    for pair, *_ in pairs:
+        a, b = (inputs.relevance.get(pair.expected.response(side)) for side in SIDES)
+        if a and b and a[0] == b[0]:
+            differences[pair.expected] = a[1] - b[1]
+    scored = [both for both in pairs if both[0].expected in differences]
+    apart = _means(scored, lambda both: differences[both[0].expected])
+    return adjusted_win_rate(_scores(scored), {"relevance": apart}, level)
 
 
 # --- Relevance --------------------------------------------------------------------------------------------------------

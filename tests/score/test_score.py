@@ -108,6 +108,7 @@ def test_the_fields_are_those_of_the_schema() -> None:
         "win_rate_ties_dropped", "win_rate_ties_lost", "position_consistency", "verdicts", "by_principle", "p_value",
         "p_holm", "n_family", "family", "length_spearman", "length_stratified", "length_glm", "swapped", "judge_noise",
         "principles_ci", "whole", "responses", "relevance", "echo_adjusted", "style_adjusted",
+        "relevance_adjusted",
     }  # fmt: skip
     assert set(result["gaps"][0]) == {
         "task", "principle_set", "a", "b", "judge", "gap", "ci_low", "ci_high", "ci_level", "ci_method", "n", "p_value",

@@ -12,7 +12,7 @@ from score_rows import inputs, naive_means, naive_pairs, only, pair, strictly
 from harness.rows import Generation
 from harness.score import ExpectedPair, Facts, ResponseKey, ScoreInputs, score
 from harness.score.responses import facts_of
-from harness.stats import echo_adjusted, paired_difference, style_adjusted, win_rate
+from harness.stats import adjusted_win_rate, echo_adjusted, paired_difference, style_adjusted, win_rate
 from sami_train.data import Query
 
 SIDES = ("a", "b")
@@ -71,7 +71,7 @@ def test_without_facts_the_shares_are_null() -> None:
     strictly(row)
     assert row["responses"]["a"] == {"n": 0, **dict.fromkeys(("copied", "ran_on", "cut", "empty", "repeats_query"))}
     assert (row["responses"]["identical"], row["relevance"]) == (None, None)
-    for name in ("echo_adjusted", "style_adjusted"):
+    for name in ("echo_adjusted", "style_adjusted", "relevance_adjusted"):
         assert row[name]["win_rate"] is None
         assert row[name]["note"]
 
@@ -133,12 +133,27 @@ def test_relevance_has_the_interval_of_a_rate_and_a_paired_difference() -> None:
     )
 
 
+def test_a_win_rate_is_read_where_both_are_as_relevant() -> None:
+    run = some_run()
+    row = only(score(run)["comparisons"], task="all")["relevance_adjusted"]
+    scored = naive_pairs(run, "all", "learned")
+    apart = [(q, run.relevance[p.response("a")][1] - run.relevance[p.response("b")][1]) for q, p, _ in scored]
+    scores = naive_means([(q, value) for q, _, value in scored])
+    found = adjusted_win_rate(scores, {"relevance": naive_means(apart)})
+    assert row == pytest.approx(
+        {"n": found.n, "win_rate": found.estimate, "ci_low": found.low, "ci_high": found.high}, abs=1e-9
+    )
+
+
 def test_relevances_by_two_scorers_are_not_compared() -> None:
     run = some_run(4)
     mixed = {key: ("judge" if key.model == "sami" else "other", value) for key, (_, value) in run.relevance.items()}
     row = only(score(some_run(4, relevance=mixed))["comparisons"], task="dialogue")["relevance"]
     assert (row["difference"], row["a"]["scorer"], row["b"]["scorer"]) == (None, "judge", "other")
     assert "different models" in row["note"]
+    adjusted = only(score(some_run(4, relevance=mixed))["comparisons"], task="dialogue")["relevance_adjusted"]
+    assert adjusted["win_rate"] is None
+    assert adjusted["note"]
 
 
 def test_a_relevance_of_one_side_alone_is_said() -> None:
