@@ -134,7 +134,7 @@ class VerdictUnit:
         return self.a.place
 
 
-_UnitT = TypeVar("_UnitT", GenerationUnit, VerdictUnit)
+UnitT = TypeVar("UnitT", GenerationUnit, VerdictUnit)
 
 
 @dataclass(frozen=True)
@@ -474,7 +474,7 @@ class Plan:
         part.upto = n
         return part
 
-    def blocks(self, units: Sequence[_UnitT]) -> list[list[_UnitT]]:
+    def blocks(self, units: Sequence[UnitT]) -> list[list[UnitT]]:
         """`units`, in the order of the plan, in the blocks that a local model's batches are composed of, one after another.
 
         They end where the run decides whether to go on. A block depends on the plan alone, never on what is there.

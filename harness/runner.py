@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from harness import costs
 from harness.asking import Terms, ask
@@ -29,6 +29,7 @@ from harness.plan import (
     Plan,
     RelevanceUnit,
     Stage,
+    UnitT,
     VerdictUnit,
     build_plan,
     is_api,
@@ -718,7 +719,6 @@ CHECKED_ROWS = 256
 """Verdicts of a verifiable judge that are written together."""
 BLOCK_SEED = 7919
 """What a block's number adds to the seed, so that no two blocks are sampled alike."""
-UnitT = TypeVar("UnitT", GenerationUnit, VerdictUnit)
 
 
 def _names(stage: Stage, unit: Any) -> dict[str, Any]:

@@ -248,7 +248,7 @@ class Sampler:
             [row["finish_reason"] for row in rows],
             sentences=[s for c in contrast.constitutions for s in c.sentences()],
             labels=self.templates[contrast.query.task].labels(self.recipe.style, reasoning=self.recipe.reasoning),
-            ran_on=any(row["tail"] for row in rows),
+            ran_on=any(row.get("tail") for row in rows),
             query=contrast.query.text,
             relevances=[row["relevance"] for row in rows] if self.scorer else (),
         )

@@ -219,7 +219,7 @@ def test_a_run_begun_before_the_field_goes_on_without_it(tiny_model: Path, tmp_p
     train(plain, source, data(), tmp_path / "new")
     older = tmp_path / "older"
     rows = read_rows(tmp_path / "new" / "iteration-1" / "pairs.jsonl")
-    begin(older, [{k: v for k, v in row.items() if k != "other_prompt_ids"} for row in rows])
+    begin(older, [{k: v for k, v in row.items() if k not in ("other_prompt_ids", "tail")} for row in rows])
     (older / "inputs.json").write_bytes((tmp_path / "new" / "inputs.json").read_bytes())
     written = (tmp_path / "new" / "recipe.yaml").read_text(encoding="utf-8").splitlines()
     known = [line for line in written if not line.startswith("query_contrast:")]
