@@ -84,7 +84,7 @@ class Recipe(BaseModel):
         (), description="principle sets, by name or file; only learned principles are used"
     )
 
-    iterations: int = Field(2, ge=1, description="times that responses are sampled and the base is trained anew")
+    iterations: int = Field(2, ge=1, description="times that responses are sampled and the base is trained again")
     alternate_halves: bool = Field(
         True,
         description="iterations learn from the two halves of the queries in turn, as in the paper; false: from all",

@@ -76,7 +76,7 @@ class Display:
             self._bars.stop()
 
     def progress(self, what: str, done: int, total: int, figure: str = "") -> None:
-        """`done` of a part's `total` are there; the part ends with ``done == total``, and may then begin anew.
+        """`done` of a part's `total` are there; the part ends with ``done == total``, and may then begin again.
 
         A part may be left for another one and taken up again, as training is for an evaluation.
         """

@@ -24,7 +24,7 @@ from sami_train.errors import UserError, nearest
 WEIGHTS = ("*.safetensors",)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CONVERSION = "1"
-"""Version of the GGUF conversion; a new number converts anew."""
+"""Version of the GGUF conversion; a new number converts again."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def finished(folder: Path, recipe: Recipe, inputs: Mapping[str, str]) -> dict[st
         _same_inputs(folder, recipe, inputs)
         if not (final_model(folder, recipe) / "config.json").is_file():
             raise UserError(
-                f"{final_model(folder, recipe)}: the run is finished, and its model is gone; delete {folder} to train it anew"
+                f"{final_model(folder, recipe)}: the run is finished, and its model is gone; delete {folder} to train it again"
             )
     return summary
 

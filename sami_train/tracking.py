@@ -315,7 +315,7 @@ _OPEN: dict[str, Callable[[str, str, Mapping[str, Any], Path, str], Tracker]] = 
 
 
 def _import_trackio(place: Path) -> Any:
-    """trackio, keeping its files in `place`. It settles on a folder when it is imported: for another one it is imported anew."""
+    """trackio, keeping its files in `place`. It settles on a folder when it is imported: for another one it is imported again."""
     loaded = sys.modules.get("trackio.utils")
     if loaded is not None and place != loaded.TRACKIO_DIR:
         for module in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:

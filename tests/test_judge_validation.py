@@ -104,7 +104,7 @@ def test_a_stopped_validation_goes_on_to_the_same_card(tiny_model: Path, tmp_pat
     assert len(file.read_text().splitlines()) == 12
 
 
-def test_another_form_or_pair_is_judged_anew(tiny_model: Path, tmp_path: Path) -> None:
+def test_another_form_or_pair_is_judged_again(tiny_model: Path, tmp_path: Path) -> None:
     card_of(local(tiny_model), tmp_path)
     before = verdicts(tmp_path)
     changed = [LabelledPair(**{**vars(pair), "a": pair.a + " Ha."}) if pair.id == "0" else pair for pair in pairs()]

@@ -508,7 +508,7 @@ def test_the_same_in_every_process(folder: Path) -> None:
 
 
 def test_one_principle_changed(folder: Path) -> None:
-    """Rows whose constitution has it, and the model that learned it, are made anew; the rest stays."""
+    """Rows whose constitution has it, and the model that learned it, are made again; the rest stays."""
     before = plan_of(folder)
     (folder / "mine.yaml").write_text(PRINCIPLES.replace("End with a question.", "Close with a question."))
     after = plan_of(folder)
@@ -532,7 +532,7 @@ def test_one_principle_changed(folder: Path) -> None:
     assert before.fingerprint != after.fingerprint
 
 
-def test_a_held_out_principle_changed_trains_nothing_anew(folder: Path) -> None:
+def test_a_held_out_principle_changed_trains_nothing_again(folder: Path) -> None:
     before = plan_of(folder)
     (folder / "mine.yaml").write_text(PRINCIPLES.replace("Write few words.", "Write but few words."))
     after = plan_of(folder)
@@ -567,7 +567,7 @@ def test_a_judge_prompt_changed_is_judged_anew_and_nothing_else(folder: Path, ro
     assert len(found) == 32
 
 
-def test_a_new_way_of_judging_is_judged_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_way_of_judging_is_judged_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = plan_of(folder)
     generations, verdicts = prints(before, "generate"), prints(before, "judge")
     monkeypatch.setattr(harness.plan, "JUDGING_VERSION", harness.plan.JUDGING_VERSION + 1)
@@ -617,7 +617,7 @@ def test_dtype_changes_what_models_say_but_not_the_training(folder: Path) -> Non
     assert before.stage("train").fingerprint == after.stage("train").fingerprint, "training is in float32 either way"
 
 
-def test_a_recipe_changed_trains_anew(folder: Path) -> None:
+def test_a_recipe_changed_trains_again(folder: Path) -> None:
     before, after = plan_of(folder), plan_of(folder, models__sami__train__set={"learning_rate": 1e-4})
     assert before.stage("train").fingerprint != after.stage("train").fingerprint
     assert prints(before, "generate", model="base") == prints(after, "generate", model="base")
@@ -690,7 +690,7 @@ def test_only_a_structured_judge_is_given_the_schema() -> None:
     assert list(VERDICT_SCHEMA["properties"]) == ["reasoning", "verdict"]
 
 
-def test_another_form_of_judging_is_judged_anew(folder: Path) -> None:
+def test_another_form_of_judging_is_judged_again(folder: Path) -> None:
     before, after = plan_of(folder), plan_of(folder, judges__llm__form="text")
     verdicts = prints(before, "judge", judge="llm")
     assert changed(verdicts, prints(after, "judge", judge="llm")) == verdicts.keys()

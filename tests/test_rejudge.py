@@ -140,7 +140,7 @@ def test_verdicts_by_the_rules_of_another_version_are_told_and_kept(
         "n": 2 * n,
         "of": [{**place, "kind": "win_rate"}, {**place, "kind": "swapped"}],
         "note": f"{2 * n} verdicts in this run (verifiable: {n} on instruct against base, {n} on instruct against base, swapped) "
-        "were made by other rules than this version, or this specification, judges by, and are not counted: judge anew with "
+        "were made by other rules than this version, or this specification, judges by, and are not counted: judge again with "
         "'harness rejudge RUN --judge verifiable', or score the run with the version that made them.",
     }
     assert {comparison["n"] for comparison in found["comparisons"]} == {0}

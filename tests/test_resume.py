@@ -1,4 +1,4 @@
-"""What a run keeps, takes over and makes anew. In this process; kills and interrupts are in test_runner.py."""
+"""What a run keeps, takes over and makes again. In this process; kills and interrupts are in test_runner.py."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ def test_a_trained_model_is_taken_from_the_cache_without_torch(place: Path) -> N
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_another_recipe_in_the_same_folder_trains_anew(place: Path, cache: bool) -> None:
+def test_another_recipe_in_the_same_folder_trains_again(place: Path, cache: bool) -> None:
     """Without the cache too, where the older model lies in the very place of the new one."""
 
     def weights() -> bytes:

@@ -417,7 +417,7 @@ def test_what_stays_refused_is_left_out_and_a_longer_try_goes_on(server: Server,
     assert len(load_principle_set(tmp_path / "mine.yaml").principles) == 2
 
 
-def test_another_model_or_prompt_is_asked_anew(server: Server, write: Write) -> None:
+def test_another_model_or_prompt_is_asked_again(server: Server, write: Write) -> None:
     arguments = to(server, "--principles", "concise")
     write(*arguments)
     write(*arguments, "--model", "openai/other")

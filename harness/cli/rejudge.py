@@ -22,7 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
         execute,
         usage="RUN --judge JUDGE [--judge JUDGE ...] [options]",
         help="judge a run's responses again, with other judges",
-        description="Judge the responses of a run by other judges, score the run anew, and show how far its judges agree. "
+        description="Judge the responses of a run by other judges, score the run again, and show how far its judges agree. "
         "Nothing is generated. The judges join the run's spec.yaml, their verdicts its folder; the same command goes on "
         "after a stop.",
         epilog="""\

@@ -22,7 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "score",
         execute,
         usage="RUN [options] | --verdicts FILE ... [options]",
-        help="score a run's verdicts anew, under any protocol, or those in files",
+        help="score a run's verdicts again, under any protocol, or those in files",
         description="Score verdicts that are there. Of a run, finished or not: all its figures from its rows, under any "
         "protocol; no model is loaded, nothing is judged again, nothing is written. Of files: counts, the win rate under "
         "three rules for ties with its interval, what "

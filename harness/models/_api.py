@@ -334,7 +334,7 @@ class ApiBackend(ABC):
 def http_client(sdk: Any, connections: int, timeout_s: float) -> Any:
     """An HTTP client as the SDK makes its own, with room for `connections`, whose answers end after `timeout_s`.
 
-    The HTTP libraries' own timeouts begin anew with each byte, so that an answer that trickles in would never end.
+    The HTTP libraries' own timeouts begin again with each byte, so that an answer that trickles in would never end.
     """
     limits = type(sdk.DEFAULT_CONNECTION_LIMITS)
     http = importlib.import_module(limits.__module__.partition(".")[0])  # httpx, or what has taken its place

@@ -79,10 +79,15 @@ def like_these(row: Row) -> str:
 
 
 def relevance_of_both(row: Row) -> str:
-    """``54 / 67%``, of a and of b."""
+    """``54 / 67%``, of a and of b; ``54% / –`` where another model scored b, so that the two cannot be compared."""
     both = row.get("relevance") or {}
-    a, b = ((both.get(side) or {}).get("relevance") for side in "ab")
-    return NONE if a is None and b is None else f"{percent(a, 0).rstrip('%')} / {percent(b, 0)}"
+    of_a, of_b = (both.get(side) or {} for side in "ab")
+    a, b = of_a.get("relevance"), of_b.get("relevance")
+    if a is None and b is None:
+        return NONE
+    if a is not None and of_a.get("scorer") != of_b.get("scorer"):
+        return f"{percent(a, 0)} / {NONE}"
+    return f"{percent(a, 0).rstrip('%')} / {percent(b, 0)}"
 
 
 def models_shown(results: Results) -> list[str]:

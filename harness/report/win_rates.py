@@ -82,7 +82,7 @@ LIKE_THESE = (
 )
 RELEVANCE = (
     "relevance, of a / of b: how often a response is likelier after its own query than after another, by a scorer; one half "
-    "is chance."
+    "is chance. Without that of b where another model scored it."
 )
 
 

@@ -112,7 +112,7 @@ def _not_counted_said(why: WhyNotCounted, group: Sequence[NotCounted]) -> str:
     again = " ".join(f"--judge {judge}" for judge in judges)
     return (
         f"{n:,} {verdicts} in this run ({places}) {were} made by other rules than this version, or this specification, judges by, "
-        f"and {counted}: judge anew with 'harness rejudge RUN {again}', or score the run with the version that made {them}."
+        f"and {counted}: judge again with 'harness rejudge RUN {again}', or score the run with the version that made {them}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What to change when a run does not fit: only what has been planned anew and fits, the least change to the result first."""
+"""What to change when a run does not fit: only what has been planned again and fits, the least change to the result first."""
 
 from __future__ import annotations
 

@@ -338,7 +338,7 @@ def _verdict(plan: Plan) -> list[str]:
     needed = f"does not fit: {_gb(peak.size)} GB during '{peak.name}', of {have}"
     if not plan.suggestions:
         return [needed, "nothing that was tried makes it fit; take a smaller model, or shorter prompts and responses"]
-    return [needed, "fits with (each planned anew):", *(_suggestion(s, machine) for s in plan.suggestions)]
+    return [needed, "fits with (each planned again):", *(_suggestion(s, machine) for s in plan.suggestions)]
 
 
 def _suggestion(suggestion: Suggestion, machine: Machine) -> str:

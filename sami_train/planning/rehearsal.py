@@ -381,7 +381,7 @@ class Meter:
             self.peaks["kept"] = self.live
 
     def restart(self) -> None:
-        """Begin anew: what lives now is not counted."""
+        """Begin again: what lives now is not counted."""
         self.start, self.peaks, self._phase = self.live, {}, ""
 
     def add(self, tensor: Tensor) -> None:

@@ -449,7 +449,7 @@ def test_a_sample_in_chat_form_has_messages_and_another_seed_draws_others(harnes
 # --- finished runs
 
 
-def test_report_prints_and_writes_the_report_anew(harness: Command, tmp_path: Path) -> None:
+def test_report_prints_and_writes_the_report_again(harness: Command, tmp_path: Path) -> None:
     folder = write_results(tmp_path / "runs/mine")
     said = harness("report", "mine")
     assert said.code == 0, said.err

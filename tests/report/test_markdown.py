@@ -12,6 +12,7 @@ from changes import pooled
 from harness.report import render_markdown
 from harness.report.content import sections
 from harness.report.findings import findings
+from harness.report.headline import relevance_of_both
 from harness.report.markdown import escape
 from harness.report.words import points, rate
 
@@ -144,3 +145,10 @@ def test_the_cost_of_api_models_is_shown_and_left_out_where_there_are_none(resul
     text = render_markdown({**results, "cost": {"models": {"gpt": unknown}, "dollars": None}})
     assert "| gpt | openai/x | 1,234 | 10 | 0 | 5 | – |" in text
     assert "no price is known" in text
+
+
+def test_relevances_of_different_scorers_do_not_stand_side_by_side() -> None:
+    one, other = ({"relevance": value, "scorer": name} for value, name in ((0.9, "x"), (0.8, "y")))
+    assert relevance_of_both({"relevance": {"a": one, "b": {**other, "scorer": "x"}}}) == "90 / 80%"
+    assert relevance_of_both({"relevance": {"a": one, "b": other}}) == "90% / –"
+    assert relevance_of_both({}) == "–"

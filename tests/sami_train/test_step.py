@@ -141,7 +141,7 @@ def test_gradient_is_the_formulas(name: str, shape: str, size: int) -> None:
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("master", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", ["llama", "gemma3-softcap"])  # a head of its own, and one tied to the embeddings
-def test_gradients_added_in_place_are_those_made_anew(shape: str, master: torch.dtype, bf16: bool) -> None:
+def test_gradients_added_in_place_are_those_made_again(shape: str, master: torch.dtype, bf16: bool) -> None:
     model = tiny_model(shape).to(master)
     packed = [pack([(e.prompt_ids, e.response_ids)]) for e in examples(3)]
 
