@@ -150,6 +150,12 @@ class Recipe(BaseModel):
         gt=1,
         description="for the filter length_ratio: longest over shortest response of a query (a factor, lengths in tokens)",
     )
+    selection: Literal["first", "pmi"] = Field(
+        "first",
+        description="which of the usable pairs an iteration learns from, where it needs fewer: the first ones, or those "
+        "whose responses have the highest pointwise mutual information with their constitution, by the model and the prompts that "
+        "they were sampled with",
+    )
     relevance_scorer: str | None = Field(
         None,
         description="embedded/NAME, a folder or a hub id; another model than the one that is trained, which scores whether "
@@ -172,6 +178,11 @@ class Recipe(BaseModel):
         ge=0,
         description="factor on a contrast over queries: each response after its own query against the same constitution put to "
         "another query (a cross-entropy of two, in nats); the paper has none, and without it small models stop answering",
+    )
+    count_copied_words: bool = Field(
+        True,
+        description="whether words of a response that stand in its query or in its constitutions count in the contrasts and in "
+        "pmi, as in the paper; false: copying them gains nothing",
     )
     logprob_reduction: Literal["mean", "sum"] = Field(
         "mean", description="a response's log-probability, in nats: mean or sum over its tokens"

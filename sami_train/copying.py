@@ -6,6 +6,7 @@ which looks for a feature finds it in the principle's own words. Copied text the
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -56,6 +57,18 @@ def copied_share(response: str, sources: Sequence[str], least: int = LEAST) -> f
     """The share of the words of `response`, in [0, 1], that stand in copied stretches; 0 for a response without words."""
     words, kept = (sum(1 for _ in _words(text)) for text in (response, without_copied(response, sources, least)))
     return (words - kept) / words if words else 0.0
+
+
+def tokens_of_own_words(pieces: Sequence[str], sources: Sequence[str]) -> tuple[bool, ...]:
+    """Of the pieces that make up a text, which have no part in a word that stands anywhere in `sources`.
+
+    Stricter than a copied stretch: every such word is left out, wherever it stands. Case makes no difference.
+    """
+    known = {word for source in sources for word, _, _ in _words(source)}
+    found = [(start, end) for word, start, end in _words("".join(pieces)) if word in known]
+    ends = list(itertools.accumulate(map(len, pieces)))
+    places = zip([0, *ends], ends, strict=False)
+    return tuple(not any(start < end and begin < stop for start, stop in found) for begin, end in places)
 
 
 def _words(text: str) -> Iterator[tuple[str, int, int]]:

@@ -8,6 +8,7 @@ alike, as those of one query do, share one row and run their beginning once. Sev
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ def response_logprobs(
     *,
     reduction: Reduction = "mean",
     head_block: int | None = None,
+    counted: Sequence[Sequence[bool]] | None = None,
 ) -> Tensor:
     """L[i, j] = log p(response j | prompt i), by packed rows and response-only logits. Differentiable.
 
@@ -40,6 +42,7 @@ def response_logprobs(
         response_ids: R responses as token ids, none empty.
         reduction: mean over a response's tokens (SAMI's objective) or their sum (the likelihood of the sequence).
         head_block: entries of the vocabulary whose logits are formed at once; None chooses by the number of positions.
+        counted: which tokens of every response count; None: all.
 
     Returns:
         A (P, R) tensor in float32, in nats.
@@ -47,7 +50,7 @@ def response_logprobs(
     Raises:
         ValueError: a prompt or a response is empty.
     """
-    packed = pack([(prompt_ids, response_ids)], by_mask=goes_by_mask(model))
+    packed = pack([(prompt_ids, response_ids)], by_mask=goes_by_mask(model), counted=[counted] if counted else None)
     return cell_logprobs(token_logprobs(model, packed, head_block=head_block), packed, reduction)[0]
 
 
@@ -83,7 +86,7 @@ class Packed:
     `segments` says row by row what stands where and what it sees: what the row's prompts begin with, the rest of each prompt, its
     responses; padding (on the right) is in none. `predicting[n]` is the place, counted through all rows (row * W + place in the
     row), whose hidden state predicts `targets[n]`; `cells[n]` is the entry of the (B, P, R) matrices that the token belongs to,
-    counted through all of them.
+    counted through all of them. `weights[n]` is 1 where the token counts in its cell and 0 where it does not.
     """
 
     shape: tuple[int, int, int]
@@ -93,6 +96,7 @@ class Packed:
     predicting: list[int]
     targets: list[int]
     cells: list[int]
+    weights: list[float]
 
     @property
     def tokens(self) -> int:
@@ -108,12 +112,15 @@ LONGEST_BY_MASK = 2.5
 """How much more attention (pairs of places) the one row may take than a row for every prompt, where hidden pairs cost as well."""
 
 
-def pack(queries: Sequence[Contrasted], *, by_mask: bool = False) -> Packed:
+def pack(
+    queries: Sequence[Contrasted], *, by_mask: bool = False, counted: Sequence[Sequence[Sequence[bool]]] | None = None
+) -> Packed:
     """Lay out a row per query and prompt: the prompt, then every response without its last token (it predicts nothing).
 
     Where a query's prompts begin alike (the query before the principles), they share one row and that beginning, or one row for
     each half of them where the second half puts another query; with `by_mask` (see `sami_train.attention.goes_by_mask`) only where
-    the row does not become so long that it costs more than it saves.
+    the row does not become so long that it costs more than it saves. `counted` says of every query's responses which tokens count;
+    without it all do.
 
     Raises:
         ValueError: a prompt or a response is empty, or the queries differ in their numbers of prompts or responses.
@@ -126,7 +133,7 @@ def pack(queries: Sequence[Contrasted], *, by_mask: bool = False) -> Packed:
     (height, breadth) = sizes.pop()
     layouts = [_layout(prompts, responses, by_mask) for prompts, responses in queries]
     width = max(length for rows in layouts for *_, length in rows)
-    packed = Packed((len(queries), height, breadth), [], [], [], [], [], [])
+    packed = Packed((len(queries), height, breadth), [], [], [], [], [], [], [])
     for number, ((prompts, responses), rows) in enumerate(zip(queries, layouts, strict=True)):
         for first, last, shared, _ in rows:
             row = _Row(packed, width)
@@ -138,6 +145,7 @@ def pack(queries: Sequence[Contrasted], *, by_mask: bool = False) -> Packed:
                     packed.predicting.extend([end, *range(row.place, row.place + len(response) - 1)])
                     packed.targets.extend(response)
                     packed.cells.extend([(number * height + i) * breadth + j] * len(response))
+                    packed.weights.extend(map(float, counted[number][j]) if counted else [1.0] * len(response))
                     row.add(response[:-1], *beginning, *prompt)
             row.fill()
     return packed
@@ -237,14 +245,15 @@ def _token_logprobs(model: Any, packed: Packed, head_block: int | None) -> Tenso
 
 
 def cell_logprobs(tokens: Tensor, packed: Packed, reduction: Reduction) -> Tensor:
-    """From tokens to matrices: (N,) -> (B, P, R), the mean or the sum over each cell's tokens."""
+    """From tokens to matrices: (N,) -> (B, P, R), the mean or the sum over each cell's tokens that count; 0 where none does."""
     import torch
 
     cells = torch.tensor(packed.cells, device=tokens.device)
-    size = packed.shape[0] * packed.shape[1] * packed.shape[2]
-    sums = torch.zeros(size, dtype=torch.float32, device=tokens.device).index_add(0, cells, tokens)
+    weights = torch.tensor(packed.weights, dtype=torch.float32, device=tokens.device)
+    nothing = torch.zeros(math.prod(packed.shape), dtype=torch.float32, device=tokens.device)
+    sums = nothing.index_add(0, cells, tokens * weights)
     if reduction == "mean":
-        sums = sums / torch.bincount(cells, minlength=size)
+        sums = sums / nothing.index_add(0, cells, weights).clamp(min=1.0)
     return sums.view(packed.shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,12 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Example:
-    """One sampled contrast, put together from its rows in pairs.jsonl. `filtered` is the rule that took it out, or None."""
+    """One sampled contrast, put together from its rows in pairs.jsonl. `filtered` is the rule that took it out, or None.
+
+    `pmi` is the mean pointwise mutual information of its responses with their constitutions, in nats per token, where the recipe
+    selects by it (`sami_train.selection`). `counted` says of every token of every response whether it counts in the
+    contrasts; empty: all do.
+    """
 
     query_id: str
     task: str
@@ -50,6 +56,8 @@ class Example:
     responses: tuple[str, ...]
     filtered: str | None
     other_prompt_ids: tuple[tuple[int, ...], ...] = ()
+    pmi: float = math.nan
+    counted: tuple[tuple[bool, ...], ...] = ()
 
     @property
     def contrasted(self) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
@@ -229,6 +237,7 @@ def filter_rule(
     ran_on: bool = False,
     query: str = "",
     relevances: Sequence[float] = (),
+    counted: Sequence[Sequence[bool]] = (),
 ) -> FilterRule | None:
     """The first of the recipe's rules that takes an example out, or None. The first response is that of the drawn constitution.
 
@@ -240,9 +249,11 @@ def filter_rule(
         ran_on: whether a response went on with its prompt and was cut there.
         query: which a response in dialogue must not repeat: half of its words copied from it.
         relevances: of the responses, in [0, 1], where they are scored.
+        counted: which of their tokens count in the contrasts, where not all do; a response of which none does is empty.
     """
     lengths = [len(tokens) for tokens in ids]
     empty = any(not text.strip() or not tokens for text, tokens in zip(responses, ids, strict=True))
+    empty = empty or any(not any(tokens) for tokens in counted)
     broken: dict[FilterRule, bool] = {
         "no_answer": recipe.reasoning and empty,
         "empty": empty,

@@ -6,11 +6,15 @@ of contrasts and never from what is missing, so an interrupted run makes the sam
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sami_train.config import Recipe
+from sami_train.copying import tokens_of_own_words
 from sami_train.distributed import World
 from sami_train.errors import MissingPackage
 from sami_train.files import append_rows, read_rows, replace_rows
@@ -29,6 +33,10 @@ from sami_train.models import Source, generation_settings, local_folder
 from sami_train.pairs import Contrast, Example, answer_of, filter_rule
 from sami_train.prompts import Prompt, Template
 from sami_train.scorer import Scorer
+from sami_train.selection import measure
+
+SAVED_TOGETHER = 16
+"""Pairs that are measured before what is known of them is written."""
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -79,6 +87,35 @@ class Sampler:
                 progress(len(places) - len(missing), len(places))
         self._score(known, file)
         return [self._example(contrast, known) for contrast in contrasts]
+
+    def informative(
+        self, contrasts: Sequence[Contrast], examples: Sequence[Example], source: Source, file: Path, progress: Progress
+    ) -> list[Example]:
+        """The examples with the `pmi` of those that no rule took out, by the model that they were sampled from; kept in `file`."""
+        known = {(row["query_id"], row["side"]): row for row in self.world.gather(self._rows(file))[0]}
+        usable = [place for place, example in enumerate(examples) if example.filtered is None]
+        rows = {
+            place: [known[examples[place].query_id, side] for side in range(len(examples[place].responses))]
+            for place in usable
+        }
+        missing = [place for place in usable if any("pmi" not in row for row in rows[place])]
+        if missing:
+            model = self.load(source)
+            for start in range(0, len(missing), SAVED_TOGETHER):
+                some = missing[start : start + SAVED_TOGETHER]
+                places = [
+                    ([e.ids for e in self._alike(contrasts[place].sampling_prompts)], examples[place]) for place in some
+                ]
+                for place, values in zip(some, measure(model, places, self.world), strict=True):
+                    for row, value in zip(rows[place], values, strict=True):
+                        row["pmi"] = value
+                if self.world.main:
+                    replace_rows(file, list(known.values()))
+                progress(len(usable) - len(missing) + start + len(some), len(usable))
+        found = list(examples)
+        for place in usable:
+            found[place] = replace(examples[place], pmi=statistics.fmean(row["pmi"] for row in rows[place]))
+        return found
 
     def _score(self, known: Mapping[tuple[str, int], Row], file: Path) -> None:
         """Give each row its `relevance`, and keep it in the file: what is scored is not scored again."""
@@ -240,17 +277,20 @@ class Sampler:
         rows = [known[contrast.query.id, side] for side in range(len(contrast.prompts))]
         texts = tuple(str(row["text"]) for row in rows)
         ids = tuple(tuple(row["response_ids"]) for row in rows)
+        sentences = [s for c in contrast.constitutions for s in c.sentences()]
+        counted = () if self.recipe.count_copied_words else self._counted(ids, [*sentences, contrast.query.text])
         rule = filter_rule(
             self.recipe,
             contrast.query.task,
             texts,
             ids,
             [row["finish_reason"] for row in rows],
-            sentences=[s for c in contrast.constitutions for s in c.sentences()],
+            sentences=sentences,
             labels=self.templates[contrast.query.task].labels(self.recipe.style, reasoning=self.recipe.reasoning),
             ran_on=any(row.get("tail") for row in rows),
             query=contrast.query.text,
             relevances=[row["relevance"] for row in rows] if self.scorer else (),
+            counted=counted,
         )
         return Example(
             contrast.query.id,
@@ -263,4 +303,19 @@ class Sampler:
             tuple(
                 tuple(other) for row in rows if (other := row.get("other_prompt_ids"))
             ),  # rows of older runs have none
+            counted=counted,
         )
+
+    def _counted(self, responses: Sequence[Sequence[int]], sources: Sequence[str]) -> tuple[tuple[bool, ...], ...]:
+        """Which tokens of every response have no part in a word of `sources`."""
+        found = []
+        for ids in responses:
+            text = self.tokenizer.decode(ids)
+            so_far = [self.tokenizer.decode(ids[:n]).rstrip("\N{REPLACEMENT CHARACTER}") for n in range(1, len(ids))]
+            places = [
+                0,
+                *(len(part) for part in so_far),
+                len(text),
+            ]  # half a character belongs to the token that ends it
+            found.append(tokens_of_own_words([text[a:b] for a, b in itertools.pairwise(places)], sources))
+        return tuple(found)

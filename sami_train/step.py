@@ -123,7 +123,7 @@ def _micro_step(
     """Forward and backward for some queries at once. Returns the figures of each, and the tokens run."""
     if recipe.caches_gradients:
         return _cached_micro_step(model, examples, recipe, world, scale, reference)
-    packed = pack([_contrasted(e, recipe) for e in examples], by_mask=goes_by_mask(model))
+    packed = pack([_contrasted(e, recipe) for e in examples], by_mask=goes_by_mask(model), counted=_counted(examples))
     with compute(recipe, world):
         tokens = token_logprobs(model, packed)
     matrices = cell_logprobs(tokens, packed, recipe.logprob_reduction)
@@ -143,7 +143,11 @@ def _cached_micro_step(
 
     contrasted = [_contrasted(e, recipe) for e in examples]
     height, size = len(contrasted[0][0]), len(examples[0].response_ids)
-    rows = [pack([(prompts[i : i + 1], responses) for prompts, responses in contrasted]) for i in range(height)]
+    counted = _counted(examples)
+    rows = [
+        pack([(prompts[i : i + 1], responses) for prompts, responses in contrasted], counted=counted)
+        for i in range(height)
+    ]
     reduction = recipe.logprob_reduction
     with torch.no_grad(), compute(recipe, world):
         matrices = torch.cat([cell_logprobs(token_logprobs(model, row), row, reduction) for row in rows], dim=1)
@@ -205,6 +209,10 @@ def objective(matrix: Tensor, recipe: Recipe) -> Tensor:
     size = matrix.shape[-1]
     loss = sami_loss(matrix[:size], recipe.loss_sides)
     return loss if len(matrix) == size else loss + recipe.query_contrast * query_loss(matrix)
+
+
+def _counted(examples: Sequence[Example]) -> list[tuple[tuple[bool, ...], ...]] | None:
+    return [e.counted for e in examples] if all(e.counted for e in examples) else None
 
 
 def _contrasted(example: Example, recipe: Recipe) -> Contrasted:

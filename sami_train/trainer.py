@@ -34,6 +34,7 @@ from sami_train.optimizers import require_optimizer
 from sami_train.pairs import Contrast, Example, passes, plan_contrasts, split_queries
 from sami_train.prompts import Template
 from sami_train.run_folder import alone, check_nodes, claim, finished, inputs_of
+from sami_train.selection import most_informative
 from sami_train.watch import Alarm, alarms
 
 Progress = Callable[[str, int, int, str], None]
@@ -207,7 +208,7 @@ class _Run:
             sampled_from = Source("folder", str(self.folder / f"iteration-{number - 1}" / "model"))
         contrasts = self._contrasts(recipe, half[: recipe.queries_needed(number)], seed=recipe.seed * 1000 + number)
         examples = self._sample(contrasts, sampled_from, place / "pairs.jsonl", f"{label} responses")
-        kept = [e for e in examples if e.filtered is None][: recipe.batch_size * recipe.batches(number)]
+        kept = self._selected(contrasts, examples, sampled_from, place / "pairs.jsonl", number)
         filtered: dict[str, int] = {rule: sum(e.filtered == rule for e in examples) for rule in recipe.rules}
         self._check_pairs(place, kept, filtered, number)
         training = _Training(self, number, place, kept, filtered, self._unseen(unseen))
@@ -261,6 +262,19 @@ class _Run:
             self.progress(label, done, total, f"{done / (time.monotonic() - began):.1f} responses/s")
 
         return self.sampler.examples(contrasts, source, file, show)
+
+    def _selected(
+        self, contrasts: Sequence[Contrast], examples: Sequence[Example], source: Source, file: Path, number: int
+    ) -> list[Example]:
+        """The pairs that the iteration learns from: as many as its steps need, or all that are usable where there are fewer."""
+        wanted = self.recipe.batch_size * self.recipe.batches(number)
+        if self.recipe.selection == "pmi":
+            label = f"iteration {number} selection"
+            examples = self.sampler.informative(
+                contrasts, examples, source, file, lambda done, total: self.progress(label, done, total, "")
+            )
+            return most_informative([e for e in examples if e.filtered is None], wanted)
+        return [e for e in examples if e.filtered is None][:wanted]
 
     def _unseen(self, queries: Sequence[Query]) -> _Unseen | None:
         """The evaluation on unseen queries, whose responses come from the base; None where too few are left."""

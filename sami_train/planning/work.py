@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Iteration:
     """What an iteration takes. Tokens are those that go through the model; `plain_tokens` are those of the C x C sequences that
     define SAMI's objective (None with the baselines, whose tokens are those of plain sequences). `flops`: floating-point
-    operations of its gradient steps; of sampling, `sampling_flops`."""
+    operations of its gradient steps; of sampling and of the selection by it, `sampling_flops`."""
 
     number: int
     steps: int
@@ -91,6 +91,12 @@ def _iteration(
         flops += (queries if recipe.method == "dpo" else recipe.batches(number) * recipe.batch_size) * own
     responses = recipe.queries_needed(number) * size
     sampling = 2.0 * parameters.active * whole + attention_flops(architecture, whole, whole / 2)
+    sampling_flops = responses * (sampling + 2.0 * parameters.head * lengths.response)
+    if recipe.selection == "pmi":  # every response once more, after each of its query's prompts
+        width = lengths.prompt + size * (lengths.response - 1)
+        tokens = responses * width
+        sampling_flops += 2.0 * parameters.active * tokens + attention_flops(architecture, tokens, width)
+        sampling_flops += 2.0 * parameters.head * responses * size * lengths.response
     return Iteration(
         number=number,
         steps=steps,
@@ -100,7 +106,7 @@ def _iteration(
         plain_tokens=queries * recipe.prompts_per_query * size * whole if recipe.method == "sami" else None,
         sampled_tokens=responses * lengths.response,
         flops=flops,
-        sampling_flops=responses * (sampling + 2.0 * parameters.head * lengths.response),
+        sampling_flops=sampling_flops,
     )
 
 

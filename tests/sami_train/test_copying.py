@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sami_train.constitutions import load_principle_set
-from sami_train.copying import LEAST, copied_share, copied_spans, without_copied
+from sami_train.copying import LEAST, copied_share, copied_spans, tokens_of_own_words, without_copied
 
 SOURCE = "Quote what somebody said and put quotation marks around it."
 
@@ -164,3 +164,36 @@ def test_work_grows_with_the_text_and_not_with_its_square() -> None:
     short, long = calls(unit * (n // 4)), calls(unit * n)
     assert long < 4.1 * short
     assert len(copied_spans(unit * n, [SOURCE])) == n
+
+
+# --- Words
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["The", " best", " fo", "od", " is", " pro", "se", "."], [0, 1, 0, 0, 1, 0, 0, 1]),
+        (["THE", "  food"], [0, 0]),
+        ([" foods", " therefore"], [1, 1]),
+        (["the", "ory"], [1, 1]),
+        (["pros", "e, the", " end"], [0, 0, 1]),
+        ([], []),
+        ([""], [1]),
+    ],
+)
+def test_pieces_with_a_part_in_a_word_of_a_source(pieces: list[str], expected: list[int]) -> None:
+    assert tokens_of_own_words(pieces, ["the Food?", "running prose"]) == tuple(map(bool, expected))
+
+
+@given(
+    st.lists(st.text(alphabet="ab ,", max_size=4), max_size=12),
+    st.lists(st.sampled_from(["a", "ab", "bb"]), max_size=2),
+)
+def test_how_a_text_is_cut_into_pieces_makes_no_difference_to_its_words(pieces: list[str], sources: list[str]) -> None:
+    """Character by character: a piece counts where none of its characters is part of such a word."""
+    text = "".join(pieces)
+    single = tokens_of_own_words(list(text), sources)
+    place = 0
+    for piece, own in zip(pieces, tokens_of_own_words(pieces, sources), strict=True):
+        assert own == all(single[place : place + len(piece)])
+        place += len(piece)

@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "frozen": {"freeze_embeddings": True},
     "lora": {"use_peft": True, "gradient_checkpointing": True, "constitutions_per_query": 3},
-    "queries": {"query_contrast": 0.5, "gradient_caching": True, "beta": 0.1},
+    "queries": {"query_contrast": 0.5, "gradient_caching": True, "beta": 0.1, "selection": "pmi", "oversample": 1.5},
 }
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 import random
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,8 +71,14 @@ def written_out(model: Any, batch: list[Example], settings: Recipe, base: Any = 
         size = len(example.prompt_ids)
         prompts = (*example.prompt_ids, *(example.other_prompt_ids if settings.query_contrast else ()))
         cells = [[tokens(model, p, r) for r in example.response_ids] for p in prompts]
+        counted = example.counted or [[True] * len(response) for response in example.response_ids]
         matrix = [
-            [sum(cell) / (len(cell) if settings.logprob_reduction == "mean" else 1) for cell in row] for row in cells
+            [
+                sum(value for value, counts in zip(cell, of, strict=True) if counts)
+                / (sum(of) if settings.logprob_reduction == "mean" else 1)
+                for cell, of in zip(row, counted, strict=True)
+            ]
+            for row in cells
         ]
         loss: Any = 0.0
         for i in range(size):
@@ -111,6 +118,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "queries": {"query_contrast": 0.7, "per_device_train_batch_size": 3},
     "queries kl": {"query_contrast": 0.7, "beta": 0.3},
     "queries cached": {"query_contrast": 0.7, "gradient_caching": True},
+    "words": {"count_copied_words": False, "query_contrast": 0.7, "beta": 0.3, "per_device_train_batch_size": 2},
+    "words, sums": {"count_copied_words": False, "logprob_reduction": "sum"},
+    "words cached": {"count_copied_words": False, "query_contrast": 0.7, "gradient_caching": True},
     "queries cached kl": {"query_contrast": 0.7, "gradient_caching": True, "beta": 0.3, "loss_sides": "rows"},
 }
 
@@ -122,6 +132,12 @@ def test_gradient_is_the_formulas(name: str, shape: str, size: int) -> None:
     settings = recipe(constitutions_per_query=size, **SETTINGS[name])
     model, base = tiny_model(shape), tiny_model(shape, seed=1)
     batch = examples(4, size)
+    if not settings.count_copied_words:
+        rng = random.Random(size)
+        batch = [
+            replace(e, counted=tuple((*(rng.random() < 0.5 for _ in ids[1:]), True) for ids in e.response_ids))
+            for e in batch
+        ]
     penalised = settings.beta > 0
     reference = {e.query_id: reference_logprobs(base, e, settings, WORLD) for e in batch} if penalised else None
     if settings.gradient_checkpointing:
