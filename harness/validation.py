@@ -28,6 +28,7 @@ from harness.tasks import TaskData, hh_rlhf, list_tasks, load_task, tldr
 from harness.tasks.base import BUNDLED, HUB
 from sami_train.config import Recipe, load_recipe
 from sami_train.constitutions import (
+    distinct,
     NEAR_DUPLICATE,
     Principle,
     PrincipleSet,
@@ -37,7 +38,7 @@ from sami_train.constitutions import (
 )
 from sami_train.errors import MissingPackage, UserError, nearest
 from sami_train.models import check_source, has_chat_template, parse_source
-from sami_train.pairs import split_queries
+from sami_train.pairs import check_intents, split_queries
 from sami_train.prompts import load_template
 from sami_train.yamlfile import LinedDocument, Location, first_problem, read_yaml
 
@@ -463,7 +464,12 @@ def _check_training(
                 found.add(location, f"{need}, and the sets have {n}; add a set, or set 'tasks' to others")
     if wanted and all(task in tasks for task in wanted):
         with found.at(location):
-            split_queries([query for task in wanted for query in tasks[task].train], recipe)
+            queries = [query for task in wanted for query in tasks[task].train]
+            split_queries(queries, recipe)
+            known = recipe.needs_intents and len(sets) == len(spec.principles.sets)
+            for kind in sorted({query.task for query in queries}) if known else ():
+                learned = distinct(principle for s in sets.values() for principle in s.select(kind, "learned"))
+                check_intents([query for query in queries if query.task == kind], learned, recipe)
 
 
 def _check_iteration(spec: Spec, name: str, found: _Problems) -> None:
@@ -554,6 +560,8 @@ def _check_recipe(spec: Spec, name: str, found: _Problems) -> Recipe | None:
         try:
             Recipe.model_validate({**load_recipe(train.recipe).model_dump(), field: value})
         except ValidationError as error:
+            if not error.errors()[0]["loc"]:  # fields that do not fit together: all of them are checked below
+                continue
             message = first_problem(error, document, Recipe).removeprefix(f"{document.path}: ")
             found.add(place, message.removeprefix(f"'{field}': "))
     if len(found.sentences) > before:

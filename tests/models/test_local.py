@@ -74,6 +74,19 @@ def test_a_prompt_fits_when_it_does_so_without_its_body(backend: TransformersBac
 # --- Generation
 
 
+def test_a_response_has_the_beginning_that_its_prompt_ended_with(backend: TransformersBackend) -> None:
+    template = load_template("tldr")
+    prompts = [template.render(LINES[:1], f"Tell me of {n}.", "completion", prefill=True) for n in range(3)]
+    begun = made(backend, [Request(str(n), prompt) for n, prompt in enumerate(prompts)])
+    bare = [Prompt("completion", prompt.messages, prompt.body) for prompt in prompts]
+    plain = made(backend, [Request(str(n), prompt) for n, prompt in enumerate(bare)])
+    for key, completion in begun.items():
+        assert plain[key].text
+        assert completion.text.startswith("The post")
+        assert completion.text.endswith(plain[key].text)
+        assert completion.prompt == plain[key].prompt
+
+
 @pytest.mark.parametrize("style", ["completion", "chat"])
 def test_the_batch_size_changes_no_text(tiny_model: Path, backend: TransformersBackend, style: Style) -> None:
     """Greedy in float32, prompts of unlike lengths: padding on the left leaves every text as it is alone."""
