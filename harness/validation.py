@@ -28,10 +28,10 @@ from harness.tasks import TaskData, hh_rlhf, list_tasks, load_task, tldr
 from harness.tasks.base import BUNDLED, HUB
 from sami_train.config import Recipe, load_recipe
 from sami_train.constitutions import (
-    distinct,
     NEAR_DUPLICATE,
     Principle,
     PrincipleSet,
+    distinct,
     list_principle_sets,
     load_principle_set,
     similarity,

@@ -261,7 +261,10 @@ def _fields(recipe: Recipe, parent: Recipe | None, changes: dict[str, Any]) -> l
         name: None if info.is_required() else info.get_default(call_default_factory=True)
         for name, info in type(recipe).model_fields.items()
     }
+    from sami_train.optimizers import dose
+
     plain = recipe.model_dump(mode="json")
+    more = {"learning_rate": f". {dose(recipe)}"}
     found = []
     for name, info in type(recipe).model_fields.items():
         value = getattr(recipe, name)
@@ -272,7 +275,7 @@ def _fields(recipe: Recipe, parent: Recipe | None, changes: dict[str, Any]) -> l
             marks.append(f"parent {_short(_plain(getattr(parent, name)))}")
         if name in changes:
             marks.append("--set")
-        found.append(_Field(name, plain[name], ", ".join(marks), str(info.description)))
+        found.append(_Field(name, plain[name], ", ".join(marks), f"{info.description}{more.get(name, '')}"))
     return found
 
 

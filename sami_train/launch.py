@@ -100,8 +100,7 @@ def _processes(
     environment |= {"WORLD_SIZE": str(devices), "LOCAL_WORLD_SIZE": str(devices)}
     if threads or "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = str(max(1, (threads or cores()) // devices))
-    if kind == "cpu":
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     started: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(devices):

@@ -261,7 +261,9 @@ def _find(name_or_path: str) -> Path:
     if name_or_path.endswith((".yaml", ".yml")):
         return Path(name_or_path)
     if name_or_path not in list_templates():
-        raise UserError(f"there is no prompt template named '{name_or_path}'; {nearest(name_or_path, list_templates())}")
+        raise UserError(
+            f"there is no prompt template named '{name_or_path}'; {nearest(name_or_path, list_templates())}"
+        )
     return FOLDER / f"{name_or_path}.yaml"
 
 

@@ -108,7 +108,9 @@ def test_contrasts_are_those_of_the_experiment(name: str, kind: str) -> None:
     assert recipe.polarity == ("random" if third else "principle")
     assert recipe.principles_per_constitution == 2
     assert recipe.sampling_example
-    assert ("no_answer" in recipe.filters) == recipe.reasoning == third, "the paper trained no 70B run without reasoning"
+    assert ("no_answer" in recipe.filters) == recipe.reasoning == third, (
+        "the paper trained no 70B run without reasoning"
+    )
 
 
 SUBSTRINGS = {

@@ -71,7 +71,10 @@ def test_a_template_says_only_what_differs(tmp_path: Path) -> None:
     [
         ("extends: child\nname: child\n", r"child\.yaml:1: the prompt template extends itself"),
         ("extends: dialog\nname: child\n", "did you mean 'dialogue'"),
-        ("extends: dialogue\nname: child\ncompletion: {prefil: x}\n", r"child\.yaml:3: unknown key 'completion.prefil'"),
+        (
+            "extends: dialogue\nname: child\ncompletion: {prefil: x}\n",
+            r"child\.yaml:3: unknown key 'completion.prefil'",
+        ),
         ("extends: dialogue\nname: child\ncompletion: {stop: ['']}\n", r"child\.yaml:3: 'completion.stop.0'"),
         ("extends: dialogue\nname: child\ncompletion: {prefill: ''}\n", r"child\.yaml:3: 'completion.prefill'"),
         ("extends: dialogue\nname: child\ncompletion: {text: no}\n", r"child\.yaml:3: "),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -55,7 +56,9 @@ def test_list_is_plain_where_it_is_piped(capsys: pytest.CaptureFixture[str]) -> 
     assert [row["name"] for row in json.loads(sami_train(capsys, "list", "--json")[1])] == list_recipes()
 
 
-@pytest.mark.parametrize("name", ["embedded/gemma-3-270m", "mistral-7b/hh-rlhf/as-run", "llama3-70b/diverse-reasoning/default"])
+@pytest.mark.parametrize(
+    "name", ["embedded/gemma-3-270m", "mistral-7b/hh-rlhf/as-run", "llama3-70b/diverse-reasoning/default"]
+)
 def test_show_is_a_recipe_with_every_meaning(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     code, out, _ = sami_train(capsys, "show", name)
     assert code == 0
@@ -77,6 +80,40 @@ def test_show_marks_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "max_grad_norm: 1.0  # parent 0.0" in lines
     assert "seed: 3  # default 0, parent 0, --set" in lines
     assert "shuffle_principles: true" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mixtral-8x7b/tldr-weak-writer/paper", "the 6 steps of iteration 3 move"),
+        ("llama3-70b/diverse-reasoning/paper", "by 56.7 times this rate (2.8e-05), one step by 10.0 times at most."),
+        ("llama3-70b/diverse-reasoning/as-run", "(3.3e-05), one step by 7.1 times at most."),
+        ("mistral-7b/hh-rlhf/paper", "Dose of adamw_torch: the 6 steps of iteration 3 move"),
+        ("mistral-7b/hh-rlhf/paper", "by 6.0 times this rate (3e-06), one step by 1.0 times at most."),
+    ],
+)
+def test_show_states_the_dose(capsys: pytest.CaptureFixture[str], name: str, said: str) -> None:
+    """RMSprop without bias correction moves a weight by 10, 7.1, 5.8, ... times the rate in its first steps."""
+    for how in ([], ["--fields"]):
+        _, out, _ = sami_train(capsys, "show", name, *how)
+        assert said in " ".join(line.removeprefix("# ") for line in out.splitlines())
+
+
+def test_the_dose_is_that_of_torchs_optimizers() -> None:
+    import torch
+
+    from sami_train.optimizers import make_optimizer, moves, set_learning_rate
+
+    for name in ("llama3-70b/diverse-reasoning/as-run", "mistral-7b/hh-rlhf/default"):
+        recipe = load_recipe(name, {"weight_decay": 0.0})
+        weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer, places = make_optimizer(recipe, [weight]), [0.0]
+        for step in range(recipe.steps(3)):
+            weight.grad = torch.full_like(weight, -3.0)
+            set_learning_rate(optimizer, recipe.learning_rate_at(step, recipe.steps(3)))
+            optimizer.step()
+            places.append(weight.item() / recipe.learning_rate)
+        assert [b - a for a, b in itertools.pairwise(places)] == pytest.approx(moves(recipe, 3), rel=1e-6)
 
 
 def test_fields_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
