@@ -37,6 +37,7 @@ from sami_train.constitutions import (
     similarity,
 )
 from sami_train.errors import MissingPackage, UserError, nearest
+from sami_train.inputs import folders_of, templates_of
 from sami_train.models import check_source, has_chat_template, parse_source
 from sami_train.pairs import check_intents, split_queries
 from sami_train.prompts import load_template
@@ -462,6 +463,11 @@ def _check_training(
             if n < recipe.principles_per_constitution:
                 need = f"training on {kind} needs {recipe.principles_per_constitution} learned principles or more"
                 found.add(location, f"{need}, and the sets have {n}; add a set, or set 'tasks' to others")
+    with found.at(location):
+        of_recipe = templates_of(recipe, set(KINDS.values()), folders_of(model.train.recipe))
+        for task in (spec.tasks[task] for task in wanted if recipe.reasoning and spec.tasks[task].task in KINDS):
+            template = load_template(task.template) if task.template else of_recipe[KINDS[task.task]]
+            template.answer_marker()
     if wanted and all(task in tasks for task in wanted):
         with found.at(location):
             queries = [query for task in wanted for query in tasks[task].train]

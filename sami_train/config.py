@@ -31,6 +31,7 @@ FilterRule = Literal[
     "length_ratio",
     "irrelevant",
 ]
+ContrastKind = Literal["opposites", "positive_vs_rest", "positive_vs_intent"]
 Optimizer = Literal["adamw_torch", "rmsprop", "adamw_torch_8bit"]
 Tracker = Literal["trackio", "wandb", "tensorboard"]
 
@@ -105,7 +106,7 @@ class Recipe(BaseModel):
         2, ge=2, description="C: constitutions, and so responses, of a query; the side of its matrix"
     )
     principles_per_constitution: int = Field(1, ge=1, description="principles in a constitution")
-    contrast: Literal["opposites", "positive_vs_rest", "positive_vs_intent"] = Field(
+    contrast: ContrastKind = Field(
         "opposites",
         description="opposites: constitutions drawn at random, each beside its element-wise opposite; positive_vs_rest: the "
         "definitions of all drawn principles against other choices of sides, drawn at random (experiment 2); positive_vs_intent: "

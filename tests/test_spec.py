@@ -819,3 +819,18 @@ def test_a_contrast_by_intent_needs_queries_that_have_one(tmp_path: Path) -> Non
     (found,) = problems(write(tmp_path, *changes, own))
     assert "has no 'intent'" in found
     assert "helpful or harmless" in found
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("{templates: [hh-rlhf]}", ""),
+        ("{templates: [hh-rlfh]}", "did you mean 'hh-rlhf'"),
+        ("{templates: [hh-rlhf, dialogue]}", "names two templates for dialogue"),
+        ("{reasoning: true}", "'dialogue' has no form 'reasoning'"),
+    ],
+)
+def test_a_recipes_templates_are_looked_at_before_anything_runs(tmp_path: Path, change: str, words: str) -> None:
+    found = problems(write(tmp_path, ("{learning_rate: 2e-5}", change)))
+    assert len(found) == bool(words)
+    assert all(words in problem for problem in found)
