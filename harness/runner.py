@@ -356,7 +356,7 @@ class _Runner:
                 text=text if end is None else text[:end].rstrip(),
                 reasoning=reasoning,
                 tail="" if end is None else text[end:],
-                finish_reason=made.finish_reason if stopped is end is None else "stop",
+                finish_reason=made.finish_reason if stopped is None and end is None else "stop",
                 n_prompt_tokens=made.n_prompt_tokens,
                 n_tokens=made.n_tokens,
                 truncated=made.truncated,

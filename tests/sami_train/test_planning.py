@@ -612,6 +612,14 @@ def test_sizes_and_machines() -> None:
         assert here.memory > 1 << 28
 
 
+def test_the_authors_own_run_fits_the_cards_that_it_ran_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama 3 70B in bfloat16 alone on 8 A100 of 80 GB, at the longest prompts and responses."""
+    code, out, _ = plan(capsys, "llama3-70b/diverse-reasoning/as-run", "--gpus", 8, "--gpu-memory", "80GB", "--json")
+    found = json.loads(out)
+    assert (code, found["memory"]["fits"]) == (0, True)
+    assert 70e9 < found["memory"]["peak"] <= found["machine"]["usable"] < 80e9
+
+
 def test_the_help_needs_nothing_heavy() -> None:
     code = (
         "import sys\nfrom sami_train.cli import main\nassert main(['plan', '--help']) == 0\n"
