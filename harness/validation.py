@@ -465,8 +465,8 @@ def _check_training(
                 found.add(location, f"{need}, and the sets have {n}; add a set, or set 'tasks' to others")
     with found.at(location):
         of_recipe = templates_of(recipe, set(KINDS.values()), folders_of(model.train.recipe))
-        for task in (spec.tasks[task] for task in wanted if recipe.reasoning and spec.tasks[task].task in KINDS):
-            template = load_template(task.template) if task.template else of_recipe[KINDS[task.task]]
+        for of_run in (spec.tasks[task] for task in wanted if recipe.reasoning and spec.tasks[task].task in KINDS):
+            template = load_template(of_run.template) if of_run.template else of_recipe[KINDS[of_run.task]]
             template.answer_marker()
     if wanted and all(task in tasks for task in wanted):
         with found.at(location):

@@ -316,7 +316,7 @@ def test_a_folder_that_is_no_model_is_one_sentence(tiny_model: Path, tmp_path: P
 
 def test_a_begun_response_is_scored_after_the_prompt_without_its_beginning(tiny_model: Path, tmp_path: Path) -> None:
     from harness import run
-    from harness.plan import build_plan
+    from harness.plan import LikelihoodUnit, build_plan
     from harness.rows import Generation, Likelihood
     from harness.spec import load_spec
     from harness.store import RowFile
@@ -342,6 +342,7 @@ output: {tmp_path / "run"}
     rows = RowFile(tmp_path / "run/likelihoods/base/tldr.jsonl", Likelihood).read()
     model = opened(tiny_model)
     for unit in stage.units:
+        assert isinstance(unit, LikelihoodUnit)
         prompts = [model.encode(response.prompt.without_prefill(), 1400) for response in unit.responses]
         assert all(model.tokenizer.decode(prompt).endswith("Summary:") for prompt in prompts)
         said = [model.response_ids(texts[response.id].text or "\n", "completion") for response in unit.responses]
