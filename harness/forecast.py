@@ -71,7 +71,9 @@ class Assumptions:
 
 def _repeated(samples: tuple[Query, ...], count: int, name: str) -> tuple[Query, ...]:
     chosen = (samples[index % len(samples)] for index in range(count))
-    return tuple(Query(f"{name}-{n}", f"{query.text} ({name} {n})", query.task) for n, query in enumerate(chosen))
+    return tuple(
+        Query(f"{name}-{n}", f"{query.text} ({name} {n})", query.task, query.intent) for n, query in enumerate(chosen)
+    )
 
 
 def plan_ahead(spec: Spec) -> tuple[Plan, list[str]]:

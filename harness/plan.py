@@ -40,6 +40,7 @@ from sami_train.constitutions import (
 )
 from sami_train.data import Query
 from sami_train.errors import UserError
+from sami_train.inputs import folders_of, templates_of
 from sami_train.models import Source, check_source, has_chat_template, parse_source, source_fingerprint
 from sami_train.prompts import Prompt, Template, load_template
 from sami_train.relevance import other_queries
@@ -341,10 +342,15 @@ class Plan:
         }
 
     def training_templates(self, name: str) -> dict[str, Template]:
-        """The prompt templates by kind of task, those that the evaluation uses."""
+        """The prompt templates by kind of task: those that the tasks name, as the evaluation uses them, else the recipe's."""
+        train = self.spec.training(name)
+        assert train is not None
+        kinds = {self.tasks[task].kind for task in self._training_tasks(name)}
+        of_recipe = templates_of(self.recipe(name), kinds, folders_of(train.recipe))
         found: dict[str, Template] = {}
         for task in self._training_tasks(name):
-            kind, template = self.tasks[task].kind, self.templates[task]
+            kind = self.tasks[task].kind
+            template = self.templates[task] if self.spec.tasks[task].template else of_recipe[kind]
             if found.setdefault(kind, template).hash != template.hash:
                 raise UserError(
                     f"models.{name}.train: the {kind} tasks that it learns from have different templates; give them the "
@@ -388,6 +394,7 @@ class Plan:
         model = self.model(name)
         train = self.spec.training(name) if name in self.spec.models else None
         if train is not None:
+            intents = self.recipe(name).needs_intents
             found = fingerprint(
                 {
                     "version": MODEL_CODE_VERSION,
@@ -396,7 +403,9 @@ class Plan:
                         exclude=set(self.recipe(name).not_trained_by),
                     ),
                     "from": self._weights_fingerprint(train.from_),
-                    "queries": [[q.id, q.text, q.task] for q in self.training_queries(name)],
+                    "queries": [
+                        [q.id, q.text, q.task, *([q.intent] if intents else [])] for q in self.training_queries(name)
+                    ],
                     "principles": {
                         k: [[p.id, p.definition, p.antithesis] for p in ps]
                         for k, ps in self.training_principles(name).items()
@@ -579,7 +588,7 @@ class Plan:
                 sampling = self.sampling(model, task)
                 decides = [ROW_VERSION, self.model_fingerprints[model], model_spec.style, sampling.settings]
                 if self.spec.sampling.reasoning:
-                    decides.append(self.templates[task].answer_marker())
+                    decides += self.templates[task].answer_bounds()
                 for _, query, set_name, split, drawn in self._given(task):
                     for constitution in self._with_opposites(drawn):
                         prompt = self.templates[task].render(
@@ -588,6 +597,7 @@ class Plan:
                             model_spec.style,
                             example=self.spec.sampling.example if model_spec.example is None else model_spec.example,
                             reasoning=self.spec.sampling.reasoning,
+                            prefill=True,
                         )
                         for epoch in range(self.spec.sampling.epochs):
                             key = (set_name, query.id, constitution.id, split, epoch)

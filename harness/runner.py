@@ -345,6 +345,8 @@ class _Runner:
         def row(made: Completion) -> Generation:
             unit = units[made.id]
             reasoning, text = template.split_answer(made.text) if reasons else ("", made.text)
+            stopped = template.answer_end(text) if reasons else None
+            text = text if stopped is None else text[:stopped].rstrip()
             end = None if recorded else template.run_on(text, len(unit.constitution.elements), style, reasoning=reasons)
             return Generation(
                 **_names(stage, unit),
@@ -354,7 +356,7 @@ class _Runner:
                 text=text if end is None else text[:end].rstrip(),
                 reasoning=reasoning,
                 tail="" if end is None else text[end:],
-                finish_reason=made.finish_reason if end is None else "stop",
+                finish_reason=made.finish_reason if stopped is None and end is None else "stop",
                 n_prompt_tokens=made.n_prompt_tokens,
                 n_tokens=made.n_tokens,
                 truncated=made.truncated,
@@ -392,7 +394,7 @@ class _Runner:
 
         def rows() -> Iterator[list[Row]]:
             for unit in cast("list[LikelihoodUnit]", missing):
-                prompts = [backend.encode(response.prompt, limit) for response in unit.responses]
+                prompts = [backend.encode(response.prompt.without_prefill(), limit) for response in unit.responses]
                 texts = [generations[response.id].text for response in unit.responses]
                 responses = [backend.response_ids(text, style) if text else [] for text in texts]
                 if not all(responses):

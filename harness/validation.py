@@ -31,13 +31,15 @@ from sami_train.constitutions import (
     NEAR_DUPLICATE,
     Principle,
     PrincipleSet,
+    distinct,
     list_principle_sets,
     load_principle_set,
     similarity,
 )
 from sami_train.errors import MissingPackage, UserError, nearest
+from sami_train.inputs import folders_of, templates_of
 from sami_train.models import check_source, has_chat_template, parse_source
-from sami_train.pairs import split_queries
+from sami_train.pairs import check_intents, split_queries
 from sami_train.prompts import load_template
 from sami_train.yamlfile import LinedDocument, Location, first_problem, read_yaml
 
@@ -461,9 +463,19 @@ def _check_training(
             if n < recipe.principles_per_constitution:
                 need = f"training on {kind} needs {recipe.principles_per_constitution} learned principles or more"
                 found.add(location, f"{need}, and the sets have {n}; add a set, or set 'tasks' to others")
+    with found.at(location):
+        of_recipe = templates_of(recipe, set(KINDS.values()), folders_of(model.train.recipe))
+        for of_run in (spec.tasks[task] for task in wanted if recipe.reasoning and spec.tasks[task].task in KINDS):
+            template = load_template(of_run.template) if of_run.template else of_recipe[KINDS[of_run.task]]
+            template.answer_marker()
     if wanted and all(task in tasks for task in wanted):
         with found.at(location):
-            split_queries([query for task in wanted for query in tasks[task].train], recipe)
+            queries = [query for task in wanted for query in tasks[task].train]
+            split_queries(queries, recipe)
+            known = recipe.needs_intents and len(sets) == len(spec.principles.sets)
+            for kind in sorted({query.task for query in queries}) if known else ():
+                learned = distinct(principle for s in sets.values() for principle in s.select(kind, "learned"))
+                check_intents([query for query in queries if query.task == kind], learned, recipe)
 
 
 def _check_iteration(spec: Spec, name: str, found: _Problems) -> None:
@@ -554,6 +566,8 @@ def _check_recipe(spec: Spec, name: str, found: _Problems) -> Recipe | None:
         try:
             Recipe.model_validate({**load_recipe(train.recipe).model_dump(), field: value})
         except ValidationError as error:
+            if not error.errors()[0]["loc"]:  # fields that do not fit together: all of them are checked below
+                continue
             message = first_problem(error, document, Recipe).removeprefix(f"{document.path}: ")
             found.add(place, message.removeprefix(f"'{field}': "))
     if len(found.sentences) > before:

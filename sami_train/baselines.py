@@ -19,9 +19,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sami_train.config import Recipe
+from sami_train.config import ContrastKind, Recipe
 from sami_train.errors import MissingPackage, UserError
 from sami_train.pairs import Example
 
@@ -51,13 +51,11 @@ def require_trl() -> None:
         )
 
 
-def preference_rows(
-    examples: Iterable[Example], contrast: Literal["opposites", "positive_vs_rest"] = "opposites"
-) -> list[dict[str, list[int]]]:
+def preference_rows(examples: Iterable[Example], contrast: ContrastKind = "opposites") -> list[dict[str, list[int]]]:
     """Rows for DPO: ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, query by query.
 
     `opposites`: one row per constitution, the rejected response being that of its opposite (constitutions 2k and 2k + 1); the
-    last of an odd number has no opposite and rejects response 0. `positive_vs_rest`: two rows per further constitution j,
+    last of an odd number has no opposite and rejects response 0. The others: two rows per further constitution j,
     response 0 over j under prompt 0, and j over 0 under prompt j.
     """
     return [
@@ -133,7 +131,7 @@ def train_baseline(
 
 def _preferences(size: int, contrast: str) -> list[tuple[int, int]]:
     """Which response is chosen (under its own prompt) over which, for a query of `size` constitutions."""
-    if contrast == "positive_vs_rest":
+    if contrast != "opposites":
         return [pair for j in range(1, size) for pair in ((0, j), (j, 0))]
     return [(i, i ^ 1 if i ^ 1 < size else 0) for i in range(size)]
 

@@ -20,9 +20,6 @@ from sami_train.errors import UserError
 
 if TYPE_CHECKING:
     from sami_train.config import Recipe
-    from sami_train.constitutions import PrincipleSet
-    from sami_train.models import Source
-    from sami_train.trainer import TrainingData
 
 
 class RunError(UserError):
@@ -139,6 +136,7 @@ ends the others meanwhile, and the sentence appears once."""
 
 def _run(options: argparse.Namespace) -> int:
     from sami_train.config import load_recipe, parse_changes
+    from sami_train.inputs import folders_of, inputs, located
 
     folders = folders_of(options.recipe)
     recipe = located(load_recipe(options.recipe, parse_changes(options.set)), folders)
@@ -184,126 +182,6 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def inputs(recipe: Recipe, folders: Sequence[Path]) -> tuple[Source, TrainingData]:
-    """The base model, the queries and the principles that a recipe names.
-
-    Args:
-        recipe: a recipe that names all three.
-        folders: where its files are looked for, besides the current folder: see `folders_of`.
-
-    Raises:
-        UserError: something is not named, not found, or too little for the recipe.
-    """
-    from sami_train.constitutions import distinct
-    from sami_train.data import read_queries, without_duplicates
-    from sami_train.models import parse_source
-    from sami_train.prompts import load_template
-    from sami_train.trainer import TrainingData
-
-    for field in ("model", "queries", "principles"):
-        if not getattr(recipe, field):
-            raise UserError(f"the recipe '{recipe.name}' names no {field}; add the field, or use --set {field}=...")
-    sets = [_principle_set(name, folders) for name in recipe.principles]
-    parts = {file: read_queries(file, part="train") for file in (_beside(name, folders) for name in recipe.queries)}
-    queries = without_duplicates([query for part in parts.values() for query in part], recipe.name)
-    if not queries:
-        files = ", ".join(map(str, parts))
-        raise UserError(
-            f"{files}: there is no training query (rows that say 'part: train', or no part); name another file"
-        )
-    kinds = sorted({query.task for query in queries})
-    principles = {kind: distinct(p for s in sets for p in s.select(kind, "learned")) for kind in kinds}
-    for kind in kinds:
-        if len(principles[kind]) < recipe.principles_per_constitution:
-            raise UserError(
-                f"the recipe '{recipe.name}' has too few learned principles for {kind}; name another principle set"
-            )
-    assert recipe.model is not None
-    templates = {kind: load_template(kind) for kind in kinds}
-    where_from = provenance({file: len(part) for file, part in parts.items()}, sets)
-    return parse_source(recipe.model), TrainingData(queries, principles, templates, provenance=where_from)
-
-
-def provenance(queries: dict[Path, int], sets: Iterable[PrincipleSet]) -> dict[str, Any]:
-    """Where training data comes from, for the checkpoint's model card.
-
-    Args:
-        queries: number of queries taken from each file.
-        sets: the principle sets.
-
-    Returns:
-        ``{"queries": [{"file", "n", "sha256"}], "principle_sets": [{"name", "version", "hash", "file", "source"}]}``.
-    """
-    import hashlib
-
-    return {
-        "queries": [
-            {"file": str(file), "n": n, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-            for file, n in queries.items()
-        ],
-        "principle_sets": [
-            {"name": s.name, "version": s.version, "hash": s.hash, "file": str(s.file), "source": s.source}
-            for s in sets
-        ],
-    }
-
-
-def folders_of(name_or_path: str) -> list[Path]:
-    """The folders that a recipe's relative paths may be meant from: its own, then those of the recipes it extends."""
-    from sami_train.config import find_recipe
-
-    file: Path | None = find_recipe(name_or_path)
-    folders = []
-    while file is not None:
-        folders.append(file.parent)
-        file = parent_of(file)
-    return list(dict.fromkeys(folders))
-
-
-def parent_of(file: Path) -> Path | None:
-    """The file of the recipe that a (valid) recipe extends: beside it, else shipped; None where it extends none."""
-    from sami_train.config import find_recipe
-    from sami_train.yamlfile import read_yaml
-
-    parent = read_yaml(file, what="recipe").data.get("extends")
-    if parent is None:
-        return None
-    beside = file.parent / f"{parent}.yaml"
-    return beside if beside.is_file() else find_recipe(str(parent))
-
-
-def located(recipe: Recipe, folders: Sequence[Path]) -> Recipe:
-    """The recipe with the files that it names given by whole paths, so that it can be run from anywhere."""
-
-    def whole(name: str) -> str:
-        found = _beside(name, folders)
-        return str(found.resolve()) if found.is_file() else name
-
-    return recipe.model_copy(
-        update={field: tuple(map(whole, getattr(recipe, field))) for field in ("queries", "principles")}
-    )
-
-
-def _beside(name: str, folders: Iterable[Path]) -> Path:
-    return next((folder / name for folder in folders if (folder / name).exists()), Path(name))
-
-
-def _principle_set(name: str, folders: Iterable[Path]) -> PrincipleSet:
-    from sami_train.constitutions import list_principle_sets, load_principle_set, principle_folders
-    from sami_train.errors import nearest
-
-    if Path(name).suffix in {".yaml", ".yml"} or os.sep in name:
-        return load_principle_set(_beside(name, folders))
-    known = list_principle_sets()
-    if name not in known:
-        looked = ", ".join(map(str, principle_folders())) or "no folder: there is none"
-        raise UserError(
-            f"there is no principle set named '{name}' (looked in {looked}); have a model write it with 'harness principles "
-            f"write ... -o principles/{name}.yaml', or name one at hand with --set principles=[SET]; {nearest(name, known)}"
-        )
-    return load_principle_set(known[name])
-
-
 # --- list
 
 
@@ -336,6 +214,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
 
 def _show(options: argparse.Namespace) -> int:
     from sami_train.config import find_recipe, load_recipe, parse_changes
+    from sami_train.inputs import folders_of, located
 
     changes = parse_changes(options.set)
     recipe = located(load_recipe(options.recipe, changes), folders_of(options.recipe))
@@ -368,6 +247,7 @@ NAMING = ("name", "description")
 def _parent(file: Path) -> Recipe | None:
     """The recipe that a recipe extends; None where there is none, or where it does not stand alone."""
     from sami_train.config import load_recipe
+    from sami_train.inputs import parent_of
 
     parent = parent_of(file)
     try:
@@ -381,7 +261,10 @@ def _fields(recipe: Recipe, parent: Recipe | None, changes: dict[str, Any]) -> l
         name: None if info.is_required() else info.get_default(call_default_factory=True)
         for name, info in type(recipe).model_fields.items()
     }
+    from sami_train.optimizers import dose
+
     plain = recipe.model_dump(mode="json")
+    more = {"learning_rate": f". {dose(recipe)}"}
     found = []
     for name, info in type(recipe).model_fields.items():
         value = getattr(recipe, name)
@@ -392,7 +275,7 @@ def _fields(recipe: Recipe, parent: Recipe | None, changes: dict[str, Any]) -> l
             marks.append(f"parent {_short(_plain(getattr(parent, name)))}")
         if name in changes:
             marks.append("--set")
-        found.append(_Field(name, plain[name], ", ".join(marks), str(info.description)))
+        found.append(_Field(name, plain[name], ", ".join(marks), f"{info.description}{more.get(name, '')}"))
     return found
 
 
@@ -411,6 +294,8 @@ def _annotated(file: Path, fields: Iterable[_Field]) -> str:
     import textwrap
 
     import yaml
+
+    from sami_train.inputs import parent_of
 
     parent = parent_of(file)
     lines = [f"# {_recipe_name(file)}" + (f", which extends {_recipe_name(parent)} (its parent)" if parent else "")]

@@ -27,9 +27,11 @@ FilterRule = Literal[
     "no_full_stop",
     "cut_off",
     "no_answer",
+    "substring",
     "length_ratio",
     "irrelevant",
 ]
+ContrastKind = Literal["opposites", "positive_vs_rest", "positive_vs_intent"]
 Optimizer = Literal["adamw_torch", "rmsprop", "adamw_torch_8bit"]
 Tracker = Literal["trackio", "wandb", "tensorboard"]
 
@@ -83,6 +85,11 @@ class Recipe(BaseModel):
     principles: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
         (), description="principle sets, by name or file; only learned principles are used"
     )
+    templates: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        (),
+        description="prompt templates, by name or file, at most one for each kind of task; a kind without one takes the template "
+        "of its name (dialogue, summarization); in a run of the harness a task's own template comes first",
+    )
 
     iterations: int = Field(2, ge=1, description="times that responses are sampled and the base is trained again")
     alternate_halves: bool = Field(
@@ -99,10 +106,11 @@ class Recipe(BaseModel):
         2, ge=2, description="C: constitutions, and so responses, of a query; the side of its matrix"
     )
     principles_per_constitution: int = Field(1, ge=1, description="principles in a constitution")
-    contrast: Literal["opposites", "positive_vs_rest"] = Field(
+    contrast: ContrastKind = Field(
         "opposites",
         description="opposites: constitutions drawn at random, each beside its element-wise opposite; positive_vs_rest: the "
-        "definitions of all drawn principles against other choices of sides, drawn at random (experiments 1 and 2)",
+        "definitions of all drawn principles against other choices of sides, drawn at random (experiment 2); positive_vs_intent: "
+        "the same, among the choices that negate the principle that the query is about, its 'intent' (experiment 1)",
     )
     polarity: Literal["principle", "random"] = Field(
         "principle",
@@ -156,6 +164,9 @@ class Recipe(BaseModel):
         "whose responses have the highest pointwise mutual information with their constitution, by the model and the prompts that "
         "they were sampled with",
     )
+    filter_substrings: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)] = Field(
+        (), description="for the filter substring: what no response may contain, capitals and small letters told apart"
+    )
     relevance_scorer: str | None = Field(
         None,
         description="embedded/NAME, a folder or a hub id; another model than the one that is trained, which scores whether "
@@ -197,7 +208,9 @@ class Recipe(BaseModel):
         "adamw_torch", description="optimizer; adamw_torch_8bit keeps its moments in 8 bits (needs torchao)"
     )
     learning_rate: float = Field(
-        gt=0, description="peak learning rate: about how far a weight moves in a step, in units of the weights"
+        gt=0,
+        description="peak learning rate, in units of the weights: AdamW moves a weight by about this much in a step, RMSprop by "
+        "more in its first steps",
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="course of the learning rate after the warm-up; linear and cosine fall to 0"
@@ -268,13 +281,21 @@ class Recipe(BaseModel):
             raise ValueError("method dpo needs 'beta' above 0; TRL's default is 0.1")
         if 0 < self.temperature < 0.01:
             raise ValueError("'temperature' is above 0 and below 0.01; set 0 for greedy sampling")
-        if self.contrast == "positive_vs_rest":
+        if self.contrast != "opposites":
             choices = 2**self.principles_per_constitution
+            which = "choices of sides"
+            if self.needs_intents:
+                choices = 1 + choices // 2
+                which = "choices of sides for positive_vs_intent"
             if self.constitutions_per_query > choices:
                 raise ValueError(
-                    f"{self.principles_per_constitution} principles have {choices} choices of sides, fewer than "
+                    f"{self.principles_per_constitution} principles have {choices} {which}, fewer than "
                     f"constitutions_per_query ({self.constitutions_per_query}); raise principles_per_constitution"
                 )
+        if bool(self.filter_substrings) != ("substring" in self.filters):
+            raise ValueError(
+                "the filter 'substring' and the field 'filter_substrings' go together; set both, or neither of them"
+            )
         if self.gradient_queries is not None and self.gradient_queries > self.batch_size:
             raise ValueError("'gradient_queries' is above 'batch_size'; lower it, or set it to null for all of them")
         if self.master_dtype == "bfloat16" and not self.bf16:
@@ -308,6 +329,11 @@ class Recipe(BaseModel):
         return self.filters if "empty" in self.filters else (*self.filters, "empty")
 
     @property
+    def needs_intents(self) -> bool:
+        """Whether constitutions depend on the principle that a query is about."""
+        return self.contrast == "positive_vs_intent"
+
+    @property
     def contrasts_queries(self) -> bool:
         """Whether the step holds responses against other queries, which only SAMI's does."""
         return self.method == "sami" and self.query_contrast > 0
@@ -319,10 +345,9 @@ class Recipe(BaseModel):
 
     @property
     def not_trained_by(self) -> frozenset[str]:
-        """Fields that do not say what is trained: those of `NOT_TRAINED_BY`, and the scorer unless responses are filtered by it."""
-        return (
-            NOT_TRAINED_BY if "irrelevant" in self.filters else NOT_TRAINED_BY | {"relevance_scorer", "min_relevance"}
-        )
+        """Fields that do not say what is trained: those of `NOT_TRAINED_BY`, and those of filters that are off."""
+        off = set() if "irrelevant" in self.filters else {"relevance_scorer", "min_relevance"}
+        return NOT_TRAINED_BY | off | (set() if "substring" in self.filters else {"filter_substrings"})
 
     @property
     def caches_gradients(self) -> bool:
@@ -455,7 +480,7 @@ NOT_TRAINED_BY = frozenset(
         "use_vllm",
     }
     | {"per_device_train_batch_size", "gradient_caching", "gradient_checkpointing", "gradient_sync", "model", "queries"}
-    | {"principles"}
+    | {"principles", "templates"}
 )
 """Fields that may change between two starts of one run: they do not say what is trained, or are compared by content."""
 

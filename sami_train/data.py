@@ -21,6 +21,8 @@ class Query:
     id: str
     text: str
     task: str
+    intent: str = ""
+    """The id of the principle that the query is about (helpful, harmless), empty where it is not known."""
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -50,7 +52,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_queries(path: Path, *, part: str | None = None, prefix: str = "") -> list[Query]:
-    """Queries of a JSON-lines file with a field `query` (dialogue) or `post` (summarization), and optionally `id`, `part`.
+    """Queries of a JSON-lines file with a field `query` (dialogue) or `post` (summarization), and optionally `id`, `part`,
+    `intent`.
 
     Rows without an id get one from their content. Rows of another part than the one asked for are left out; rows that say
     no part belong to every part. Duplicate texts are dropped, the first stays.
@@ -64,8 +67,10 @@ def read_queries(path: Path, *, part: str | None = None, prefix: str = "") -> li
             raise UserError(
                 f"{path}:{number}: a data row needs a non-empty text 'query' (dialogue) or 'post' (summarization)"
             )
-        text = row[field].strip()
-        queries.append(Query(str(row.get("id") or content_id(text, prefix)), text, TEXT_FIELDS[field]))
+        text, intent = row[field].strip(), row.get("intent") or ""
+        if not isinstance(intent, str):
+            raise UserError(f"{path}:{number}: 'intent' must be a text, the id of a principle; fix or delete it")
+        queries.append(Query(str(row.get("id") or content_id(text, prefix)), text, TEXT_FIELDS[field], intent))
     return without_duplicates(queries, str(path))
 
 

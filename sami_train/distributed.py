@@ -2,14 +2,16 @@
 
 Started by `torchrun`, on one node or several, every process holds a shard of every weight, gradient and optimizer moment; a
 layer's weights are gathered for as long as it runs. Started plainly there is one process and nothing is sharded. The same code
-runs on CPUs over gloo (where it is tested) and on GPUs over NCCL.
+runs on CPUs over gloo (where it is tested) and on GPUs over NCCL, with gloo for objects.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -100,6 +102,8 @@ def start(device: str | None = None) -> World:
     import torch
     import torch.distributed as dist
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_parent()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if kind == "cuda":
         if local >= torch.cuda.device_count():
@@ -108,13 +112,35 @@ def start(device: str | None = None) -> World:
                 "lower --nproc-per-node"
             )
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    # Objects and barriers go over gloo: over NCCL a waiting process would keep a GPU busy, on which vLLM may be sampling.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=LONGEST_WAIT)
     return World(
         dist.get_rank(),
         size,
         int(os.environ.get("LOCAL_WORLD_SIZE", size)),
         f"cuda:{local}" if kind == "cuda" else "cpu",
     )
+
+
+LOOK = 1.0
+"""Seconds between two looks at whether torchrun still lives."""
+
+
+def _end_with_parent() -> None:
+    """Start a thread that ends this process once its parent, torchrun, has gone.
+
+    torchrun ends its processes when it is told to end. One that is killed cannot, and they would go on without it.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        with contextlib.suppress(OSError):
+            os.write(2, b"sami-train: torchrun has gone, so this process ends; run the same command again to go on\n")
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def layers_of(model: Any) -> list[Any]:

@@ -81,7 +81,7 @@ def _as_json(
     return {
         "recipe": recipe.model_dump(mode="json"),
         "source": [source.kind, source.name, source.revision],
-        "queries": [[query.id, query.text, query.task] for query in data.queries],
+        "queries": [[query.id, query.text, query.task, query.intent] for query in data.queries],
         "principles": {k: [p.model_dump(mode="json") for p in found] for k, found in data.principles.items()},
         "templates": {k: template.model_dump(mode="json") for k, template in data.templates.items()},
         "provenance": dict(data.provenance),
@@ -100,8 +100,7 @@ def _processes(
     environment |= {"WORLD_SIZE": str(devices), "LOCAL_WORLD_SIZE": str(devices)}
     if threads or "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = str(max(1, (threads or cores()) // devices))
-    if kind == "cpu":
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     started: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(devices):

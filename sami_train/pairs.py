@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sami_train.config import FilterRule, Recipe
@@ -26,7 +26,8 @@ APOLOGIES = ("i'm sorry", "i am sorry", "i apologize", "i cannot", "i can't", "i
 class Contrast:
     """What is to be sampled for one query: its constitutions, in the order of the matrix, and the prompts made of them.
 
-    `sampling_prompts` begin with the template's worked examples, or ask for reasoning first, where the recipe wants that;
+    `sampling_prompts` begin with the template's worked examples, or ask for reasoning first, where the recipe wants that, and
+    end with the template's prefill;
     `prompts`, which the model is trained on, never do, and have the principles in the order of `training_orders`.
     `other_prompts` put the same constitutions to another query, where the recipe contrasts queries.
     """
@@ -119,6 +120,7 @@ def plan_contrasts(
                     recipe.style,
                     example=recipe.sampling_example,
                     reasoning=recipe.reasoning,
+                    prefill=True,
                 )
                 for side in sides
             )
@@ -138,6 +140,29 @@ def _next_queries(queries: Sequence[Query], seed: int) -> dict[str, tuple[str]]:
     return {query.id: (circle[(place + 1) % len(circle)].text,) for place, query in enumerate(circle)}
 
 
+def check_intents(queries: Sequence[Query], principles: Sequence[Principle], recipe: Recipe) -> None:
+    """Make sure that a recipe which negates the principle that a query is about finds it in every constitution.
+
+    Raises:
+        UserError: a query names no such principle, or there are more principles than a constitution has.
+    """
+    if not recipe.needs_intents:
+        return
+    known = [principle.id for principle in principles]
+    if len(known) != recipe.principles_per_constitution:
+        raise UserError(
+            f"'contrast: positive_vs_intent' needs all {len(known)} principles in every constitution, and "
+            f"principles_per_constitution is {recipe.principles_per_constitution}; set it to {len(known)}, or take fewer principles"
+        )
+    for query in queries:
+        if query.intent not in known:
+            what = f"has the intent '{query.intent}'" if query.intent else "has no 'intent'"
+            raise UserError(
+                f"the query '{query.id}' {what}, and 'contrast: positive_vs_intent' negates the principle that a query is about; "
+                f"give every query an 'intent' ({' or '.join(known)}), or set contrast: positive_vs_rest"
+            )
+
+
 def _draw(
     principles: Sequence[Principle], queries: Sequence[Query], recipe: Recipe, seed: int
 ) -> dict[str, tuple[Constitution, ...]]:
@@ -145,6 +170,7 @@ def _draw(
 
     With opposites an odd C leaves out the opposite of the last drawn one.
     """
+    check_intents(queries, principles, recipe)
     opposites = recipe.contrast == "opposites"
     count = recipe.constitutions_per_query
     drawn = sample_constitutions(
@@ -158,14 +184,27 @@ def _draw(
     if opposites:
         return {i: tuple(side for c in found for side in (c, c.opposite()))[:count] for i, found in drawn.items()}
     return {
-        query.id: _positive_and_rest(drawn[query.id][0], count, random.Random(f"rest-{seed}-{query.id}"))
+        query.id: _positive_and_rest(
+            drawn[query.id][0],
+            count,
+            random.Random(f"rest-{seed}-{query.id}"),
+            query.intent if recipe.needs_intents else None,
+        )
         for query in queries
     }
 
 
-def _positive_and_rest(positive: Constitution, count: int, rng: random.Random) -> tuple[Constitution, ...]:
-    """The constitution of definitions alone, and others of the same principles with at least one antithesis."""
+def _positive_and_rest(
+    positive: Constitution, count: int, rng: random.Random, intent: str | None
+) -> tuple[Constitution, ...]:
+    """The constitution of definitions alone, and others of the same principles with at least one antithesis.
+
+    That of the principle `intent`, where one is given.
+    """
     choices = list(itertools.product((True, False), repeat=len(positive.elements)))[1:]
+    if intent is not None:
+        place = [e.principle.id for e in positive.elements].index(intent)
+        choices = [choice for choice in choices if not choice[place]]
     others = [
         Constitution(tuple(Element(e.principle, follows) for e, follows in zip(positive.elements, choice, strict=True)))
         for choice in rng.sample(choices, count - 1)
@@ -184,12 +223,16 @@ def passes(examples: Sequence[Example], recipe: Recipe, iteration: int) -> list[
 
 @dataclass(frozen=True)
 class Answer:
-    """What is kept of a generated text: what follows the reasoning, up to where it runs on with the prompt (the `tail`)."""
+    """What is kept of a generated text: what follows the reasoning, up to where it runs on with the prompt (the `tail`).
+
+    `stopped`: it was cut, there or where the template says that an answer after reasoning ends.
+    """
 
     text: str
     ids: list[int]
     reasoning: str = ""
     tail: str = ""
+    stopped: bool = False
 
 
 def answer_of(tokenizer: Any, generated: Any, template: Template, recipe: Recipe) -> Answer:
@@ -199,13 +242,18 @@ def answer_of(tokenizer: Any, generated: Any, template: Template, recipe: Recipe
     tokenised again.
     """
     found = _after_reasoning(tokenizer, generated, template, recipe)
+    if recipe.reasoning and (end := template.answer_end(found.text)) is not None:
+        found = _cut(tokenizer, found, end)
     end = template.run_on(found.text, recipe.principles_per_constitution, recipe.style, reasoning=recipe.reasoning)
-    if end is None:
-        return found
-    text = found.text[:end].rstrip()
-    decoded = str(tokenizer.decode(found.ids, skip_special_tokens=True))
-    kept = decoded[: decoded.find(found.text) + len(text)]
-    return Answer(text, cut_ids(tokenizer, found.ids, kept) if text else [], found.reasoning, found.text[end:])
+    return found if end is None else replace(_cut(tokenizer, found, end), tail=found.text[end:])
+
+
+def _cut(tokenizer: Any, answer: Answer, end: int) -> Answer:
+    """An answer's first `end` characters, and the tokens that they are made of."""
+    text = answer.text[:end].rstrip()
+    decoded = str(tokenizer.decode(answer.ids, skip_special_tokens=True))
+    kept = decoded[: decoded.find(answer.text) + len(text)]
+    return Answer(text, cut_ids(tokenizer, answer.ids, kept) if text else [], answer.reasoning, stopped=True)
 
 
 def _after_reasoning(tokenizer: Any, generated: Any, template: Template, recipe: Recipe) -> Answer:
@@ -265,6 +313,7 @@ def filter_rule(
         "apology": task == "dialogue" and any(text.lower().lstrip().startswith(APOLOGIES) for text in responses),
         "no_full_stop": not responses[0].rstrip().endswith("."),
         "cut_off": "length" in finish,
+        "substring": any(piece in text for text in responses for piece in recipe.filter_substrings),
         "length_ratio": max(lengths) > recipe.max_length_ratio * min(lengths),
         "irrelevant": any(value < recipe.min_relevance for value in relevances),
     }

@@ -2,6 +2,7 @@
 
 A template is a YAML file with one form per style: ``completion`` (text that a base model continues) and ``chat`` (messages
 that a chat template renders). The placeholders are ``{principles}`` and ``{query}``; everything else is taken literally.
+With ``extends: NAME`` a file says only what differs from another one, beside it or shipped.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sami_train.errors import UserError, nearest
-from sami_train.yamlfile import first_problem, read_yaml
+from sami_train.yamlfile import LinedDocument, first_problem, read_yaml
 
 Style = Literal["completion", "chat"]
 FOLDER = Path(__file__).resolve().parent / "prompts"
@@ -30,11 +31,13 @@ class Prompt:
     """What a model is given: one text (style completion) or messages (style chat).
 
     `body` is the one stretch that may be shortened when the prompt is too long: the query or the post, never the principles.
+    `prefill` is the end of a completion's text that belongs to the response already.
     """
 
     style: Style
     messages: tuple[tuple[str, str], ...]
     body: str = ""
+    prefill: str = ""
 
     @property
     def text(self) -> str:
@@ -53,6 +56,16 @@ class Prompt:
     def with_body(self, body: str) -> Prompt:
         return replace(self, body=body)
 
+    def without_prefill(self) -> Prompt:
+        """The prompt that the whole response follows, what was put in front of it included."""
+        if not self.prefill:
+            return self
+        ((role, text),) = self.messages
+        return replace(self, messages=((role, text.removesuffix(self.prefill)),), prefill="")
+
+
+Stop = Annotated[str, Field(min_length=1)]
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,13 +77,15 @@ class _Completion(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     text: str
     example: str = ""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Stop, ...] = ()
+    prefill: str | None = Field(default=None, min_length=1)
+    """How every response begins: sampling goes on from it, and it belongs to the response. A token must end before it."""
 
 
 class _Chat(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     messages: tuple[_Message, ...] = Field(min_length=1)
-    stop: tuple[str, ...] = ()
+    stop: tuple[Stop, ...] = ()
 
 
 class _Reasoning(BaseModel):
@@ -78,6 +93,8 @@ class _Reasoning(BaseModel):
     completion: _Completion
     chat: _Chat
     marker: str = Field(min_length=1)
+    answer_stop: tuple[Stop, ...] | None = None
+    """The strings at which the answer ends, where the reasoning before it may go on over them."""
 
 
 class Template(BaseModel):
@@ -144,6 +161,15 @@ class Template(BaseModel):
         """The string that the answer follows when reasoning comes first."""
         return self._reasoning().marker
 
+    def answer_bounds(self) -> list[str]:
+        """The marker that the answer follows when reasoning comes first, and the strings at which it ends."""
+        return [self.answer_marker(), *(self._reasoning().answer_stop or ())]
+
+    def answer_end(self, answer: str) -> int | None:
+        """Where an answer after reasoning ends before the text does, in characters; None where it goes to the text's end."""
+        ends = [place for stop in self._reasoning().answer_stop or () if (place := answer.find(stop)) >= 0]
+        return min(ends, default=None)
+
     def split_answer(self, text: str) -> tuple[str, str]:
         """Reasoning and answer in a text that was generated with reasoning first; without the marker there is no answer."""
         reasoning, _, answer = text.partition(self.answer_marker())
@@ -160,11 +186,19 @@ class Template(BaseModel):
         return self.reasoning
 
     def render(
-        self, principles: Sequence[str], query: str, style: Style, *, example: bool = False, reasoning: bool = False
+        self,
+        principles: Sequence[str],
+        query: str,
+        style: Style,
+        *,
+        example: bool = False,
+        reasoning: bool = False,
+        prefill: bool = False,
     ) -> Prompt:
         """The prompt for a query under the given principle sentences, in order: several are numbered, one is not.
 
-        A numbered list of one invites the model to go on with the list.
+        A numbered list of one invites the model to go on with the list. With `prefill` a completion ends with the template's
+        beginning of a response, if it has one: for sampling, not for training.
 
         Raises:
             UserError: reasoning is wanted and the template has no such form.
@@ -179,7 +213,8 @@ class Template(BaseModel):
         body = query.replace("\x00", "")
         if style == "completion":
             head = form.completion.example if example else ""
-            return Prompt("completion", (("text", head + filled(form.completion.text).rstrip()),), body)
+            begun = (form.completion.prefill or "") if prefill else ""
+            return Prompt("completion", (("text", head + filled(form.completion.text).rstrip() + begun),), body, begun)
         return Prompt("chat", tuple((m.role, filled(m.content).strip()) for m in form.chat.messages), body)
 
 
@@ -195,15 +230,9 @@ def listed(principles: Sequence[str], *, number_one: bool = False) -> str:
 
 def load_template(name_or_path: str | Path) -> Template:
     """A template by name (those shipped in this package) or by file. Raises UserError naming file, line and field."""
-    text = str(name_or_path)
-    path = Path(text) if text.endswith((".yaml", ".yml")) else FOLDER / f"{text}.yaml"
-    if not path.is_file() and path.parent == FOLDER:
-        raise UserError(
-            f"there is no prompt template named '{text}'; {nearest(text, [f.stem for f in FOLDER.glob('*.yaml')])}"
-        )
-    document = read_yaml(path, what="prompt template")
+    document = read_yaml(_find(str(name_or_path)), what="prompt template")
     try:
-        template = Template.model_validate(document.data)
+        template = Template.model_validate(_with_parent(document, ()))
     except ValidationError as error:
         raise UserError(first_problem(error, document, Template)) from None
     forms = {
@@ -221,3 +250,39 @@ def load_template(name_or_path: str | Path) -> Template:
                     f"{where}: '{field}' needs the placeholder {placeholder} exactly once; it has {form.count(placeholder)}"
                 )
     return template
+
+
+def list_templates() -> list[str]:
+    """Names of the shipped templates."""
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path.endswith((".yaml", ".yml")):
+        return Path(name_or_path)
+    if name_or_path not in list_templates():
+        raise UserError(
+            f"there is no prompt template named '{name_or_path}'; {nearest(name_or_path, list_templates())}"
+        )
+    return FOLDER / f"{name_or_path}.yaml"
+
+
+def _with_parent(document: LinedDocument, children: tuple[Path, ...]) -> Any:
+    """The fields of a template file over those of the one that it `extends`, if any, form by form."""
+    if not isinstance(document.data, dict) or "extends" not in document.data:
+        return document.data
+    fields = dict(document.data)
+    parent = str(fields.pop("extends"))
+    beside = document.path.parent / f"{parent}.yaml"
+    file = beside if beside.is_file() else _find(parent)
+    known = (*children, document.path.resolve())
+    if file.resolve() in known:
+        raise UserError(f"{document.where(('extends',))}: the prompt template extends itself; name another one")
+    return _merged(_with_parent(read_yaml(file, what="prompt template"), known), fields)
+
+
+def _merged(under: Any, over: Any) -> Any:
+    """`over` in the place of `under`; of two mappings field by field."""
+    if not (isinstance(under, dict) and isinstance(over, dict)):
+        return over
+    return {**under, **{key: _merged(under.get(key), value) for key, value in over.items()}}

@@ -26,8 +26,12 @@ PATIENCE = 10.0
 """Seconds that a file written on one node may take to be seen on another."""
 
 
-def inputs_of(source: Source, data: TrainingData, world: World) -> dict[str, str]:
-    """Digests of all that a recipe is applied to. Raises UserError on every process where one cannot read the model."""
+def inputs_of(source: Source, data: TrainingData, world: World, *, intents: bool = False) -> dict[str, str]:
+    """Digests of all that a recipe is applied to; `intents`: what queries are about counts too.
+
+    Raises:
+        UserError: on every process, where one cannot read the model.
+    """
     error, model = None, f"{source} {source.revision or ''}".strip()
     try:
         if source.kind == "folder":
@@ -37,7 +41,7 @@ def inputs_of(source: Source, data: TrainingData, world: World) -> dict[str, str
     world.together(error)
     return {
         "model": model,
-        "queries": _digest([[q.id, q.text, q.task] for q in data.queries]),
+        "queries": _digest([[q.id, q.text, q.task, *([q.intent] if intents else [])] for q in data.queries]),
         "principles": _digest(
             {k: [[p.id, p.definition, p.antithesis] for p in ps] for k, ps in data.principles.items()}
         ),
@@ -54,7 +58,7 @@ def check_nodes(folder: Path, recipe: Recipe, inputs: Mapping[str, str], world: 
     """
     host = socket.gethostname()
     settings = recipe.model_copy(
-        update={"model": None, "queries": (), "principles": ()}
+        update={"model": None, "queries": (), "principles": (), "templates": ()}
     )  # what they name is in `inputs`
     known = {"recipe": _digest(dump_recipe(settings)), **inputs}
     own = (host, known, str(folder.absolute()), world.local_size, f".seen-{secrets.token_hex(8)}")

@@ -31,6 +31,7 @@ from sami_train.generation import (
 )
 from sami_train.models import Source, generation_settings, local_folder
 from sami_train.pairs import Contrast, Example, answer_of, filter_rule
+from sami_train.prefill import with_prefill
 from sami_train.prompts import Prompt, Template
 from sami_train.scorer import Scorer
 from sami_train.selection import measure
@@ -255,6 +256,7 @@ class Sampler:
 
     def _row(self, contrast: Contrast, side: int, generated: Generated) -> Row:
         trained_on = self._alike(contrast.prompts)[side]
+        generated = with_prefill(self.tokenizer, generated, contrast.sampling_prompts[side].prefill)
         answer = answer_of(self.tokenizer, generated, self.templates[contrast.query.task], self.recipe)
         row = {
             "query_id": contrast.query.id,
@@ -268,7 +270,7 @@ class Sampler:
             "other_prompt_ids": self._other_ids(contrast, side),
             "response_ids": answer.ids,
             "text": answer.text,
-            "finish_reason": "stop" if answer.tail else generated.finish_reason,
+            "finish_reason": "stop" if answer.stopped else generated.finish_reason,
             "tail": answer.tail,
         }
         return {**row, "reasoning": answer.reasoning} if self.recipe.reasoning else row

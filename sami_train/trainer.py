@@ -79,7 +79,7 @@ def train(
             disk, a folder that holds another run, a package that is missing.
     """
     world = world or World()
-    inputs = inputs_of(source, data, world)
+    inputs = inputs_of(source, data, world, intents=recipe.needs_intents)
     check_nodes(folder, recipe, inputs, world)
     if summary := finished(folder, recipe, inputs):
         return summary

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -777,3 +778,44 @@ def test_a_speed_is_that_of_a_form_and_of_a_batch(folder: Path) -> None:
     assert key("generate") != key("generate", engine__batch_size=4) != key("generate", engine__batch_size=8)
     for alike in ("judge", "likelihood"):  # read without writing, in batches that are always the same
         assert key(alike) == key(alike, engine__batch_size=4)
+
+
+# --- Prompt templates and what queries are about
+
+
+def test_a_trained_model_has_its_tasks_template_or_its_recipes(folder: Path) -> None:
+    def of(plan: Plan) -> tuple[str, str]:
+        return plan.training_templates("sami")["dialogue"].name, plan.model_fingerprints["sami"]
+
+    plain, own = of(plan_of(folder)), of(plan_of(folder, models__sami__train__set={"templates": ["hh-rlhf"]}))
+    assert (plain[0], own[0]) == ("dialogue", "hh-rlhf")
+    assert plain[1] != own[1]
+    both = {"models__sami__train__set": {"templates": ["hh-rlhf"]}, "tasks__dialogue__template": "dialogue"}
+    assert of(plan_of(folder, **both)) == plain, "a template named by the task comes first, and alone decides"
+
+
+def test_a_prefill_is_sampled_from_and_is_no_part_of_the_prompt_that_a_response_follows(folder: Path) -> None:
+    plan = plan_of(folder, tasks__summarization__template="tldr", models__sami__train__tasks=["dialogue"])
+    units = [u for s in plan.stages if s.kind == "generate" and s.task == "summarization" for u in s.units]
+    by_style = {plan.spec.models[s.model].style for s in plan.stages if s.kind == "generate" and s.model}
+    assert by_style == {"completion"}
+    assert units
+    for unit in units:
+        assert isinstance(unit, GenerationUnit)
+        assert unit.prompt.text.endswith("Summary: The post")
+        assert unit.prompt.without_prefill().text.endswith("Summary:")
+
+
+@pytest.mark.parametrize(("contrast", "same"), [("positive_vs_rest", True), ("positive_vs_intent", False)])
+def test_what_queries_are_about_decides_where_a_recipe_goes_by_it(folder: Path, contrast: str, same: bool) -> None:
+    from harness.tasks import load_task
+
+    changes = {"contrast": contrast, "principles_per_constitution": 2}
+    spec = load_spec(folder / "spec.yaml", {"models.sami.train.set": changes})
+
+    def turned(name: str, task: Any) -> Any:
+        data = load_task(name, task)
+        return replace(data, train=tuple(replace(query, intent="other") for query in data.train))
+
+    before, after = Plan(spec), Plan(spec, load=turned)
+    assert (before.model_fingerprints["sami"] == after.model_fingerprints["sami"]) == same

@@ -72,8 +72,12 @@ def test_it_is_the_papers_run(name: str) -> None:
         assert train.recipe.endswith("/paper")
         assert spec.models[train.from_].path == recipe.model
         assert list(recipe.principles) == list(spec.principles.sets)
-        assert recipe.max_new_tokens == spec.sampling.max_new_tokens
-        assert (recipe.top_p, recipe.reasoning) == (spec.sampling.top_p, spec.sampling.reasoning)
+        reasons = spec.sampling.reasoning
+        assert spec.sampling.max_new_tokens == (500 if reasons else 350)
+        assert recipe.top_p == spec.sampling.top_p
+        assert recipe.reasoning == name.startswith("paper/exp3"), "table 8 asks checkpoints that learned with reasoning"
+        assert reasons == (name == "paper/exp3-diverse-reasoning")
+        assert {task.template for task in spec.tasks.values()} == set(recipe.templates), "evaluated as it was trained"
         assert recipe.principles_per_constitution == spec.principles.size
         against = {pair.b: {p.a for p in spec.comparisons if p.b == pair.b} for pair in spec.comparisons}
         series = {m for m in spec.models if spec.trained(m) == model}
@@ -136,6 +140,7 @@ def test_the_embedded_variant_is_the_same_contrast_in_small(name: str) -> None:
     principles = ("splits", "per_query", "size", "polarity")
     assert all(getattr(small.principles, f) == getattr(full.principles, f) for f in principles)
     assert small.sampling.reasoning == full.sampling.reasoning
+    assert ours.reasoning == theirs.reasoning
 
 
 def test_the_command_takes_the_embedded_models(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,9 +47,11 @@ principles:
 class Server(BaseHTTPRequestHandler):
     """Says the same to every chat."""
 
+    content = f"{SAID}\n{TAIL}"
+
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": f"{SAID}\n{TAIL}"}}
+        choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": self.content}}
         usage = {"prompt_tokens": 9, "completion_tokens": 30, "total_tokens": 39}
         body = json.dumps(
             {"id": "1", "object": "chat.completion", "created": 1, "model": "far", "choices": [choice], "usage": usage}
@@ -101,3 +103,23 @@ def test_a_response_is_cut_where_it_runs_on_and_a_recorded_one_is_as_it_came(
         assert (row.text, row.tail) == (f"{SAID}\n{TAIL}", "")
     verdicts = RowFile(tmp_path / "run/verdicts/program/far-vs-told.jsonl", Verdict).read()
     assert [row.outcome for row in verdicts.values()] == ["b"] * 3, "the question is in the tail"
+
+
+def test_a_blank_line_ends_an_answer_and_not_the_reasoning_before_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "content", f"It is of the night.\n\nIt is short.\nSummary: {SAID}\n\nAnother one.")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "queries.jsonl").write_text('{"id": "0", "post": "It is late."}\n', encoding="utf-8")
+    (tmp_path / "asking.yaml").write_text(ASKING.replace("task: dialogue", "task: summarization"), encoding="utf-8")
+    spec = SPEC.replace("URL", url).replace("{task: hh-rlhf,", "{task: tldr, template: tldr-diverse,")
+    spec = spec.replace(
+        "told: {path: recorded/told, style: chat}", f"told: {{path: openai/told, style: chat, base_url: {url}}}"
+    )
+    (tmp_path / "spec.yaml").write_text(f"{spec}sampling: {{reasoning: true}}\n", encoding="utf-8")
+    run(load_spec(tmp_path / "spec.yaml"), quiet=True)
+    (row,) = RowFile(tmp_path / "run/generations/far/asked.jsonl", Generation).read().values()
+    assert (row.text, row.tail, row.finish_reason) == (SAID, "", "stop"), "it was not cut off at the limit of tokens"
+    assert row.reasoning == "It is of the night.\n\nIt is short."

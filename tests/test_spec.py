@@ -794,3 +794,43 @@ def test_validation_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_fields_of_a_recipe_that_go_together_are_checked_together(tmp_path: Path) -> None:
+    together = ("{learning_rate: 2e-5}", "{filters: [substring], filter_substrings: [sorry]}")
+    assert problems(write(tmp_path, together)) == []
+    (found,) = problems(write(tmp_path, ("{learning_rate: 2e-5}", "{filters: [substring]}")))
+    assert "'filter_substrings' go together" in found
+
+
+def test_a_contrast_by_intent_needs_queries_that_have_one(tmp_path: Path) -> None:
+    changes = [
+        ("sets: [verifiable]", "sets: [dialogue, summarization]"),
+        ("splits: [learned, held_out]", "splits: [learned]"),
+        ("  verifiable: {kind: verifiable}\n", ""),
+        ("{learning_rate: 2e-5}", "{contrast: positive_vs_intent, principles_per_constitution: 2}"),
+    ]
+    assert problems(write(tmp_path, *changes)) == []
+    (found,) = problems(write(tmp_path, *changes[:-1], (changes[-1][0], "{contrast: positive_vs_intent}")))
+    assert "needs all 2 principles" in found
+    rows = [{"query": f"What is {n}?", "part": "train" if n else "evaluation"} for n in range(400)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    own = ("{task: hh-rlhf, limit: 4}", "{task: hh-rlhf, source: own.jsonl}")
+    (found,) = problems(write(tmp_path, *changes, own))
+    assert "has no 'intent'" in found
+    assert "helpful or harmless" in found
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("{templates: [hh-rlhf]}", ""),
+        ("{templates: [hh-rlfh]}", "did you mean 'hh-rlhf'"),
+        ("{templates: [hh-rlhf, dialogue]}", "names two templates for dialogue"),
+        ("{reasoning: true}", "'dialogue' has no form 'reasoning'"),
+    ],
+)
+def test_a_recipes_templates_are_looked_at_before_anything_runs(tmp_path: Path, change: str, words: str) -> None:
+    found = problems(write(tmp_path, ("{learning_rate: 2e-5}", change)))
+    assert len(found) == bool(words)
+    assert all(words in problem for problem in found)

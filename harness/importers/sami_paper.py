@@ -336,7 +336,8 @@ def _constant(node: ast.expr) -> Any:
 def _template(name: str, text: str, data: str, source: str) -> Template | None:
     """A constant as a template: {constitution} and {question} once each, nothing else to fill in.
 
-    The completion ends where a line of the prompt's own begins again ("Human:", say).
+    The completion ends where a line of the prompt's own begins again ("Human:", say). What stands behind a label at its end
+    ("Summary: The post") is how the response begins.
     """
     if sorted(re.findall(r"\{(\w*)\}", text)) != ["constitution", "question"]:
         return None
@@ -346,12 +347,16 @@ def _template(name: str, text: str, data: str, source: str) -> Template | None:
         "{question}", f"{'' if has_prefix else prefix}{{query}}"
     )
     labels = dict.fromkeys(re.findall(r"^([A-Z][\w ]{0,40}):", filled, re.MULTILINE))
+    begun = re.search(r"^[A-Z][\w ]{0,40}:([^\n{}]*[^\s{}])\Z", filled, re.MULTILINE)
+    completion: dict[str, Any] = {"text": filled, "stop": [f"\n{label}:" for label in labels]}
+    if begun is not None:
+        completion |= {"text": filled[: begun.start(1)], "prefill": begun.group(1)}
     return Template.model_validate(
         {
             "name": f"sami-{data}-{slug(name).lower().replace('_', '-')}",
             "task": KINDS[data],
             "description": f"Imported: {name} of {source}.",
-            "completion": {"text": filled, "stop": [f"\n{label}:" for label in labels]},
+            "completion": completion,
             "chat": {"messages": [{"role": "user", "content": filled}]},
             "number_one": True,
         }

@@ -266,7 +266,7 @@ class ApiBackend(ABC):
             raise RequestError("empty", what, answer.usage)
         return Completion(
             id=request.id,
-            text=text,
+            text=f"{request.prompt.prefill.lstrip()}{text}",
             finish_reason="stop" if was_cut else answer.finish_reason,
             prompt=request.prompt.text,
             n_prompt_tokens=answer.n_prompt_tokens,

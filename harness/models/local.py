@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any
 
 from harness.models.base import Completion, Request, Sampling
 from sami_train.errors import UserError
-from sami_train.generation import encode_prompt, generate, plan_batches
+from sami_train.generation import Generated, encode_prompt, generate, plan_batches
 from sami_train.models import Source, default_device, load_model, load_tokenizer
+from sami_train.prefill import with_prefill
 from sami_train.prompts import Prompt, Style
 from sami_train.relevance import mean_logprobs
 
@@ -82,8 +83,12 @@ class TransformersBackend:
                         n_tokens=len(made.ids),
                         truncated=made.prompt.truncated,
                     )
-                    for index, made in batch.items()
+                    for index, made in self._whole(batch, requests).items()
                 ]
+
+    def _whole(self, batch: Mapping[int, Generated], requests: Sequence[Request]) -> dict[int, Generated]:
+        """Responses with the beginnings that their prompts ended with."""
+        return {i: with_prefill(self.tokenizer, made, requests[i].prompt.prefill) for i, made in batch.items()}
 
     def choice_probabilities(
         self, prompts: Sequence[Prompt], choices: tuple[str, ...], *, max_prompt_tokens: int = CHOICE_PROMPT_TOKENS

@@ -106,5 +106,5 @@ def _read_subset(
         if text is None:
             dropped["no first human turn"] += 1
         else:
-            queries.append(Query(f"{INTENTS[subset]}-{split}-{number}", text, KIND))
+            queries.append(Query(f"{INTENTS[subset]}-{split}-{number}", text, KIND, INTENTS[subset]))
     return queries

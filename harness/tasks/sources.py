@@ -117,7 +117,8 @@ def read_rows(path: Path, kind: str, prefix: str) -> Iterator[FileRow]:
         if part is not None and part not in get_args(Part):
             raise UserError(f"{where}: 'part' cannot be '{part}'; {nearest(str(part), get_args(Part))}")
         text = text.strip()
-        query = Query(content_id(text, prefix) if identity in (None, "") else str(identity), text, kind)
+        about = intent if isinstance(intent, str) else ""
+        query = Query(content_id(text, prefix) if identity in (None, "") else str(identity), text, kind, about)
         yield FileRow(query, part, intent, where)
 
 

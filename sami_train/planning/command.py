@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sami_train.planning.work import Iteration, Speed
 
 GPU_MEMORY = "80GB"
+CARDS = {40: 39.39, 80: 79.15, 141: 139.0}
+"""GiB that torch reports of a card (A100, H100, H200) by the gigabytes that it is sold with."""
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
@@ -37,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nodes", type=int, metavar="N", help="machines with --gpus GPUs each (default: 1)")
     parser.add_argument(
-        "--gpu-memory", metavar="SIZE", help=f"memory of a GPU, as in 80GB or 24GiB (default: {GPU_MEMORY})"
+        "--gpu-memory",
+        metavar="SIZE",
+        help=f"memory of a GPU: of a card as it is sold, 80GB, or of any as it reports, 79.15GiB (default: {GPU_MEMORY})",
     )
     parser.add_argument(
         "--prompt-tokens", type=int, metavar="N", help="length of a prompt (default: the recipe's longest)"
@@ -192,12 +196,17 @@ def find_machine(gpus: int | None, nodes: int | None, memory: str | None) -> Mac
 
 
 def parse_size(text: str) -> int:
-    """``80GB``, ``24 GiB`` or ``80`` (gigabytes) in bytes. Raises UserError for anything else."""
+    """``80GB``, ``24 GiB`` or ``80`` (gigabytes) in bytes; the size that a card is sold by is what it reports (`CARDS`).
+
+    Raises:
+        UserError: for anything else.
+    """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)?\s*", text, re.IGNORECASE)
     unit = (found[2] or "GB").upper() if found else ""
     if found is None or unit not in UNITS or not float(found[1]):
         raise UserError(f"--gpu-memory: '{text}' is no size; write one as 80GB or 24GiB")
-    return int(float(found[1]) * UNITS[unit])
+    sold = CARDS.get(float(found[1])) if unit == "GB" else None
+    return int(sold * 2**30 if sold else float(found[1]) * UNITS[unit])
 
 
 # --- JSON
@@ -296,6 +305,7 @@ def _head(plan: Plan) -> list[str]:
         f"{recipe.name}: {plan.architecture.name}, {_count(counts.total)} parameters, {trained} "
         f"(counted from {plan.architecture.found})",
         f"on {machine.devices} {what}{'s' if machine.devices > 1 else ''} with {_gb(machine.memory)} GB"
+        f" ({machine.memory / 2**30:,.2f} GiB)"
         f"{' each' if machine.devices > 1 else ''}; prompts of {lengths.prompt} tokens, responses of {lengths.response}"
         + (" (the longest that the recipe allows; --prompt-tokens, --response-tokens)" if longest else ""),
     ]

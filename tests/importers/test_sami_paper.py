@@ -154,6 +154,17 @@ def test_templates_render_as_their_code_filled_them_in(checkout: Path, tmp_path:
     assert not (place / "tldr/sami-tldr-judge.yaml").exists()
 
 
+def test_what_stands_behind_the_last_label_begins_the_response(checkout: Path, tmp_path: Path) -> None:
+    put(checkout, "tldr/prompts.py", f'{PROMPTS}\nBEGUN = "Rules: {{constitution}}\\n{{question}}\\nShort: It says"\n')
+    import_sami_paper([checkout], tmp_path / "out")
+    place = tmp_path / "out/prompts/typo/experiments/tldr"
+    begun = load_template(place / "sami-tldr-begun.yaml")
+    assert begun.completion.prefill == " It says"
+    assert begun.render(["Be kind."], "Why?", "completion").text.endswith("\nShort:")
+    assert begun.render(["Be kind."], "Why?", "completion", prefill=True).text.endswith("\nShort: It says")
+    assert load_template(place / "sami-tldr-prompt-training.yaml").completion.prefill is None
+
+
 @pytest.mark.parametrize("text", ["def broken(:", "x = " + "(" * 5000, "\x00"])
 def test_what_is_not_python_is_refused_in_words(tmp_path: Path, text: str) -> None:
     (tmp_path / "prompts.py").write_text(text)

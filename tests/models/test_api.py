@@ -446,6 +446,14 @@ def test_an_answer_that_was_withheld_is_refused(protocol: Protocol, step: Step, 
     assert found.text == ""
 
 
+def test_a_completion_has_the_beginning_that_its_prompt_ended_with(faulty: Faulty) -> None:
+    faulty.steps = [ok("openai-completion", " asks for help.")]
+    asked = Request("r", Prompt("completion", (("text", "A post.\nSummary: The post"),), prefill=" The post"))
+    (found,) = completions(opened("openai-completion", faulty.url), [asked])
+    assert found.text == "The post asks for help."
+    assert faulty.bodies[0]["prompt"] == "A post.\nSummary: The post"
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_limit_is_told_from_the_end(protocol: Protocol, faulty: Faulty) -> None:
     faulty.steps = [ok(protocol, finish="max_tokens" if protocol == "anthropic" else "length")]

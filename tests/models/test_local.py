@@ -74,6 +74,19 @@ def test_a_prompt_fits_when_it_does_so_without_its_body(backend: TransformersBac
 # --- Generation
 
 
+def test_a_response_has_the_beginning_that_its_prompt_ended_with(backend: TransformersBackend) -> None:
+    template = load_template("tldr")
+    prompts = [template.render(LINES[:1], f"Tell me of {n}.", "completion", prefill=True) for n in range(3)]
+    begun = made(backend, [Request(str(n), prompt) for n, prompt in enumerate(prompts)])
+    bare = [Prompt("completion", prompt.messages, prompt.body) for prompt in prompts]
+    plain = made(backend, [Request(str(n), prompt) for n, prompt in enumerate(bare)])
+    for key, completion in begun.items():
+        assert plain[key].text
+        assert completion.text.startswith("The post")
+        assert completion.text.endswith(plain[key].text)
+        assert completion.prompt == plain[key].prompt
+
+
 @pytest.mark.parametrize("style", ["completion", "chat"])
 def test_the_batch_size_changes_no_text(tiny_model: Path, backend: TransformersBackend, style: Style) -> None:
     """Greedy in float32, prompts of unlike lengths: padding on the left leaves every text as it is alone."""
@@ -299,3 +312,39 @@ def test_a_folder_that_is_no_model_is_one_sentence(tiny_model: Path, tmp_path: P
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"broken' cannot be loaded .*; restore"):
         opened(folder)
+
+
+def test_a_begun_response_is_scored_after_the_prompt_without_its_beginning(tiny_model: Path, tmp_path: Path) -> None:
+    from harness import run
+    from harness.plan import LikelihoodUnit, build_plan
+    from harness.rows import Generation, Likelihood
+    from harness.spec import load_spec
+    from harness.store import RowFile
+
+    spec = f"""
+name: begun
+models: {{base: {{path: {tiny_model}, style: completion}}, chat: {{path: {tiny_model}, style: chat}}}}
+tasks: {{tldr: {{task: tldr, limit: 2, template: tldr}}}}
+principles: {{sets: [summarization], splits: [learned]}}
+judges: {{own: {{kind: llm, model: chat}}}}
+comparisons: [{{a: base, b: chat}}]
+sampling: {{max_new_tokens: 6, max_prompt_tokens: 1400}}
+measures: {{steerability: false, infonce: 1, relevance: false}}
+engine: {{threads: 1, dtype: float32}}
+output: {tmp_path / "run"}
+"""
+    (tmp_path / "spec.yaml").write_text(spec, encoding="utf-8")
+    loaded = load_spec(tmp_path / "spec.yaml")
+    run(loaded, quiet=True)
+    texts = RowFile(tmp_path / "run/generations/base/tldr.jsonl", Generation).read()
+    assert all(row.text.startswith("The post") for row in texts.values() if row.text)
+    (stage,) = [s for s in build_plan(loaded).stages if s.kind == "likelihood" and s.model == "base"]
+    rows = RowFile(tmp_path / "run/likelihoods/base/tldr.jsonl", Likelihood).read()
+    model = opened(tiny_model)
+    for unit in stage.units:
+        assert isinstance(unit, LikelihoodUnit)
+        prompts = [model.encode(response.prompt.without_prefill(), 1400) for response in unit.responses]
+        assert all(model.tokenizer.decode(prompt).endswith("Summary:") for prompt in prompts)
+        said = [model.response_ids(texts[response.id].text or "\n", "completion") for response in unit.responses]
+        for found, expected in zip(rows[unit.id].logprob_sums, model.logprob_sums(prompts, said), strict=True):
+            assert found == pytest.approx(expected, rel=1e-4)

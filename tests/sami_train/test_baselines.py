@@ -149,6 +149,7 @@ def test_positive_stands_against_every_other() -> None:
     example = made_up(1, 3)[0]
     p, r = ([list(ids) for ids in lists] for lists in (example.prompt_ids, example.response_ids))
     rows = preference_rows([example], "positive_vs_rest")
+    assert rows == preference_rows([example], "positive_vs_intent")
     wanted = [(p[0], r[0], r[1]), (p[1], r[1], r[0]), (p[0], r[0], r[2]), (p[2], r[2], r[0])]
     assert [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows] == wanted
 

@@ -9,6 +9,7 @@ import pytest
 from sami_train.config import FOLDER, Recipe, dump_recipe, list_recipes, load_recipe, parse_changes
 from sami_train.constitutions import load_principle_set
 from sami_train.errors import UserError
+from sami_train.inputs import templates_of
 
 # Table 1 of the paper: gradient steps of the three iterations, optimizer, activation checkpointing.
 TABLE_1 = {
@@ -22,7 +23,6 @@ OF_THE_PAPER = [
     "mistral-7b/tldr-strong-writer",
     "mixtral-8x7b/tldr-weak-writer",
     "mixtral-8x7b/tldr-strong-writer",
-    "llama3-70b/diverse",
     "llama3-70b/diverse-reasoning",
 ]
 KINDS = ("paper", "as-run", "default")
@@ -69,10 +69,12 @@ def test_paper_has_the_numbers_of_table_1(name: str) -> None:
 
 @pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_as_run_has_the_learning_rates_of_the_authors_code(name: str) -> None:
+    """5e-7 for 7B and Mixtral; 1e-6 in every public launch file and log of the 70B runs."""
     recipe = load_recipe(f"{name}/as-run")
     steps, optimizer, _ = of_model(name)
+    peak = 1e-6 if name.startswith("llama3-70b") else 5e-7
     for iteration, n in enumerate(steps, start=1):
-        rates = [recipe.learning_rate_at(step, recipe.batches(iteration)) / 5e-7 for step in range(n)]
+        rates = [recipe.learning_rate_at(step, recipe.batches(iteration)) / peak for step in range(n)]
         assert [round(rate, 2) for rate in rates[:4]] == [0, 1, 0.93, 0.86][:n]
         assert rates == pytest.approx([0.0] + [(15 - step) / 14 for step in range(1, n)])
         assert sum(rate > 0 for rate in rates) == n - 1, "the first step of an iteration changes nothing"
@@ -100,14 +102,83 @@ def test_default_watches_itself(name: str) -> None:
 @pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_contrasts_are_those_of_the_experiment(name: str, kind: str) -> None:
     recipe = load_recipe(f"{name}/{kind}")
+    contrasts = {"hh-rlhf": "positive_vs_intent", "diverse-reasoning": "opposites"}
+    assert recipe.contrast == contrasts.get(name.rpartition("/")[2], "positive_vs_rest")
     third = name.startswith("llama3-70b")
-    assert (recipe.contrast, recipe.polarity) == (
-        ("opposites", "random") if third else ("positive_vs_rest", "principle")
-    )
+    assert recipe.polarity == ("random" if third else "principle")
     assert recipe.principles_per_constitution == 2
     assert recipe.sampling_example
-    assert ("apology" in recipe.filters) == (name == "mistral-7b/hh-rlhf")
-    assert ("no_answer" in recipe.filters) == recipe.reasoning == name.endswith("-reasoning")
+    assert ("no_answer" in recipe.filters) == recipe.reasoning == third, (
+        "the paper trained no 70B run without reasoning"
+    )
+
+
+SUBSTRINGS = {
+    "hh-rlhf": {"The assistant", "sorry", "Response", "[insert", "]"},
+    "tldr-weak-writer": {"[insert", "[]", "]", "sorry", "Response"},
+    "tldr-strong-writer": {"[insert", "[]", "]", "sorry", "Response"},
+    "diverse-reasoning": {"The assistant", "sorry", "Response", "[insert", "[]", "]"}
+    | {"The post", "principles", "constitution", "summarization"},
+}
+"""What no response may contain, by the configurations of the authors' generators."""
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_as_run_filters_as_the_authors_generators_did(name: str) -> None:
+    """By substrings; summaries also where the two are the same, or the first ends in no full stop; and by nothing else."""
+    experiment = name.rpartition("/")[2]
+    recipe = load_recipe(f"{name}/as-run")
+    assert set(recipe.filter_substrings) == SUBSTRINGS[experiment]
+    summaries = set() if experiment == "hh-rlhf" else {"identical", "no_full_stop"}
+    assert set(recipe.rules) == {"empty", "substring"} | summaries | ({"no_answer"} if recipe.reasoning else set())
+
+
+def test_dialogue_needs_no_full_stop() -> None:
+    hh = {kind: load_recipe(f"mistral-7b/hh-rlhf/{kind}") for kind in KINDS}
+    assert all("no_full_stop" not in recipe.rules for recipe in hh.values())
+    assert hh["paper"].rules == hh["as-run"].rules == ("empty", "substring")
+    assert {"apology", "cut_off", "identical"} <= set(hh["default"].rules)
+
+
+@pytest.mark.parametrize("kind", ["paper", "default"])
+def test_the_diverse_experiment_has_a_rule_against_copies(kind: str) -> None:
+    assert "copies_constitution" in load_recipe(f"llama3-70b/diverse-reasoning/{kind}").rules
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_responses_end_and_begin_as_in_the_authors_code(name: str, kind: str) -> None:
+    """Only the summaries of the diverse experiment end at a blank line; those of the others begin with "The post"."""
+    recipe = load_recipe(f"{name}/{kind}")
+    (template,) = templates_of(recipe, ["dialogue" if "hh-rlhf" in name else "summarization"], []).values()
+    stop = template.stop("completion", reasoning=recipe.reasoning)
+    assert "\n\n" not in stop
+    if "hh-rlhf" in name:
+        assert {"\n\nHuman", "###"} <= set(stop)
+        assert template.completion.prefill is None
+    elif recipe.reasoning:
+        assert template.answer_bounds()[1:] == ["\n\n"]
+        assert template.reasoning is not None
+        assert template.reasoning.completion.prefill
+        assert template.completion.prefill is None
+    else:
+        assert {"Human: ", "###"} <= set(stop)
+        assert template.completion.prefill == " The post"
+
+
+@pytest.mark.parametrize("kind", ["paper", "as-run"])
+def test_heads_say_what_the_public_history_says(kind: str) -> None:
+    def head(name: str) -> str:
+        lines = (FOLDER / f"{name}/{kind}.yaml").read_text(encoding="utf-8").splitlines()
+        return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+
+    if kind == "as-run":
+        assert "1e-6" in head("llama3-70b/diverse-reasoning")
+        assert "16 micro-steps are the paper's configuration, on 8 GPUs" in head("mistral-7b/hh-rlhf")
+    else:
+        assert "an evaluation with 'sampling.reasoning: false'" in head("llama3-70b/diverse-reasoning")
+        assert "negate the helpful principle" in head("mistral-7b/hh-rlhf")
+    assert not any("Open:" in head(name) for name in OF_THE_PAPER)
 
 
 @pytest.mark.parametrize("name", OF_THE_PAPER)
@@ -180,6 +251,11 @@ def test_an_unknown_parent_is_an_error_with_the_nearest_name(tmp_path: Path) -> 
         ("filters: [emtpy]", "r.yaml:3: 'filters.0' cannot be 'emtpy'; did you mean 'empty'?"),
         ("name: again", "r.yaml:3: the key 'name' stands twice"),
         ("gradient_queries: 99", "'gradient_queries' is above 'batch_size'"),
+        ("filters: [substring]", "'substring' and the field 'filter_substrings' go together"),
+        ("filter_substrings: sorry", "'substring' and the field 'filter_substrings' go together"),
+        ("filter_substrings: ['']", "r.yaml:3: 'filter_substrings.0': string should have at least 1 character"),
+        ("contrast: positive_vs_intend", "r.yaml:3: 'contrast' cannot be 'positive_vs_intend'; did you mean"),
+        ("contrast: positive_vs_intent\nconstitutions_per_query: 3", "1 principles have 2 choices of sides for"),
         ("master_dtype: bfloat16", "'master_dtype: bfloat16' needs 'bf16: true'"),
         ("{", "r.yaml:"),
     ],

@@ -190,6 +190,44 @@ def test_two_killed_processes_go_on_as_two_or_as_one(tiny_model: Path, tmp_path:
         assert_same_run(tmp_path / "undisturbed", folder, 1e-6)
 
 
+def children(pid: int) -> list[int]:
+    return [int(p) for file in Path(f"/proc/{pid}/task").glob("*/children") for p in file.read_text().split()]
+
+
+def test_the_processes_end_when_torchrun_is_killed(tiny_model: Path, tmp_path: Path) -> None:
+    process = start(tiny_model, tmp_path, "plain", 2)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("iteration 1 steps 1"):
+            break
+    workers = children(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    output, _ = process.communicate(timeout=100)  # until the last of them has let go of the pipe
+    assert "torchrun has gone" in output
+    assert not any(Path(f"/proc/{worker}/exe").exists() for worker in workers)
+    assert not (tmp_path / "summary.json").exists(), "the run was not finished by orphans"
+
+
+@pytest.mark.parametrize(("kind", "backend"), [("cuda", "cpu:gloo,cuda:nccl"), ("cpu", "gloo")])
+def test_objects_and_barriers_never_wait_on_a_gpu(kind: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no GPU here, so this holds what torch is asked for; torch takes gloo for objects where cpu is in it."""
+    import torch
+
+    from sami_train.distributed import start as start_world
+
+    asked: list[str] = []
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda wanted, **_: asked.append(wanted))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    start_world(kind)
+    assert asked == [backend]
+
+
 def test_a_checkpoint_that_cannot_be_made_ends_all_processes(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "iteration-1").mkdir()
     (tmp_path / "iteration-1" / ".checkpoint-being-written").write_text(

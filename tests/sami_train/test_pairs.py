@@ -25,9 +25,10 @@ QUERIES = [Query(f"q{n}", f"post number {n}", "summarization") for n in range(20
 
 
 def recipe(**changes: Any) -> Recipe:
-    return Recipe.model_validate(
-        {"name": "pairs", "learning_rate": 1.0, "relevance_scorer": "embedded/smollm2-135m-instruct", **changes}
-    )
+    known = {"name": "pairs", "learning_rate": 1.0, "relevance_scorer": "embedded/smollm2-135m-instruct"}
+    if "substring" in changes.get("filters", ()):
+        known["filter_substrings"] = ["[insert", "sorry"]
+    return Recipe.model_validate({**known, **changes})
 
 
 def plan(queries: list[Query] = QUERIES, seed: int = 7, **changes: Any) -> list[Contrast]:
@@ -55,6 +56,55 @@ def test_positive_against_one_of_the_others() -> None:
 def test_positive_against_all_others() -> None:
     contrasts = plan(principles_per_constitution=2, contrast="positive_vs_rest", constitutions_per_query=4)
     assert all(len({sides(c, i) for i in range(4)}) == 4 for c in contrasts)
+
+
+HH = load_principle_set("dialogue").select("dialogue", "learned")
+FIRST_TURNS = [Query(f"q{n}", f"question {n}", "dialogue", ("helpful", "harmless")[n % 2]) for n in range(200)]
+
+
+def plan_hh(queries: list[Query] = FIRST_TURNS, principles: Any = HH, **changes: Any) -> list[Contrast]:
+    chosen = recipe(**{"principles_per_constitution": 2, "contrast": "positive_vs_intent", **changes})
+    return plan_contrasts(queries, {"dialogue": principles}, {"dialogue": load_template("dialogue")}, chosen, 7)
+
+
+def test_the_principle_that_a_query_is_about_is_negated() -> None:
+    """Experiment 1: on helpful-base the helpful principle, on harmless-base the harmless one; the other one by a coin."""
+    counts: Counter[tuple[str, bool, bool]] = Counter()
+    for contrast in plan_hh():
+        positive, negative = contrast.constitutions
+        assert all(e.follows for e in positive.elements)
+        follows = {e.principle.id: e.follows for e in negative.elements}
+        counts[contrast.query.intent, follows["helpful"], follows["harmless"]] += 1
+    assert counts.keys() == {
+        ("helpful", False, True),
+        ("helpful", False, False),
+        ("harmless", True, False),
+        ("harmless", False, False),
+    }
+    assert min(counts.values()) > 50 * 0.6
+
+
+def test_both_negatives_of_a_query() -> None:
+    for contrast in plan_hh(constitutions_per_query=3):
+        place = [e.principle.id for e in contrast.constitutions[0].elements].index(contrast.query.intent)
+        assert [sides(contrast, i)[place] for i in range(3)] == [True, False, False]
+        assert len(set(contrast.constitutions)) == 3
+
+
+@pytest.mark.parametrize(
+    ("intent", "words"), [("", "has no 'intent'"), ("funny", "has the intent 'funny'"), ("Helpful", "'Helpful'")]
+)
+def test_a_query_about_no_principle_is_an_error(intent: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        plan_hh([*FIRST_TURNS, Query("odd", "what?", "dialogue", intent)])
+    assert "'odd'" in str(error.value)
+    assert "helpful or harmless" in str(error.value)
+
+
+def test_every_constitution_must_have_the_principle_that_a_query_is_about() -> None:
+    with pytest.raises(UserError, match="needs all 2 principles in every constitution"):
+        plan_hh(principles_per_constitution=1)
+    assert len(plan_hh(principles_per_constitution=1, contrast="opposites")) == 200, "which other contrasts need not"
 
 
 def test_more_constitutions_than_choices_of_sides() -> None:
@@ -199,6 +249,18 @@ def test_a_response_is_cut_between_tokens_of_real_tokenizers(name: str) -> None:
         check_the_cut(tokenizer, "completion", principles)
 
 
+def test_a_blank_line_ends_an_answer_and_not_the_reasoning_before_it() -> None:
+    template = load_template("tldr-diverse")
+    text = "is about a house.\n\nIt is sad.\n\nSummary: He left.\n\nShe left, too."
+    generated = SimpleNamespace(text=text, ids=[ord(c) for c in text])
+    found = answer_of(Characters(), generated, template, recipe(reasoning=True))
+    assert (found.text, "".join(map(chr, found.ids)).strip(), found.tail) == ("He left.", "He left.", "")
+    assert found.stopped, "it was not cut off at the token limit"
+    assert found.reasoning == "is about a house.\n\nIt is sad."
+    generated = SimpleNamespace(text="Summary: He left.", ids=[ord(c) for c in "Summary: He left."])
+    assert not answer_of(Characters(), generated, template, recipe(reasoning=True)).stopped
+
+
 def test_an_answer_after_reasoning_is_cut_too() -> None:
     template = TEMPLATES["summarization"]
     label = template.labels("completion", reasoning=True)[0]
@@ -233,6 +295,7 @@ FILTERED: list[tuple[str, tuple[str, str], tuple[int, int], tuple[str, str], dic
     ("apology", ("I'm sorry, but no.", "Yes."), (6, 4), ("stop", "stop"), {}),
     ("no_full_stop", ("He left and", GOOD), (5, 7), ("stop", "stop"), {}),
     ("cut_off", (GOOD, "She and."), (7, 6), ("stop", "length"), {}),
+    ("substring", (GOOD, "He is so sorry."), (7, 6), ("stop", "stop"), {}),
     ("length_ratio", (GOOD, LONG), (7, 22), ("stop", "stop"), {}),
     (
         "repeats_query",

@@ -544,7 +544,7 @@ def test_json(capsys: pytest.CaptureFixture[str], recipe_file: Path) -> None:
     found = json.loads(out)
     assert code == 0
     assert found["machine"]["devices"] == 4
-    assert found["machine"]["memory"] == 80 * 10**9
+    assert found["machine"]["memory"] == A_CARD
     assert found["memory"]["fits"]
     assert found["memory"]["peak"] == max(phase["size"] for phase in found["memory"]["phases"])
     assert all(sum(phase["parts"].values()) == phase["size"] for phase in found["memory"]["phases"])
@@ -595,16 +595,29 @@ def test_errors_are_one_sentence(
     assert len(err.splitlines()) == 1
 
 
+A_CARD = int(79.15 * 2**30)
+"""Bytes that a card sold with 80 GB reports."""
+
+
 def test_sizes_and_machines() -> None:
-    assert parse_size("80GB") == parse_size("80") == 80 * 10**9
+    assert parse_size("80GB") == parse_size("80") == parse_size("79.15GiB") == A_CARD
     assert parse_size("24 GiB") == 24 << 30
     assert parse_size("1.5tb") == 1500 * 10**9
-    assert find_machine(8, 2, None) == Machine("cuda", 16, 80 * 10**9)
+    assert parse_size("80.5GB") == 80.5 * 10**9
+    assert find_machine(8, 2, None) == Machine("cuda", 16, A_CARD)
     assert find_machine(None, None, "24GB") == Machine("cuda", 1, 24 * 10**9)
     if not torch.cuda.is_available():
         here = find_machine(None, None, None)
         assert (here.kind, here.devices) == ("cpu", 1)
         assert here.memory > 1 << 28
+
+
+def test_the_authors_own_run_fits_the_cards_that_it_ran_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama 3 70B in bfloat16 alone on 8 A100 of 80 GB, at the longest prompts and responses."""
+    code, out, _ = plan(capsys, "llama3-70b/diverse-reasoning/as-run", "--gpus", 8, "--gpu-memory", "80GB", "--json")
+    found = json.loads(out)
+    assert (code, found["memory"]["fits"]) == (0, True)
+    assert 70e9 < found["memory"]["peak"] <= found["machine"]["usable"] < 80e9
 
 
 def test_the_help_needs_nothing_heavy() -> None:

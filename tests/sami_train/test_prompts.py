@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sami_train.errors import UserError
 from sami_train.prompts import FOLDER, Style, Template, listed, load_template
 
 OWN = """
@@ -48,6 +49,50 @@ FORMS = [
 def own(tmp_path: Path) -> Template:
     (tmp_path / "own.yaml").write_text(OWN, encoding="utf-8")
     return load_template(tmp_path / "own.yaml")
+
+
+# --- Templates that extend others
+
+
+def test_a_template_says_only_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(OWN, encoding="utf-8")
+    child = tmp_path / "child.yaml"
+    child.write_text('extends: own\nname: child\ncompletion: {stop: ["###"], prefill: " It"}\n', encoding="utf-8")
+    own, extended = load_template(tmp_path / "own.yaml"), load_template(child)
+    assert (extended.name, extended.completion.stop, extended.completion.prefill) == ("child", ("###",), " It")
+    assert extended.completion.text == own.completion.text
+    assert (extended.chat, extended.reasoning) == (own.chat, own.reasoning)
+    child.write_text("extends: dialogue\nname: child\n", encoding="utf-8")
+    assert load_template(child).completion == load_template("dialogue").completion
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: child\nname: child\n", r"child\.yaml:1: the prompt template extends itself"),
+        ("extends: dialog\nname: child\n", "did you mean 'dialogue'"),
+        (
+            "extends: dialogue\nname: child\ncompletion: {prefil: x}\n",
+            r"child\.yaml:3: unknown key 'completion.prefil'",
+        ),
+        ("extends: dialogue\nname: child\ncompletion: {stop: ['']}\n", r"child\.yaml:3: 'completion.stop.0'"),
+        ("extends: dialogue\nname: child\ncompletion: {prefill: ''}\n", r"child\.yaml:3: 'completion.prefill'"),
+        ("extends: dialogue\nname: child\ncompletion: {text: no}\n", r"child\.yaml:3: "),
+        ("- a list\n", r"child\.yaml"),
+    ],
+)
+def test_a_mistake_in_a_template_that_extends_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "child.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as error:
+        load_template(file)
+    assert "\n" not in str(error.value)
+
+
+def test_templates_of_before_keep_their_hashes() -> None:
+    """Fields that a template does not use change no hash: with other ones runs could not go on."""
+    known = {"dialogue": "33651e22c103907469c9ca92e7eb094f"}
+    assert {name: load_template(name).hash for name in known} == known
 
 
 # --- Principles in a prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sami_train.cli import folders_of, inputs, located, main, provenance
+from sami_train.cli import main
 from sami_train.config import Recipe, dump_recipe, list_recipes, load_recipe
 from sami_train.constitutions import load_principle_set
 from sami_train.errors import UserError
+from sami_train.inputs import folders_of, inputs, located, provenance
 
 HEAVY = ("torch", "transformers", "numpy", "pydantic", "rich", "datasets")
 
@@ -54,7 +56,9 @@ def test_list_is_plain_where_it_is_piped(capsys: pytest.CaptureFixture[str]) -> 
     assert [row["name"] for row in json.loads(sami_train(capsys, "list", "--json")[1])] == list_recipes()
 
 
-@pytest.mark.parametrize("name", ["embedded/gemma-3-270m", "mistral-7b/hh-rlhf/as-run", "llama3-70b/diverse/default"])
+@pytest.mark.parametrize(
+    "name", ["embedded/gemma-3-270m", "mistral-7b/hh-rlhf/as-run", "llama3-70b/diverse-reasoning/default"]
+)
 def test_show_is_a_recipe_with_every_meaning(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     code, out, _ = sami_train(capsys, "show", name)
     assert code == 0
@@ -76,6 +80,40 @@ def test_show_marks_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "max_grad_norm: 1.0  # parent 0.0" in lines
     assert "seed: 3  # default 0, parent 0, --set" in lines
     assert "shuffle_principles: true" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mixtral-8x7b/tldr-weak-writer/paper", "the 6 steps of iteration 3 move"),
+        ("llama3-70b/diverse-reasoning/paper", "by 56.7 times this rate (2.8e-05), one step by 10.0 times at most."),
+        ("llama3-70b/diverse-reasoning/as-run", "(3.3e-05), one step by 7.1 times at most."),
+        ("mistral-7b/hh-rlhf/paper", "Dose of adamw_torch: the 6 steps of iteration 3 move"),
+        ("mistral-7b/hh-rlhf/paper", "by 6.0 times this rate (3e-06), one step by 1.0 times at most."),
+    ],
+)
+def test_show_states_the_dose(capsys: pytest.CaptureFixture[str], name: str, said: str) -> None:
+    """RMSprop without bias correction moves a weight by 10, 7.1, 5.8, ... times the rate in its first steps."""
+    for how in ([], ["--fields"]):
+        _, out, _ = sami_train(capsys, "show", name, *how)
+        assert said in " ".join(line.removeprefix("# ") for line in out.splitlines())
+
+
+def test_the_dose_is_that_of_torchs_optimizers() -> None:
+    import torch
+
+    from sami_train.optimizers import make_optimizer, moves, set_learning_rate
+
+    for name in ("llama3-70b/diverse-reasoning/as-run", "mistral-7b/hh-rlhf/default"):
+        recipe = load_recipe(name, {"weight_decay": 0.0})
+        weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer, places = make_optimizer(recipe, [weight]), [0.0]
+        for step in range(recipe.steps(3)):
+            weight.grad = torch.full_like(weight, -3.0)
+            set_learning_rate(optimizer, recipe.learning_rate_at(step, recipe.steps(3)))
+            optimizer.step()
+            places.append(weight.item() / recipe.learning_rate)
+        assert [b - a for a, b in itertools.pairwise(places)] == pytest.approx(moves(recipe, 3), rel=1e-6)
 
 
 def test_fields_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,6 +188,34 @@ def test_files_are_found_beside_the_recipe_or_the_one_it_extends(tmp_path: Path)
     (tmp_path / "q.jsonl").write_text('{"query": "Why?"}\n{"query": "How?", "part": "eval"}\n', encoding="utf-8")
     file.write_text("extends: embedded/gemma-3-270m\nname: mine\nqueries: [q.jsonl]\n", encoding="utf-8")
     assert [q.text for q in inputs(load_recipe(str(file)), folders_of(str(file)))[1].queries] == ["Why?"]
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [([], "dialogue"), (["hh-rlhf"], "hh-rlhf"), (["tldr"], "dialogue"), (["own.yaml", "tldr"], "own")],
+)
+def test_templates_are_named_or_those_of_the_kind(tmp_path: Path, named: list[str], expected: str) -> None:
+    (tmp_path / "own.yaml").write_text("extends: dialogue\nname: own\n", encoding="utf-8")
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: embedded/gemma-3-270m\nname: mine\ntemplates: {named}\n", encoding="utf-8")
+    recipe = located(load_recipe(str(file)), folders_of(str(file)))
+    assert inputs(recipe, [])[1].templates["dialogue"].name == expected
+
+
+def test_two_templates_for_one_kind_are_an_error() -> None:
+    recipe = load_recipe("embedded/gemma-3-270m", {"templates": ["hh-rlhf", "tldr", "dialogue"]})
+    with pytest.raises(UserError, match="names two templates for dialogue, 'hh-rlhf' and 'dialogue'"):
+        inputs(recipe, folders_of("embedded/gemma-3-270m"))
+
+
+def test_rows_say_what_a_query_is_about(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"query": "Why?", "intent": "harmless"}\n{"query": "How?"}\n', encoding="utf-8")
+    recipe = load_recipe("embedded/gemma-3-270m", {"queries": [str(file)]})
+    assert [query.intent for query in inputs(recipe, [])[1].queries] == ["harmless", ""]
+    file.write_text('{"query": "Why?", "intent": 3}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"q\.jsonl:1: 'intent' must be a text"):
+        inputs(recipe, [])
 
 
 def test_too_few_principles_are_an_error() -> None:

@@ -57,6 +57,7 @@ def test_both_subsets_alternate_and_the_rest_follows(hh_folder: Path) -> None:
         "helpful-test-3",
     ]
     assert data.evaluation[1].text == "harmless test 0?"
+    assert [query.intent for query in data.evaluation] == [query.id.split("-")[0] for query in data.evaluation]
     assert len(data.train) == 8
     assert data.source == f"{hh_folder} (helpful-base, harmless-base)"
 

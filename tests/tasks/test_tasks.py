@@ -119,6 +119,16 @@ def test_a_limit_on_the_bundled_dialogue_sample_takes_as_many_of_each_intent() -
     assert sum(query in helpful.evaluation for query in limited.evaluation) == 5
 
 
+def test_queries_know_what_they_are_about(write: Write) -> None:
+    bundled = load_task("hh", TaskSpec(task="hh-rlhf"))
+    assert {query.intent for query in (*bundled.train, *bundled.evaluation)} == {"helpful", "harmless"}
+    harmless = load_task("hh", TaskSpec(task="hh-rlhf", subset="harmless-base"))
+    assert {query.intent for query in harmless.train} == {"harmless"}
+    rows = [{"query": "A?", "intent": "helpful"}, {"query": "B?"}]
+    own = load_task("x", TaskSpec(task="hh-rlhf", source=str(write("a.jsonl", rows))))
+    assert [query.intent for query in own.evaluation] == ["helpful", ""]
+
+
 def test_the_bundled_posts() -> None:
     data = load_task("tldr", TaskSpec(task="tldr"))
     assert (data.kind, len(data.train), len(data.evaluation)) == ("summarization", 40, 60)
