@@ -388,7 +388,8 @@ class _Runner:
         generations = self._generations(stage.model, stage.task)
         backend = cast("TransformersBackend", self._model(stage.model))
         style = self.spec.models[stage.model].style
-        limit = self.spec.sampling.max_prompt_tokens
+        sampling = self.plan.sampling(stage.model, stage.task)
+        limit = min(sampling.max_prompt_tokens, backend.prompt_room(sampling.max_new_tokens))  # as they were sampled
 
         def rows() -> Iterator[list[Row]]:
             for unit in cast("list[LikelihoodUnit]", missing):

@@ -30,7 +30,7 @@ def inputs_of(source: Source, data: TrainingData, world: World) -> dict[str, str
     """Digests of all that a recipe is applied to. Raises UserError on every process where one cannot read the model."""
     error, model = None, f"{source} {source.revision or ''}".strip()
     try:
-        if source.kind == "folder":
+        if source.kind != "embedded":
             model = source_fingerprint(source)
     except UserError as reason:
         error = reason

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.models.base import Completion, Request, Sampling
 from sami_train.errors import UserError
-from sami_train.generation import encode_prompt, generate, plan_batches
+from sami_train.generation import context_length, encode_prompt, generate, not_finite, plan_batches
 from sami_train.models import Source, default_device, load_model, load_tokenizer
 from sami_train.prompts import Prompt, Style
 from sami_train.relevance import mean_logprobs
@@ -125,6 +125,8 @@ class TransformersBackend:
                 logits = self.model(
                     input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
                 ).logits[:, -1]
+            if not bool(logits.amax(-1).isfinite().all()):
+                raise not_finite(self.model)
             probabilities = logits.float().softmax(-1)
             for row, index in enumerate(batch):
                 found[index] = tuple(float(probabilities[row, form].sum()) for form in forms)
@@ -156,8 +158,7 @@ class TransformersBackend:
 
     def prompt_room(self, max_new_tokens: int) -> int:
         """See `LocalBackend.prompt_room`; a model that states no context has room for everything."""
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return max(1, (context or sys.maxsize) - max_new_tokens)
+        return max(1, (context_length(self.model.config) or sys.maxsize) - max_new_tokens)
 
     def fits(self, prompt: Prompt, max_tokens: int) -> bool:
         """See `LocalBackend.fits`."""
@@ -175,13 +176,11 @@ class TransformersBackend:
     def logprob_sums(
         self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
     ) -> list[list[float]]:
-        """log p(response j | prompt i) in nats, summed over tokens."""
-        import torch
+        """log p(response j | prompt i) in nats, summed over tokens. Raises UserError where they are not finite."""
+        from sami_train.logprobs import reliable_logprobs
 
-        from sami_train.logprobs import response_logprobs
-
-        with self._enough_memory(), torch.inference_mode():
-            matrix = response_logprobs(self.model, prompt_ids, response_ids, reduction="sum")
+        with self._enough_memory():
+            matrix = reliable_logprobs(self.model, prompt_ids, response_ids, reduction="sum")
         return [[float(value) for value in row] for row in matrix]
 
     def relevance_logprobs(

@@ -19,7 +19,7 @@ from sami_train.generation import (
     generate,
     generate_batch,
     plan_batches,
-    with_bos,
+    with_beginning,
 )
 from sami_train.models import load_model, load_tokenizer, parse_source
 from sami_train.prompts import Prompt, load_template
@@ -109,7 +109,7 @@ def test_exactly_one_bos(opened: tuple[Any, Any], style: Any) -> None:
 
 def test_two_bos_are_refused(opened: tuple[Any, Any]) -> None:
     with pytest.raises(UserError, match="two BOS"):
-        with_bos(opened[1], [1, 1, 5])
+        with_beginning(opened[1], [1, 1, 5], always=False)
 
 
 def test_a_control_token_in_a_query_stays_text(opened: tuple[Any, Any]) -> None:
@@ -155,7 +155,7 @@ def test_a_body_is_cut_between_words_as_word_by_word_counting_would(opened: tupl
     for allowed in (260, 300, 411):
         most = max(
             n for n in range(200)
-            if len(with_bos(opened[1], opened[1](prompt.with_body(" ".join(words[:n])).text, add_special_tokens=False).input_ids))
+            if len(with_beginning(opened[1], opened[1](prompt.with_body(" ".join(words[:n])).text, add_special_tokens=False).input_ids))
             <= allowed
         )  # fmt: skip
         assert encode_prompt(opened[1], prompt, allowed).text == prompt.with_body(" ".join(words[:most])).text
