@@ -366,12 +366,15 @@ def find_recipe(name_or_path: str) -> Path:
     return FOLDER / f"{name_or_path}.yaml"
 
 
-def load_recipe(name_or_path: str, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe and apply changes to its fields. Raises UserError with file, line and field."""
+def load_recipe(name_or_path: str, changes: Mapping[str, Any] | None = None, *, bf16: bool | None = None) -> Recipe:
+    """Read a recipe and apply changes to its fields. Raises UserError with file, line and field.
+
+    `bf16` is what ``bf16: auto`` stands for; None: what this machine has.
+    """
     document = read_yaml(find_recipe(name_or_path), what="recipe")
     fields = {**_with_parent(document, ()), **(changes or {})}
     if fields.get("bf16") == "auto":
-        fields["bf16"] = has_bfloat16()
+        fields["bf16"] = has_bfloat16() if bf16 is None else bf16
     for key in changes or {}:
         if key not in Recipe.model_fields:
             close = difflib.get_close_matches(key, Recipe.model_fields, n=1)

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sami_train.attention import Segment, goes_by_mask, hidden_states
+from sami_train.attention import Segment
+from sami_train.decoder import goes_by_mask, hidden_states
 from sami_train.errors import UserError
 from sami_train.generation import not_finite
 
@@ -114,7 +115,7 @@ def pack(queries: Sequence[Contrasted], *, by_mask: bool = False) -> Packed:
     """Lay out a row per query and prompt: the prompt, then every response without its last token (it predicts nothing).
 
     Where a query's prompts begin alike (the query before the principles), they share one row and that beginning, or one row for
-    each half of them where the second half puts another query; with `by_mask` (see `sami_train.attention.goes_by_mask`) only where
+    each half of them where the second half puts another query; with `by_mask` (see `sami_train.decoder.goes_by_mask`) only where
     the row does not become so long that it costs more than it saves.
 
     Raises:

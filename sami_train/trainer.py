@@ -224,7 +224,7 @@ class _Run:
 
     def _check_model(self) -> None:
         """Refuse, before anything is sampled, a model that the steps could not be taken with."""
-        from sami_train.attention import check_rotation
+        from sami_train.decoder import check_rotation
         from sami_train.logprobs import check_fast_path
         from sami_train.sampling import uses_vllm
 
