@@ -19,6 +19,16 @@ DEFAULT_BATCH = {"cpu": 64, "cuda": 128}
 """Prompts generated together when the batch size is ``auto``, per device kind."""
 
 
+FEWEST_BATCHES, SMALLEST_BATCH = 4, 8
+"""On a CPU, where a batch takes minutes, prompts are spread over so many batches, as long as these have so many prompts."""
+
+
+def automatic_batch(kind: str, prompts: int) -> int:
+    """The batch size ``auto`` of `prompts` that belong together: an interrupted run loses the batch that it was in."""
+    most = DEFAULT_BATCH.get(kind, 16)
+    return min(most, max(SMALLEST_BATCH, -(-prompts // FEWEST_BATCHES))) if kind == "cpu" else most
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A prompt as token ids, begun as its tokenizer begins a text; `truncated`: its body was shortened to fit, to so many of its
@@ -183,7 +193,7 @@ def generate(
     """
     limit = prompt_room(model.config, max_new_tokens, max_prompt_tokens) if prompts else max_prompt_tokens
     encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in prompts]
-    size = batch_size or DEFAULT_BATCH.get(model.device.type, 16)
+    size = batch_size or automatic_batch(model.device.type, len(prompts))
     for number, batch in enumerate(plan_batches([len(e.ids) for e in encoded], size)):
         if all(index in done for index in batch):
             continue

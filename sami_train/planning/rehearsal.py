@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sami_train import decoder
 from sami_train.baselines import queries_at_once, require_trl, sequences_of_a_query
 from sami_train.config import Recipe
 from sami_train.distributed import World

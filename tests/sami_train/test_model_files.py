@@ -322,6 +322,6 @@ def test_a_prompt_leaves_its_response_room_in_the_context(folder: Path, kind: st
     (made,) = generate(model, tokenizer, [prompt], max_new_tokens=8, max_prompt_tokens=256)
     assert made[0].prompt.truncated
     assert 40 < len(made[0].prompt.ids) <= 56
-    with pytest.raises(UserError, match="reads 64 tokens at most, and max_new_tokens is 64, .* lower max_new_tokens"):
+    with pytest.raises(UserError, match=r"reads 64 tokens at most, and max_new_tokens is 64, .* lower max_new_tokens"):
         prompt_room(model.config, 64, 256)
     assert prompt_room(model.config, 8, 50) == 50
