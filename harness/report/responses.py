@@ -58,10 +58,12 @@ def responses_section(results: Results) -> Section:
     if same:
         tables.append(Table(names, same, "both models", frozenset(names[3:])).without_empty())
     scorers = sorted({of["scorer"] for row in rows_of(results, "responses") if (of := row.get("relevance"))})
+    measured = any("same_text" in row for row in rows_of(results, "responses"))  # not in older results
+    again = "same text: another query got it too; " if measured else ""
     remarks = (
         "Shares of responses: copied: four words in a row of the constitution; ran on: went on with the next item of the prompt or "
-        "the next turn, and was cut there; cut: at the token limit; repeat query: half the words are the query's; same text: "
-        "another query got it too; identical: both models wrote the same.",
+        "the next turn, and was cut there; cut: at the token limit; repeat query: half the words are the query's; "
+        f"{again}identical: both models wrote the same.",
         *([f"{RELEVANCE} Scorer: {', '.join(scorers)}."] if scorers else []),
     )
     return Section("What the responses are", (), tuple(tables), remarks)
