@@ -245,8 +245,14 @@ def _empty_model(config: Any, dtype: str, trust_remote_code: bool) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust_remote_code
-    )
+    try:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"a {config.model_type} model cannot be trained here ({str(error).splitlines()[0][:200]}); use a Llama, Mistral, "
+            "Mixtral, Gemma or Qwen model"
+        ) from None
     model.tie_weights()
     return model.eval()

@@ -338,8 +338,8 @@ def test_what_differs_only_in_long_sequences_is_seen_in_these() -> None:
 
     def near(module: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         hidden = options["hidden_states"] if "hidden_states" in options else arguments[0]
-        beyond = torch.arange(hidden.shape[1])[:, None] >= 100
-        return (torch.where(beyond, hidden.flip(-1), hidden), *arguments[1:]), options
+        beyond = torch.arange(hidden.shape[1])[:, None] >= 115
+        return (torch.where(beyond, 3 * torch.sign(hidden.flip(-1)), hidden), *arguments[1:]), options
 
     model.model.layers[1].register_forward_pre_hook(near, with_kwargs=True)
     short, long = ([[5, *range(3, 3 + n)], [6, *range(3, 3 + n)]] for n in (20, 90))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ import torch
 import transformers
 
 from sami_train import model_files, models
+from sami_train.config import Recipe
+from sami_train.distributed import World
 from sami_train.errors import UserError
 from sami_train.generation import encode_prompt, generate, prompt_room
 from sami_train.model_files import check_unused, file_digest
@@ -25,6 +30,7 @@ from sami_train.models import (
     source_fingerprint,
 )
 from sami_train.prompts import Prompt, load_template
+from sami_train.weights import Weights
 
 
 @pytest.fixture
@@ -151,6 +157,33 @@ def test_the_advice_fits_the_reason(folder: Path, changes: dict[str, Any], advic
     assert problem(folder, load=True).endswith(advice)
 
 
+def test_a_model_without_fused_attention_is_loaded_and_not_trained(folder: Path) -> None:
+    settings = {"vocab_size": 259, "n_embd": 32, "n_head": 4, "n_layer": 1, "rotary_dim": 4, "eos_token_id": 2}
+    transformers.GPTJForCausalLM(transformers.GPTJConfig(**settings)).save_pretrained(folder)
+    source = parse_source(str(folder))
+    assert check_source(source) is None
+    assert load_model(source).config._attn_implementation == "eager"
+    recipe = Recipe(name="x", learning_rate=1.0, batch_size=1, use_peft=True)
+    with pytest.raises(UserError, match=r"^a gptj model cannot be trained here .* use a Llama"):
+        Weights(recipe, source, World()).check_adapters()
+
+
+def test_a_model_that_is_let_go_is_gone(folder: Path) -> None:
+    """Modules in cycles, as sharding puts them, stay until they are collected, which may be late."""
+    source = parse_source(str(folder))
+    weights = Weights(Recipe(name="x", learning_rate=1.0, batch_size=1), source, World())
+    model = weights.for_sampling(source)
+    object.__setattr__(model, "itself", model)
+    alive = weakref.ref(model)
+    del model
+    gc.disable()
+    try:
+        weights.release()
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 # --- Fingerprints
 
 
@@ -254,7 +287,7 @@ def embedded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     gguf = tmp_path / "weights.gguf"
     gguf.write_bytes(b"weights")
     one = models.EMBEDDED["smollm2-135m-instruct"]
-    changed = models.replace(one, packages=("json",), sha256=file_digest(gguf))
+    changed = replace(one, packages=("json",), sha256=file_digest(gguf))
     monkeypatch.setitem(models.EMBEDDED, one.name, changed)
     monkeypatch.setattr(models, "_gguf_file", lambda *_: gguf)
     monkeypatch.setattr(models, "_convert", lambda _, out: shutil.copytree(folder, out))
