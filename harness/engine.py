@@ -22,9 +22,8 @@ def read_engine(folder: Path) -> dict[str, Any]:
 def machine_has_bfloat16(device: str) -> bool:
     """Whether what is ``auto`` computes in bfloat16 on this machine's `device`, which may be ``auto`` itself."""
     from harness.models.local import best_dtype
-    from sami_train.models import default_device
 
-    return best_dtype(default_device() if device == "auto" else device) == "bfloat16"
+    return best_dtype(device) == "bfloat16"
 
 
 def auto_is_bfloat16(folder: Path, engine: EngineSpec) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import math
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -389,13 +391,17 @@ def load_recipe(name_or_path: str, changes: Mapping[str, Any] | None = None, *, 
 
 
 @functools.cache
-def has_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16 in hardware: an NVIDIA GPU, or a CPU with AVX-512 BF16 or AMX.
+def has_bfloat16(device: str = "auto") -> bool:
+    """Whether a device multiplies bfloat16 in hardware: an NVIDIA GPU, or a CPU with AVX-512 BF16 or AMX.
 
-    Elsewhere it is emulated and slower than float32. Told without torch, whose import takes seconds.
+    Elsewhere it is emulated and slower than float32. ``auto`` is a GPU where there is one and torch is built for it. Told without
+    torch, whose import takes seconds.
     """
-    if Path("/dev/nvidia0").exists():
+    if device.startswith("cuda"):
         return True
+    if device == "auto" and Path("/dev/nvidia0").exists():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return not metadata.version("torch").endswith("+cpu") or has_bfloat16("cpu")
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from harness.models.base import Completion, Request, Sampling
+from sami_train.config import has_bfloat16
 from sami_train.errors import UserError
 from sami_train.generation import context_length, encode_prompt, generate, not_finite, plan_batches
 from sami_train.models import Source, default_device, load_model, load_tokenizer
@@ -22,13 +23,8 @@ CHOICE_PROMPT_TOKENS = 8192
 
 
 def best_dtype(device: str) -> str:
-    """bfloat16 where the processor has instructions for it, float32 elsewhere (emulated bfloat16 is several times slower)."""
-    import torch
-
-    if device.startswith("cuda"):
-        return "bfloat16"
-    has_bf16 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if has_bf16 else "float32"
+    """bfloat16 where the device has instructions for it, float32 elsewhere (emulated bfloat16 is several times slower)."""
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 class TransformersBackend:
