@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import costs
 from harness.asking import Terms, ask
+from harness.engine import machine_has_bfloat16
 from harness.judge_costs import GENERATIONS, VERDICTS, Payment
 from harness.judges.card import JudgedPair, against_reference, full_card
 from harness.judges.family import same_family
@@ -71,7 +72,10 @@ def model_fingerprint(model: ModelSpec, engine: EngineSpec) -> str:
         return fingerprint([model.path, model.base_url or ""])
     source = parse_source(model.path or "")
     check_source(source)
-    return fingerprint([source_fingerprint(source), model.dtype or engine.dtype])
+    dtype = model.dtype or engine.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if machine_has_bfloat16(engine.device) else "float32"
+    return fingerprint([source_fingerprint(source), dtype])
 
 
 def validate_judge(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
+from harness.engine import auto_is_bfloat16
 from harness.judges.llm import VERDICT_SCHEMA, Form, JudgeTemplate, LLMJudge, load_judge_template
 from harness.models.base import Sampling
 from harness.models.recorded import answers_fingerprint
@@ -300,7 +301,17 @@ class Plan:
         model, train = self.spec.models[name], self.spec.training(name)
         assert train is not None
         last = {} if model.iteration is None else {"iterations": model.iteration}
-        return load_recipe(train.recipe, {"seed": self.spec.seed, **train.set, "style": model.style, **last})
+        changes = {"seed": self.spec.seed, **train.set, "style": model.style, **last}
+        return load_recipe(train.recipe, changes, bf16=self._bfloat16)
+
+    @cached_property
+    def _bfloat16(self) -> bool:
+        return auto_is_bfloat16(self.folder, self.spec.engine)
+
+    def dtype(self, name: str) -> str:
+        """The number format of a local model's weights; ``auto`` is what the run was begun with, or what this machine has."""
+        said = self.model(name).dtype or self.spec.engine.dtype
+        return said if said != "auto" else "bfloat16" if self._bfloat16 else "float32"
 
     def training_queries(self, name: str) -> list[Query]:
         """The queries that a trained model learns from: the training parts of its tasks, one after another.
@@ -370,7 +381,7 @@ class Plan:
         """The hash of all of a model that decides what it says."""
         model = self.model(name)
         weights = self._weights_fingerprint(name)
-        return fingerprint([weights, model.dtype or self.spec.engine.dtype]) if is_local(model) else weights
+        return fingerprint([weights, self.dtype(name)]) if is_local(model) else weights
 
     def asked_for(self, name: str) -> str:
         """The hash of what the specification says of a model, and of all that it is trained from and on, unread."""

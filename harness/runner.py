@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from harness import costs
 from harness.asking import Terms, ask
+from harness.engine import FILE, auto_is_bfloat16, machine_has_bfloat16, read_engine
 from harness.judges.llm import Comparison, Judgement
 from harness.judges.verifiable import compare
 from harness.looks import as_it_stopped, decided
@@ -390,7 +391,8 @@ class _Runner:
         generations = self._generations(stage.model, stage.task)
         backend = cast("TransformersBackend", self._model(stage.model))
         style = self.spec.models[stage.model].style
-        limit = self.spec.sampling.max_prompt_tokens
+        sampling = self.plan.sampling(stage.model, stage.task)
+        limit = min(sampling.max_prompt_tokens, backend.prompt_room(sampling.max_new_tokens))  # as they were sampled
 
         def rows() -> Iterator[list[Row]]:
             for unit in cast("list[LikelihoodUnit]", missing):
@@ -637,6 +639,7 @@ class _Runner:
             model = self.plan.model(name)
             if is_local(model):
                 engine = engine.model_copy(update={"device": self._engine_settings()["device"]})
+                model = model.model_copy(update={"dtype": self.plan.dtype(name)})
             self.display.note_loading(name)
             backend = open_model(name, model, self.plan.source, engine, budget=self.terms.allowance)
             self._open = (name, backend)
@@ -648,15 +651,16 @@ class _Runner:
             self._open = None
 
     def _engine_settings(self) -> dict[str, Any]:
-        """Device and CPU threads. What is ``auto`` is chosen once per run folder: a resumed run computes as it began."""
+        """Device, CPU threads, and whether ``auto`` is bfloat16: chosen once per run folder, so that a resumed run computes as it
+        began."""
         if self._engine:
             return self._engine
         import torch
 
         from sami_train.models import default_device
 
-        file, wanted = self.folder / "engine.json", self.spec.engine
-        known = _read_engine(file)
+        file, wanted = self.folder / FILE, self.spec.engine
+        known = read_engine(self.folder)
         device = known.get("device", default_device()) if wanted.device == "auto" else wanted.device
         if device.startswith("cuda") and not torch.cuda.is_available():
             place = (
@@ -664,7 +668,14 @@ class _Runner:
             )
             raise UserError(f"{place}, but torch finds no GPU here; set engine.device to cpu (--device cpu)")
         threads = known.get("threads") if wanted.threads == "auto" else wanted.threads
-        engine = {"device": device, "threads": threads or best_threads()}
+        begun, here = auto_is_bfloat16(self.folder, wanted), machine_has_bfloat16(device)
+        if begun != here:
+            formats = ("bfloat16, which this machine has only slowly", "float32") if begun else ("float32", "bfloat16")
+            self.display.note(
+                f"{file}: the run was begun in {formats[0]}, and what is 'auto' goes on in it; set engine.dtype and a recipe's "
+                f"bf16 to begin again in {formats[1]}"
+            )
+        engine = {"device": device, "threads": threads or best_threads(), "bfloat16": begun}
         if engine != known:
             write_json(file, engine)
         torch.set_num_threads(engine["threads"])
@@ -736,13 +747,6 @@ def _names(stage: Stage, unit: Any) -> dict[str, Any]:
 def _paid_elsewhere(stage: Stage) -> dict[str, Any]:
     """What changes in a row that another run paid for."""
     return {"usage": {}} if stage.kind == "generate" else {}
-
-
-def _read_engine(file: Path) -> dict[str, Any]:
-    """The settings that an earlier start chose, as far as they can be read."""
-    found = read_json(file) if file.is_file() else {}
-    kinds = {"device": str, "threads": int}
-    return {k: found[k] for k, kind in kinds.items() if isinstance(found, dict) and isinstance(found.get(k), kind)}
 
 
 def best_threads() -> int:

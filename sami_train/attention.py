@@ -1,8 +1,8 @@
 """Attention of packed rows: a row is a tree of segments, and a token sees its segment's beginning and the segments above it.
 
-On the CPU every segment is computed alone, with the keys of those that it sees, so that tokens that are hidden cost nothing, and
-nothing but queries, keys and values is kept for the backward pass.
-Elsewhere the whole row goes through torch's fused attention under a mask, which `mask` makes from the same segments.
+By parts, every segment is computed alone, with the keys of those that it sees, so that tokens that are hidden cost nothing, and
+nothing but queries, keys and values is kept for the backward pass. Elsewhere the whole row goes through torch's fused attention
+under a mask, which `mask` makes from the same segments. `sami_train.decoder` chooses.
 """
 
 from __future__ import annotations
@@ -14,13 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sami_train.errors import UserError
-
 if TYPE_CHECKING:
     from torch import Tensor
-
-BY_PARTS = frozenset({"cpu"})
-"""Kinds of device on which segments are computed one by one."""
 
 
 @dataclass(frozen=True)
@@ -44,60 +39,11 @@ class Segment:
 Rows = Sequence[Sequence[Segment]]
 
 
-def hidden_states(
-    model: Any, rows: Rows, input_ids: Sequence[Sequence[int]], position_ids: Sequence[Sequence[int]]
-) -> Tensor:
-    """The decoder's last hidden states of packed rows, (rows, width, size), attention going as their segments say.
-
-    Raises:
-        UserError: the model has layers of a kind that is not known here, or does not attend by torch's fused attention.
-    """
-    import torch
-
-    decoder, config = model.get_decoder(), model.config.get_text_config()
-    _check(config)
-    device = next(model.parameters()).device
-    ids, positions = (torch.tensor(numbers, device=device) for numbers in (input_ids, position_ids))
-    if not goes_by_mask(model):
-        _register()
-        given = Given(rows)
-        # Nobody reads it, but without a mask of four dimensions the model makes one of its own.
-        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-        found: Tensor = decoder(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=dict.fromkeys(_kinds(config), unread) or unread,
-            use_cache=False,
-            sami_rows=given,
-        ).last_hidden_state
-        if _felt(given.windows, rows) == _felt(_windows(config), rows):
-            return found
-        _BY_MASK.add(type(decoder))
-    masks = _masks(config, rows, len(input_ids[0]), device)
-    found = decoder(input_ids=ids, position_ids=positions, attention_mask=masks, use_cache=False).last_hidden_state
-    return found
-
-
-def goes_by_mask(model: Any) -> bool:
-    """Whether a model's rows are computed whole, under a mask, so that their cost grows with the square of their length."""
-    return needs_mask(next(model.parameters()).device.type, model.config) or type(model.get_decoder()) in _BY_MASK
-
-
-def needs_mask(kind: str, config: Any) -> bool:
-    """Whether a device of a kind (cpu, cuda), or dropout of a model's attention weights, leaves no other way than the mask."""
-    return kind not in BY_PARTS or bool(getattr(config.get_text_config(), "attention_dropout", 0.0))
-
-
-_BY_MASK: set[type] = set()
-"""Decoders that were seen not to hand on to their layers what they are called with, or to keep a window to their masks."""
-
-
 @dataclass
 class Given:
-    """The rows on their way through a decoder, the windows of its layers that have attended by them, and what these share."""
+    """Rows, and what the layers that attend by them share."""
 
     rows: Rows
-    windows: list[int | None] = field(default_factory=list)
     _parts: dict[int | None, list[list[Part]]] = field(default_factory=dict)
     _groups: dict[int | None, list[list[Group]]] = field(default_factory=dict)
     _rooms: dict[str, Tensor] = field(default_factory=dict)
@@ -122,43 +68,6 @@ class Given:
         return room[:size].view(shape)
 
 
-def _check(config: Any) -> None:
-    if (found := config._attn_implementation) != "sdpa":
-        raise UserError(
-            f"the packed step needs attn_implementation='sdpa', and the model was loaded with '{found}'; load it so"
-        )
-    if unknown := _kinds(config) - {"full_attention", "sliding_attention"}:
-        raise UserError(
-            f"the model has layers of the kind '{min(unknown)}', which the packed step does not know; "
-            "use a Llama, Mistral, Mixtral, Gemma or Qwen model"
-        )
-
-
-def _kinds(config: Any) -> set[str]:
-    """The kinds of a model's layers; none where it has one and does not name it."""
-    return set(getattr(config, "layer_types", None) or ())
-
-
-def _masks(config: Any, rows: Rows, width: int, device: Any) -> Any:
-    """A mask for every kind of layer, or the one of a model whose layers are alike."""
-    windows = dict(zip(getattr(config, "layer_types", None) or [None], _windows(config), strict=False))
-    masks = {kind: mask(rows, width, window).to(device) for kind, window in windows.items()}
-    return masks.get(None, masks)
-
-
-def _windows(config: Any) -> list[int | None]:
-    """How many positions a token sees in each layer, itself included; None: all."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    return [window if kind == "sliding_attention" else None for kind in kinds]
-
-
-def _felt(windows: Sequence[int | None], rows: Rows) -> list[int | None]:
-    """The windows; None for those that no sequence of the rows is too long for."""
-    longest = max(segment.end for segments in rows for segment in segments)
-    return [None if window is None or window >= longest else window for window in windows]
-
-
 def mask(rows: Rows, width: int, window: int | None = None) -> Tensor:
     """What every token sees, (rows, 1, width, width) booleans; padding sees itself alone: a row without any key gives NaN.
 
@@ -171,30 +80,6 @@ def mask(rows: Rows, width: int, window: int | None = None) -> Tensor:
         for part in _parts(segments, window):
             seen[row, 0, part.queries, part.places()] = ~part.hidden()
     return seen
-
-
-def _register() -> None:
-    """Let transformers' `sdpa` attention, whoever's it is by now, go by parts where a layer is given rows."""
-    from transformers import AttentionInterface
-
-    current = AttentionInterface()["sdpa"]
-    if getattr(current, "goes_by_parts", False):
-        return
-
-    def attend(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
-    ) -> tuple[Tensor, Any]:
-        given: Given | None = options.pop("sami_rows", None)
-        if given is None:
-            theirs: tuple[Tensor, Any] = current(module, query, key, value, attention_mask, **options)
-            return theirs
-        window: int | None = options.get("sliding_window")
-        given.windows.append(window)
-        scale = options.get("scaling") or query.shape[-1] ** -0.5
-        return by_parts(query, key, value, given, scale, window).transpose(1, 2), None
-
-    attend.goes_by_parts = True  # type: ignore[attr-defined]
-    AttentionInterface.register("sdpa", attend)
 
 
 def by_parts(

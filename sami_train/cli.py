@@ -137,11 +137,12 @@ ends the others meanwhile, and the sentence appears once."""
 def _run(options: argparse.Namespace) -> int:
     from sami_train.config import load_recipe, parse_changes
     from sami_train.inputs import folders_of, inputs, located
+    from sami_train.run_folder import begun_in_bf16
 
-    folders = folders_of(options.recipe)
-    recipe = located(load_recipe(options.recipe, parse_changes(options.set)), folders)
+    folders, changes = folders_of(options.recipe), parse_changes(options.set)
+    folder = options.output or Path("runs/sami") / load_recipe(options.recipe, changes).name.replace("/", "-")
+    recipe = located(load_recipe(options.recipe, changes, bf16=begun_in_bf16(folder)), folders)
     source, data = inputs(recipe, folders)
-    folder = options.output or Path("runs/sami") / recipe.name.replace("/", "-")
 
     import torch
 

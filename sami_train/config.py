@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import math
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -402,12 +404,15 @@ def find_recipe(name_or_path: str) -> Path:
     return FOLDER / f"{name_or_path}.yaml"
 
 
-def load_recipe(name_or_path: str, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe and apply changes to its fields. Raises UserError with file, line and field."""
+def load_recipe(name_or_path: str, changes: Mapping[str, Any] | None = None, *, bf16: bool | None = None) -> Recipe:
+    """Read a recipe and apply changes to its fields. Raises UserError with file, line and field.
+
+    `bf16` is what ``bf16: auto`` stands for; None: what this machine has.
+    """
     document = read_yaml(find_recipe(name_or_path), what="recipe")
     fields = {**_with_parent(document, ()), **(changes or {})}
     if fields.get("bf16") == "auto":
-        fields["bf16"] = has_bfloat16()
+        fields["bf16"] = has_bfloat16() if bf16 is None else bf16
     for key in changes or {}:
         if key not in Recipe.model_fields:
             close = difflib.get_close_matches(key, Recipe.model_fields, n=1)
@@ -422,13 +427,17 @@ def load_recipe(name_or_path: str, changes: Mapping[str, Any] | None = None) -> 
 
 
 @functools.cache
-def has_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16 in hardware: an NVIDIA GPU, or a CPU with AVX-512 BF16 or AMX.
+def has_bfloat16(device: str = "auto") -> bool:
+    """Whether a device multiplies bfloat16 in hardware: an NVIDIA GPU, or a CPU with AVX-512 BF16 or AMX.
 
-    Elsewhere it is emulated and slower than float32. Told without torch, whose import takes seconds.
+    Elsewhere it is emulated and slower than float32. ``auto`` is a GPU where there is one and torch is built for it. Told without
+    torch, whose import takes seconds.
     """
-    if Path("/dev/nvidia0").exists():
+    if device.startswith("cuda"):
         return True
+    if device == "auto" and Path("/dev/nvidia0").exists():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return not metadata.version("torch").endswith("+cpu") or has_bfloat16("cpu")
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

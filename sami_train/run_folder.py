@@ -18,6 +18,7 @@ from sami_train.distributed import World
 from sami_train.errors import UserError
 from sami_train.files import read_json, write_json
 from sami_train.models import Source, source_fingerprint
+from sami_train.yamlfile import read_yaml
 
 if TYPE_CHECKING:
     from sami_train.trainer import TrainingData
@@ -34,7 +35,7 @@ def inputs_of(source: Source, data: TrainingData, world: World, *, intents: bool
     """
     error, model = None, f"{source} {source.revision or ''}".strip()
     try:
-        if source.kind == "folder":
+        if source.kind != "embedded":
             model = source_fingerprint(source)
     except UserError as reason:
         error = reason
@@ -47,6 +48,14 @@ def inputs_of(source: Source, data: TrainingData, world: World, *, intents: bool
         ),
         "templates": _digest({kind: template.hash for kind, template in data.templates.items()}),
     }
+
+
+def begun_in_bf16(folder: Path) -> bool | None:
+    """`bf16` of the recipe of the run begun in a folder, which ``bf16: auto`` goes on with on any machine; None: none was begun."""
+    file = folder / "recipe.yaml"
+    known = read_yaml(file, what="recipe").data if file.is_file() else None
+    found = known.get("bf16") if isinstance(known, dict) else None
+    return found if isinstance(found, bool) else None
 
 
 def check_nodes(folder: Path, recipe: Recipe, inputs: Mapping[str, str], world: World) -> None:

@@ -24,12 +24,12 @@ from sami_train.generation import (
     Generated,
     encode_alike,
     encode_prompt,
-    end_ids,
+    ends_of,
     finish,
     generate_batch,
     plan_batches,
 )
-from sami_train.models import Source, generation_settings, local_folder
+from sami_train.models import Source, generation_settings, local_folder, resolved
 from sami_train.pairs import Contrast, Example, answer_of, filter_rule
 from sami_train.prefill import with_prefill
 from sami_train.prompts import Prompt, Template
@@ -66,10 +66,12 @@ class Sampler:
         trust_remote_code: bool = False,
         release: Callable[[], None] = lambda: None,
         scorer: Scorer | None = None,
+        max_prompt_tokens: int | None = None,
     ) -> None:
         self.recipe, self.templates, self.tokenizer, self.world = recipe, templates, tokenizer, world
         self.load, self.release, self.trust_remote_code = load, release, trust_remote_code
         self.scorer = scorer
+        self.max_prompt_tokens = max_prompt_tokens or recipe.max_prompt_tokens
         self._last: tuple[tuple[Prompt, ...], list[Encoded]] | None = None
 
     def examples(self, contrasts: Sequence[Contrast], source: Source, file: Path, progress: Progress) -> list[Example]:
@@ -196,12 +198,12 @@ class Sampler:
         world, recipe = self.world, self.recipe
         indices = sorted(missing)
         encoded = {index: self._encode(*places[index]) for index in indices}
-        ends = end_ids(generation_settings(source), self.tokenizer)
+        settings = generation_settings(source)
         for task in sorted({contrast.query.task for contrast, _ in places}):
             mine = [index for index in indices if places[index][0].query.task == task]
-            stop = self._stop(task)
             if not mine:
                 continue
+            ends, stop = ends_of(settings, self.tokenizer, [encoded[index] for index in mine], self._stop(task))
             pieces: Iterator[dict[int, Any]] = iter(())
             if world.main:
                 pieces = generate_ids(
@@ -209,10 +211,11 @@ class Sampler:
                     [encoded[index].ids for index in mine],
                     max_new_tokens=recipe.max_new_tokens,
                     stop=stop,
+                    ends=sorted(ends),
                     temperature=recipe.temperature,
                     top_p=recipe.top_p,
                     seed=recipe.seed,
-                    revision=source.revision,
+                    revision=resolved(source).revision,
                     dtype="bfloat16" if recipe.bf16 else "float32",
                     tensor_parallel=world.local_size,
                     trust_remote_code=self.trust_remote_code,
@@ -246,12 +249,12 @@ class Sampler:
         """The prompt that puts the side's constitution to another query; empty where queries are not contrasted."""
         if not contrast.other_prompts:
             return []
-        return encode_prompt(self.tokenizer, contrast.other_prompts[side], self.recipe.max_prompt_tokens).ids
+        return encode_prompt(self.tokenizer, contrast.other_prompts[side], self.max_prompt_tokens).ids
 
     def _alike(self, prompts: tuple[Prompt, ...]) -> list[Encoded]:
         """The prompts of a query, whose constitutions differ and whose query must not. The last ones are kept for the next side."""
         if self._last is None or self._last[0] is not prompts:
-            self._last = (prompts, encode_alike(self.tokenizer, prompts, self.recipe.max_prompt_tokens))
+            self._last = (prompts, encode_alike(self.tokenizer, prompts, self.max_prompt_tokens))
         return self._last[1]
 
     def _row(self, contrast: Contrast, side: int, generated: Generated) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ class Scorer:
     def release(self) -> None:
         """Let the model go, for the memory that it takes."""
         self._opened = None
+        gc.collect()
         if self.world.device_type == "cuda":
             import torch
 

@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sami_train.attention import goes_by_mask
 from sami_train.config import Recipe
+from sami_train.decoder import goes_by_mask
 from sami_train.distributed import World
 from sami_train.errors import UserError
 from sami_train.logprobs import Contrasted, Packed, cell_logprobs, diagonal_tokens, pack, token_logprobs

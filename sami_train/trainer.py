@@ -191,6 +191,7 @@ class _Run:
             trust_remote_code=trust_remote_code,
             release=self.weights.release,
             scorer=self.scorer,
+            max_prompt_tokens=self.weights.max_prompt_tokens,
         )
 
     def iteration(self, number: int, half: Sequence[Query], unseen: Sequence[Query]) -> None:
@@ -224,6 +225,7 @@ class _Run:
 
     def _check_model(self) -> None:
         """Refuse, before anything is sampled, a model that the steps could not be taken with."""
+        from sami_train.decoder import check_rotation
         from sami_train.logprobs import check_fast_path
         from sami_train.sampling import uses_vllm
 
@@ -233,10 +235,12 @@ class _Run:
         if self.recipe.method != "sami" or uses_vllm(self.recipe, self.world):
             return  # with vLLM the model is not loaded yet: the check before the first step must do
         model = self.weights.for_sampling(self.source)
-        made_up = [
-            [(7 * n + side) % model.config.get_text_config().vocab_size for n in range(1, 13)] for side in range(2)
-        ]
-        check_fast_path(model, (made_up, made_up), tolerance=0.1 if self.recipe.bf16 else 0.02)
+        config = model.config.get_text_config()
+        check_rotation(config, self.weights.max_prompt_tokens + self.recipe.max_new_tokens)
+        window = getattr(config, "sliding_window", None) or 0  # beyond it, where the run's prompts reach it
+        longest = min(self.weights.max_prompt_tokens, window + 64)
+        made_up = [[(7 * n + side) % config.vocab_size for n in range(1, longest)] for side in range(2)]
+        check_fast_path(model, (made_up, [ids[:12] for ids in made_up]), tolerance=0.1 if self.recipe.bf16 else 0.02)
 
     def _check_pairs(self, place: Path, kept: Sequence[Example], filtered: Mapping[str, int], number: int) -> None:
         wanted = self.recipe.batch_size * self.recipe.batches(number)

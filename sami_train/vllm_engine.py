@@ -65,6 +65,7 @@ def generate_ids(
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
+    ends: Sequence[int] = (),
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -76,9 +77,9 @@ def generate_ids(
 ) -> Iterator[dict[int, RawGenerated]]:
     """Generate for prompts given as token ids; yield results a chunk at a time, keyed by the prompt's index.
 
-    `folder` is a model folder or a hub id (at `revision`, where given). `work` is a folder for the job and the engine's log,
-    ``vllm.log``. A prompt's draws depend on `seed` and its tokens, not on its place, so that the rest of an interrupted job
-    draws what the whole would have.
+    `folder` is a model folder or a hub id (at `revision`, where given). A response ends at the strings `stop`, the tokens `ends`
+    and the model's own end. `work` is a folder for the job and the engine's log, ``vllm.log``. A prompt's draws depend on `seed`
+    and its tokens, not on its place, so that the rest of an interrupted job draws what the whole would have.
 
     Raises:
         MissingPackage: vLLM is not installed.
@@ -95,6 +96,7 @@ def generate_ids(
         "prompts": [list(ids) for ids in prompts],
         "max_new_tokens": max_new_tokens,
         "stop": list(stop),
+        "ends": list(ends),
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
@@ -316,6 +318,7 @@ def _generate(job: Mapping[str, Any]) -> Iterator[list[tuple[int, list[int], str
                     seed=seeds[index] if job["temperature"] > 0 else None,
                     max_tokens=job["max_new_tokens"],
                     stop=job["stop"],
+                    stop_token_ids=job["ends"],
                 )
                 for index in chunk
             ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from sami_train.adapters import add_adapter, merged_state, save_adapter
 from sami_train.config import Recipe
 from sami_train.distributed import World, shard, spread_weights, whole_state
 from sami_train.errors import UserError
+from sami_train.generation import prompt_room
 from sami_train.models import Source, generation_settings, load_config, load_model, load_tokenizer
 
 
@@ -31,6 +33,8 @@ class Weights:
         self.tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
         if recipe.style == "chat" and not self.tokenizer.chat_template:
             raise UserError(f"style: 'chat' needs a chat template, and '{base}' has none; set style: completion")
+        config = load_config(base, trust_remote_code=trust_remote_code)
+        self.max_prompt_tokens = prompt_room(config, recipe.max_new_tokens, recipe.max_prompt_tokens)
         self._model: Any = None
         self._holds: tuple[str, str] | None = None
 
@@ -88,8 +92,9 @@ class Weights:
         return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
 
     def release(self) -> None:
-        """Let the model go, for the memory that it takes."""
+        """Let the model go, for the memory that it takes: a sharded one is in cycles, which only a collection ends."""
         self._model, self._holds = None, None
+        gc.collect()
         if self.world.device_type == "cuda":
             import torch
 
@@ -240,8 +245,14 @@ def _empty_model(config: Any, dtype: str, trust_remote_code: bool) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust_remote_code
-    )
+    try:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"a {config.model_type} model cannot be trained here ({str(error).splitlines()[0][:200]}); use a Llama, Mistral, "
+            "Mixtral, Gemma or Qwen model"
+        ) from None
     model.tie_weights()
     return model.eval()

@@ -611,11 +611,31 @@ def test_sampling_changes_every_row_and_no_model(folder: Path, changes: dict[str
 
 
 def test_dtype_changes_what_models_say_but_not_the_training(folder: Path) -> None:
-    before, after = plan_of(folder), plan_of(folder, engine__dtype="bfloat16")
+    before, after = plan_of(folder, engine__dtype="float32"), plan_of(folder, engine__dtype="bfloat16")
     for model in ("base", "sami"):
         units = prints(before, "generate", model=model), prints(after, "generate", model=model)
         assert changed(*units) == units[0].keys()
     assert before.stage("train").fingerprint == after.stage("train").fingerprint, "training is in float32 either way"
+
+
+@pytest.mark.parametrize("begun", ["float32", "bfloat16"])
+def test_what_is_auto_is_what_the_run_was_begun_in(folder: Path, begun: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights and the recipe's bf16 alike: on a machine that would choose otherwise, and in a new folder, as it chooses."""
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[begun]
+    monkeypatch.setattr("harness.models.local.best_dtype", lambda _: other)
+    assert plan_of(folder).dtype("base") == other
+    fresh = plan_of(folder)
+    (folder / "run").mkdir()
+    (folder / "run" / "engine.json").write_text(json.dumps({"device": "cpu", "bfloat16": begun == "bfloat16"}))
+    resumed = plan_of(folder)
+    assert resumed.dtype("base") == begun
+    assert resumed.recipe("sami").bf16 == (begun == "bfloat16")
+    assert prints(resumed, "generate", model="base") == prints(
+        plan_of(folder, engine__dtype=begun), "generate", model="base"
+    )
+    assert fresh.stage("train").fingerprint != resumed.stage("train").fingerprint
+    monkeypatch.setattr("harness.models.local.best_dtype", lambda _: begun)
+    assert plan_of(folder).model_fingerprints == resumed.model_fingerprints
 
 
 def test_a_recipe_changed_trains_again(folder: Path) -> None:

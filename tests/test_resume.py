@@ -380,6 +380,26 @@ def test_what_is_auto_is_chosen_once_and_what_is_said_wins(place: Path) -> None:
         torch.set_num_threads(1)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which computes in bfloat16")
+def test_a_resume_on_another_machine_computes_as_the_run_began(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"measures__infonce": 0, "engine__dtype": "auto"}
+    monkeypatch.setattr("harness.models.local.best_dtype", lambda _: "bfloat16")
+    go(**settings)
+    assert json.loads((place / "run" / "engine.json").read_text())["bfloat16"] is True
+    file = next((place / "run" / "generations").rglob("*.jsonl"))
+    kept = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(kept[:-3]))
+    monkeypatch.setattr("harness.models.local.best_dtype", lambda _: "float32")
+    notes: list[str] = []
+    monkeypatch.setattr("harness.progress.Display.note", lambda _, text: notes.append(text))
+    go(cache=False, **settings)
+    begun = sorted(map(json.loads, kept), key=lambda row: row["id"])
+    assert [(row["id"], row["text"]) for row in content(file)] == [(row["id"], row["text"]) for row in begun]
+    assert [note for note in notes if "was begun in bfloat16" in note and "engine.json" in note]
+    manifests = [json.loads(one.read_text()) for one in (place / "run" / "manifests").glob("*.json")]
+    assert {one["engine"] for one in manifests if one["engine"]} == {"bfloat16"}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_one_sentence(place: Path) -> None:
     with pytest.raises(

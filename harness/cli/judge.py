@@ -274,7 +274,7 @@ def _judge(options: argparse.Namespace) -> Judge:
 
 def _judge_of_spec(options: argparse.Namespace) -> Judge:
     from harness.judge_validation import Judge
-    from harness.plan import build_plan
+    from harness.plan import build_plan, is_local
     from harness.spec import load_spec
     from harness.validation import check
 
@@ -293,10 +293,11 @@ def _judge_of_spec(options: argparse.Namespace) -> Judge:
         origin = train.from_
     if origin != name and not Path(plan.source(name).name).exists():
         raise UserError(f"--judge: its model '{name}' is not trained yet; train it with: harness run {options.spec}")
+    local = {"dtype": plan.dtype(name)} if is_local(spec.models[name]) else {}
     return Judge(
         options.judge,
         judge,
-        spec.models[name].model_copy(update=api_settings(options)),
+        spec.models[name].model_copy(update={**api_settings(options), **local}),
         plan.model_fingerprints[name],
         plan.source,
         spec.engine.model_copy(update={"device": options.device}) if options.device != "auto" else spec.engine,

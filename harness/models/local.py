@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from harness.models.base import Completion, Request, Sampling
+from sami_train.config import has_bfloat16
 from sami_train.errors import UserError
-from sami_train.generation import Generated, encode_prompt, generate, plan_batches
+from sami_train.generation import Generated, context_length, encode_prompt, generate, not_finite, plan_batches
 from sami_train.models import Source, default_device, load_model, load_tokenizer
 from sami_train.prefill import with_prefill
 from sami_train.prompts import Prompt, Style
@@ -23,13 +24,8 @@ CHOICE_PROMPT_TOKENS = 8192
 
 
 def best_dtype(device: str) -> str:
-    """bfloat16 where the processor has instructions for it, float32 elsewhere (emulated bfloat16 is several times slower)."""
-    import torch
-
-    if device.startswith("cuda"):
-        return "bfloat16"
-    has_bf16 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if has_bf16 else "float32"
+    """bfloat16 where the device has instructions for it, float32 elsewhere (emulated bfloat16 is several times slower)."""
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 class TransformersBackend:
@@ -130,6 +126,8 @@ class TransformersBackend:
                 logits = self.model(
                     input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
                 ).logits[:, -1]
+            if not bool(logits.amax(-1).isfinite().all()):
+                raise not_finite(self.model)
             probabilities = logits.float().softmax(-1)
             for row, index in enumerate(batch):
                 found[index] = tuple(float(probabilities[row, form].sum()) for form in forms)
@@ -161,8 +159,7 @@ class TransformersBackend:
 
     def prompt_room(self, max_new_tokens: int) -> int:
         """See `LocalBackend.prompt_room`; a model that states no context has room for everything."""
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return max(1, (context or sys.maxsize) - max_new_tokens)
+        return max(1, (context_length(self.model.config) or sys.maxsize) - max_new_tokens)
 
     def fits(self, prompt: Prompt, max_tokens: int) -> bool:
         """See `LocalBackend.fits`."""
@@ -180,13 +177,11 @@ class TransformersBackend:
     def logprob_sums(
         self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
     ) -> list[list[float]]:
-        """log p(response j | prompt i) in nats, summed over tokens."""
-        import torch
+        """log p(response j | prompt i) in nats, summed over tokens. Raises UserError where they are not finite."""
+        from sami_train.logprobs import reliable_logprobs
 
-        from sami_train.logprobs import response_logprobs
-
-        with self._enough_memory(), torch.inference_mode():
-            matrix = response_logprobs(self.model, prompt_ids, response_ids, reduction="sum")
+        with self._enough_memory():
+            matrix = reliable_logprobs(self.model, prompt_ids, response_ids, reduction="sum")
         return [[float(value) for value in row] for row in matrix]
 
     def relevance_logprobs(

@@ -30,6 +30,7 @@ WRONG = {
     "cut": "cut at the limit",
     "empty": "empty",
     "repeats_query": "repeat the query",
+    "same_text": "the text of another query's response",
 }
 
 

@@ -26,7 +26,8 @@ from harness.report.words import (
 
 def responses_section(results: Results) -> Section:
     """What the responses are, whatever a judge says of them."""
-    columns = ("model", "task", "split", "n", "copied", "ran on", "cut", "empty", "repeat query", "words", "relevance")
+    shares = ("copied", "ran on", "cut", "empty", "repeat query", "same text")
+    columns = ("model", "task", "split", "n", *shares, "words", "relevance")
     tables = []
     for (principle_set,), group in grouped(rows_of(results, "responses"), "principle_set").items():
         cells = [
@@ -57,10 +58,12 @@ def responses_section(results: Results) -> Section:
     if same:
         tables.append(Table(names, same, "both models", frozenset(names[3:])).without_empty())
     scorers = sorted({of["scorer"] for row in rows_of(results, "responses") if (of := row.get("relevance"))})
+    measured = any("same_text" in row for row in rows_of(results, "responses"))  # not in older results
+    again = "same text: another query got it too; " if measured else ""
     remarks = (
         "Shares of responses: copied: four words in a row of the constitution; ran on: went on with the next item of the prompt or "
-        "the next turn, and was cut there; cut: at the token limit; repeat query: half the words are the query's; identical: both "
-        "models wrote the same.",
+        "the next turn, and was cut there; cut: at the token limit; repeat query: half the words are the query's; "
+        f"{again}identical: both models wrote the same.",
         *([f"{RELEVANCE} Scorer: {', '.join(scorers)}."] if scorers else []),
     )
     return Section("What the responses are", (), tuple(tables), remarks)

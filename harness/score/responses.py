@@ -6,7 +6,7 @@ These shares stand beside every win rate and every steerability: a win of degene
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Any, Literal
@@ -46,7 +46,7 @@ def facts_of(row: Generation, sentences: Sequence[str], query: Query) -> Facts:
     """The facts of a response. `sentences`: both sides of its constitution's principles."""
     text = " ".join(row.text.split())
     return Facts(
-        words=len(row.text.split()),
+        words=len(row.text.split()) if any(letter.isalnum() for letter in text) else 0,
         copied=copied_share(row.text, sentences),
         ran_on=bool(row.tail),
         cut=row.finish_reason == "length",
@@ -226,5 +226,14 @@ def response_rows(inputs: ScoreInputs) -> list[dict[str, Any]]:
         facts = [inputs.facts[key] for key in groups[cell]]
         head = dict(zip(("model", "task", "principle_set", "split"), cell, strict=True))
         words = fmean(one.words for one in facts)
-        rows.append({**head, **shares(facts), "words": words, "relevance": mean_relevance(found, inputs.level)})
+        said = {"same_text": _same_text(groups[cell], inputs.facts), "words": words}
+        rows.append({**head, **shares(facts), **said, "relevance": mean_relevance(found, inputs.level)})
     return rows
+
+
+def _same_text(keys: Sequence[ResponseKey], facts: Mapping[ResponseKey, Facts]) -> float:
+    """The share, in [0, 1], of responses that have words and are the text that another query got as well."""
+    queries: dict[str, set[tuple[str, str]]] = {}
+    for key in keys:
+        queries.setdefault(facts[key].digest, set()).add((key.task, key.query_id))
+    return fmean(facts[key].words > 0 and len(queries[facts[key].digest]) > 1 for key in keys)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sami_train import attention
+from sami_train import decoder
 from sami_train.baselines import queries_at_once, require_trl, sequences_of_a_query
 from sami_train.config import Recipe
 from sami_train.distributed import World
@@ -133,7 +133,7 @@ def _sami_step(
                 tokens = token_logprobs(model, packed)
             tokens.sum().backward()
 
-    masked = attention.needs_mask(kind, architecture.config)
+    masked = decoder.needs_mask(kind, architecture.config)
     size = len(packed.input_ids) * len(packed.input_ids[0]) ** 2
     return step, _mask_kinds(architecture) * size if masked else 0
 
@@ -439,7 +439,7 @@ def _attention(kind: str) -> Iterator[None]:
     ours: Any = _attend_on_cpu if kind == "cpu" else _attend_on_gpu
     with (
         _instead(functional, "scaled_dot_product_attention", ours),
-        _instead(attention, "BY_PARTS", attention.BY_PARTS & {kind}),
+        _instead(decoder, "BY_PARTS", decoder.BY_PARTS & {kind}),
     ):
         yield
 

@@ -32,6 +32,7 @@ def clean(results: dict[str, Any]) -> dict[str, Any]:
         ("cut", "cut at the limit"),
         ("empty", "empty"),
         ("repeats_query", "repeat the query"),
+        ("same_text", "the text of another query's response"),
     ],
 )
 def test_what_is_wrong_with_responses_is_said_with_the_model_from_a_threshold_on(

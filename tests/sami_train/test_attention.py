@@ -13,10 +13,11 @@ from conftest import SHAPES, SMALL, tiny_model
 from transformers import AttentionInterface
 
 from sami_train import attention as attention_module
-from sami_train import response_logprobs, response_logprobs_naive, sami_loss
-from sami_train.attention import Given, Segment, by_parts, goes_by_mask, mask
+from sami_train import decoder, response_logprobs, response_logprobs_naive, sami_loss
+from sami_train.attention import Given, Segment, by_parts, mask
+from sami_train.decoder import goes_by_mask
 from sami_train.errors import UserError
-from sami_train.logprobs import pack
+from sami_train.logprobs import check_fast_path, pack, reliable_logprobs
 
 WIDTH, HEADS, GROUPS, SIZE = 40, 4, 2, 8
 
@@ -112,7 +113,7 @@ def test_the_masked_way_of_other_devices_equals_the_plain_matrix(
         model = tiny_model(shape).train()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        monkeypatch.setattr(attention_module, "BY_PARTS", frozenset({"cpu"} if way == "parts" else ()))
+        monkeypatch.setattr(decoder, "BY_PARTS", frozenset({"cpu"} if way == "parts" else ()))
         function: Any = response_logprobs_naive if way == "plain" else response_logprobs
         matrix = function(model, prompts, responses)
         sami_loss(matrix).backward()
@@ -224,33 +225,136 @@ PROMPTS = [[*range(3, 25), 30, 31], [*range(3, 25), 33]]
 RESPONSES = [[5, 6, 7, 8, 9], [13, 14, 15]]
 
 
-@pytest.mark.parametrize("family", ["StableLm", "Falcon"])
-def test_a_model_that_does_not_hand_rows_on_goes_by_mask(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its layers never see the rows; without a mask of theirs every token would see every other."""
-    monkeypatch.setattr(attention_module, "_BY_MASK", set())
+def made(family: str, **settings: Any) -> Any:
+    """A random model of a family of transformers."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**SMALL)
+    config = getattr(transformers, f"{family}Config")(**{**SMALL, **settings})
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    return model
+
+
+def agrees(model: Any, prompts: Any, responses: Any) -> None:
+    expected = response_logprobs_naive(model, prompts, responses)
+    torch.testing.assert_close(response_logprobs(model, prompts, responses), expected, rtol=1e-5, atol=1e-5)
+
+
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("Falcon", {}), ("DeepseekV3", {**LATENT, "first_k_dense_replace": 3, "num_key_value_heads": 4})],
+)
+def test_a_model_whose_layers_cannot_go_by_parts_goes_by_mask(
+    family: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that attend by themselves, and values of another size than queries."""
+    monkeypatch.setattr(decoder, "_BY_MASK", set())
+    model = made(family, **settings)
     assert not goes_by_mask(model)
-    found = response_logprobs(model, PROMPTS, RESPONSES)
+    agrees(model, PROMPTS, RESPONSES)
     assert goes_by_mask(model), "it is known from now on"
+    agrees(model, PROMPTS, RESPONSES)
+
+
+STRAY = ["Llama", "Olmo2", "Granite"]
+"""Models that have no window, whatever their configuration says."""
+LONG = [[*range(3, 33), 40, 41, 42], [*range(3, 33), 43]], RESPONSES
+
+
+@pytest.mark.parametrize("ways", [{"cpu"}, set()], ids=["parts", "mask"])
+@pytest.mark.parametrize("family", [*STRAY, "Mistral", "StableLm", "Phimoe", "Starcoder2", "Qwen2"])
+def test_the_window_is_what_the_model_asks_for(family: str, ways: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "_BY_MASK", set())
+    monkeypatch.setattr(decoder, "BY_PARTS", frozenset(ways))
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2} if family == "Phimoe" else {}
+    model = made(family, **experts)
+    model.config.sliding_window = 9
+    agrees(model, *LONG)
+    assert goes_by_mask(model) == (not ways), "no model of these has layers that cannot go by parts"
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("Granite", {"logits_scaling": 8.0}),
+        ("Cohere", {"logit_scale": 0.125}),
+        ("HyperCLOVAX", {"logits_scaling": 0.5}),
+    ],
+)
+def test_a_scale_of_the_logits_is_one_factor(family: str, settings: dict[str, Any]) -> None:
+    plain, packed = (made(family, **settings) for _ in range(2))
+    for model, function in ((plain, response_logprobs_naive), (packed, response_logprobs)):
+        sami_loss(function(model, PROMPTS, RESPONSES)).backward()
+    check_fast_path(packed, (PROMPTS, RESPONSES), tolerance=1e-5)
+    for (name, one), other in zip(plain.named_parameters(), packed.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_rotation_that_depends_on_the_length_is_refused_beyond_its_limit(kind: str) -> None:
+    rope: dict[str, Any] = {"rope_type": kind, "factor": 2.0, "rope_theta": 10_000.0}
+    if kind == "longrope":
+        rope |= {"original_max_position_embeddings": 24, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    model = made("Llama", rope_parameters=rope, max_position_embeddings=24 if kind == "dynamic" else 48)
+    agrees(model, [[1, 5, 6], [1, 7]], RESPONSES)
+    with pytest.raises(UserError, match=rf"rotates positions otherwise \({kind}\) in those of more than 24"):
+        check_fast_path(model, LONG)
+    expected = response_logprobs_naive(model, *LONG)
+    torch.testing.assert_close(reliable_logprobs(model, *LONG), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("Falcon", {"alibi": True, "new_decoder_architecture": False}),
+        ("Gptj", {"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 4}),
+        ("Bloom", {"n_head": 4, "n_layer": 2}),
+        ("Gemma2", {"head_dim": 8}),
+    ],
+)
+def test_an_architecture_that_is_not_supported_is_one_sentence_and_is_scored_plainly(
+    family: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "_BY_MASK", set())
+    name = {"Gptj": "GPTJ"}.get(family, family)
+    without = {} if family in ("Falcon", "Gemma2") else {"attn_implementation": "eager"}
+    model = made(name, **settings, **without)
+    with pytest.raises(UserError, match=r"use a Llama, Mistral, Mixtral, Gemma( 3)? or Qwen model$") as caught:
+        check_fast_path(model, (PROMPTS, RESPONSES))
+    assert "\n" not in str(caught.value)
     expected = response_logprobs_naive(model, PROMPTS, RESPONSES)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(response_logprobs(model, PROMPTS, RESPONSES), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reliable_logprobs(model, PROMPTS, RESPONSES), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("window", [9, 64])
-def test_a_model_that_keeps_its_window_to_its_mask_goes_by_mask(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Phi MoE layer does not say how far it sees; where rows are no longer than that, nobody need know."""
-    monkeypatch.setattr(attention_module, "_BY_MASK", set())
-    torch.manual_seed(0)
-    config = transformers.PhimoeConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=window)
-    model = transformers.PhimoeForCausalLM(config).eval()
-    beginning = list(range(3, 33))
-    prompts = [[*beginning, 40, 41, 42], [*beginning, 43]]
-    found = response_logprobs(model, prompts, RESPONSES)
-    assert goes_by_mask(model) == (window == 9)
-    torch.testing.assert_close(found, response_logprobs_naive(model, prompts, RESPONSES), rtol=1e-5, atol=1e-5)
+def test_what_differs_only_in_long_sequences_is_seen_in_these() -> None:
+    """A window that the layers keep to themselves; the check runs at the lengths that it is given."""
+    model = tiny_model("llama")
+
+    def near(module: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        hidden = options["hidden_states"] if "hidden_states" in options else arguments[0]
+        beyond = torch.arange(hidden.shape[1])[:, None] >= 115
+        return (torch.where(beyond, 3 * torch.sign(hidden.flip(-1)), hidden), *arguments[1:]), options
+
+    model.model.layers[1].register_forward_pre_hook(near, with_kwargs=True)
+    short, long = ([[5, *range(3, 3 + n)], [6, *range(3, 3 + n)]] for n in (20, 90))
+    check_fast_path(model, (short, RESPONSES))
+    with pytest.raises(UserError, match="disagree by"):
+        check_fast_path(model, (long, [[5] * 30, [6] * 30]))
+
+
+def test_log_probabilities_that_are_not_finite_are_refused() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    for function in (check_fast_path, lambda m, both: reliable_logprobs(m, *both)):
+        with pytest.raises(UserError, match="gives no finite probabilities"):
+            function(model, (PROMPTS, RESPONSES))
 
 
 def test_an_attention_that_another_library_registered_stays_in_use(monkeypatch: pytest.MonkeyPatch) -> None:

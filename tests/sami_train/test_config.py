@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sami_train.config import FOLDER, Recipe, dump_recipe, list_recipes, load_recipe, parse_changes
+from sami_train.config import FOLDER, Recipe, dump_recipe, list_recipes, load_recipe, parse_changes, same_run
 from sami_train.constitutions import load_principle_set
 from sami_train.errors import UserError
 from sami_train.inputs import templates_of
+from sami_train.run_folder import begun_in_bf16
 
 # Table 1 of the paper: gradient steps of the three iterations, optimizer, activation checkpointing.
 TABLE_1 = {
@@ -280,3 +281,18 @@ def test_changes_win_and_unknown_ones_are_errors() -> None:
         load_recipe("embedded/gemma-3-270m", {"learning_rat": 1})
     with pytest.raises(UserError, match="not of the form field=value"):
         parse_changes(["learning_rate"])
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_begun_in_a_folder_says_what_auto_is(
+    tmp_path: Path, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine it goes on as it was begun, and is the same run."""
+    monkeypatch.setattr("sami_train.config.has_bfloat16", lambda: not begun)
+    assert begun_in_bf16(tmp_path) is None
+    assert load_recipe("embedded/gemma-3-270m").bf16 is not begun
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe("embedded/gemma-3-270m", bf16=begun)))
+    resumed = load_recipe("embedded/gemma-3-270m", bf16=begun_in_bf16(tmp_path))
+    assert resumed.bf16 is begun
+    same_run(tmp_path / "recipe.yaml", resumed)
+    assert load_recipe("embedded/gemma-3-270m", {"bf16": not begun}, bf16=begun).bf16 is not begun, "what is said wins"

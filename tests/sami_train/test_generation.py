@@ -13,13 +13,14 @@ from sami_train.errors import UserError
 from sami_train.generation import (
     Encoded,
     Generated,
+    automatic_batch,
     cut_ids,
     encode_alike,
     encode_prompt,
     generate,
     generate_batch,
     plan_batches,
-    with_bos,
+    with_beginning,
 )
 from sami_train.models import load_model, load_tokenizer, parse_source
 from sami_train.prompts import Prompt, load_template
@@ -60,6 +61,13 @@ def test_greedy_equals_a_plain_loop(opened: tuple[Any, Any]) -> None:
         with torch.inference_mode():
             assert int(model(torch.tensor([ids])).logits[0, -1].argmax()) == token
         ids = [*ids, token]
+
+
+def test_a_small_stage_on_a_cpu_is_several_batches(opened: tuple[Any, Any]) -> None:
+    assert [automatic_batch("cpu", n) for n in (1, 9, 16, 64, 256, 1000)] == [8, 8, 8, 16, 64, 64]
+    assert automatic_batch("cuda", 16) == 128
+    both = [len(batch) for batch in generate(*opened, prompts() * 2, max_new_tokens=1, max_prompt_tokens=900)]
+    assert both == [8, 8, 2]
 
 
 def test_done_prompts_are_skipped_by_whole_batches(opened: tuple[Any, Any]) -> None:
@@ -109,7 +117,7 @@ def test_exactly_one_bos(opened: tuple[Any, Any], style: Any) -> None:
 
 def test_two_bos_are_refused(opened: tuple[Any, Any]) -> None:
     with pytest.raises(UserError, match="two BOS"):
-        with_bos(opened[1], [1, 1, 5])
+        with_beginning(opened[1], [1, 1, 5], always=False)
 
 
 def test_a_control_token_in_a_query_stays_text(opened: tuple[Any, Any]) -> None:
@@ -152,12 +160,13 @@ def test_a_body_is_cut_between_words_as_word_by_word_counting_would(opened: tupl
     body = " ".join(f"word{n % 7}" * (1 + n % 3) for n in range(200))
     prompt = load_template("dialogue").render(["Be kind."], body, "completion")
     words = body.split(" ")
+
+    def tokens(count: int) -> list[int]:
+        text = prompt.with_body(" ".join(words[:count])).text
+        return with_beginning(opened[1], opened[1](text, add_special_tokens=False).input_ids)
+
     for allowed in (260, 300, 411):
-        most = max(
-            n for n in range(200)
-            if len(with_bos(opened[1], opened[1](prompt.with_body(" ".join(words[:n])).text, add_special_tokens=False).input_ids))
-            <= allowed
-        )  # fmt: skip
+        most = max(n for n in range(200) if len(tokens(n)) <= allowed)
         assert encode_prompt(opened[1], prompt, allowed).text == prompt.with_body(" ".join(words[:most])).text
 
 

@@ -66,6 +66,28 @@ def test_shares_of_both_sides_stand_beside_a_comparison(task: str) -> None:
     assert row["responses"]["identical"] == pytest.approx(same / len(pairs))
 
 
+@pytest.mark.parametrize(("text", "words"), [("", 0), (" \n", 0), ("...", 0), ("🙂 !", 0), ("No.", 1), ("はい", 1)])
+def test_a_text_without_a_letter_is_empty(text: str, words: int) -> None:
+    row = Generation(
+        id="x", fingerprint="f", model="m", task="t", query_id="q", constitution_id="c", principle_set="s", split="learned",
+        epoch=0, prompt_hash="h", prompt="p", text=text, finish_reason="stop", n_prompt_tokens=1, n_tokens=1,
+        truncated=False,
+    )  # fmt: skip
+    assert facts_of(row, [], Query("q", "Is it?", "dialogue")).words == words
+
+
+def test_one_text_for_several_queries_is_counted() -> None:
+    judged = {pair(f"q{i}", c): "a a" for i in range(4) for c in ("short+", "list-")}
+    texts = {"q0": "same", "q1": "same", "q2": "empty", "q3": "other"}
+    facts = {
+        p.response(side): Facts(0 if p.query_id == "q2" else 3, digest=texts[p.query_id] if side == "a" else p.query_id)
+        for p in judged
+        for side in SIDES
+    }
+    shares = {row["model"]: row["same_text"] for row in score(inputs(judged, facts=facts))["responses"]}
+    assert shares == {"sami": 0.5, "base": 0.0}, "under two constitutions one query may get one text"
+
+
 def test_without_facts_the_shares_are_null() -> None:
     (row,) = score(inputs({pair(): "a a"}))["comparisons"]
     strictly(row)
