@@ -34,7 +34,7 @@ from sami_train.constitutions import (
 from sami_train.errors import UserError, nearest
 from sami_train.files import append_rows, read_rows
 from sami_train.prompts import Prompt, Style
-from sami_train.yamlfile import first_problem, read_yaml
+from sami_train.yamlfile import all_problems, read_yaml
 
 if TYPE_CHECKING:
     from harness.models.base import Backend, Completion
@@ -233,7 +233,7 @@ def load_writer_template(path: Path = TEMPLATE) -> WriterTemplate:
     try:
         return WriterTemplate.model_validate(document.data)
     except ValidationError as error:
-        raise UserError(first_problem(error, document, WriterTemplate)) from None
+        raise all_problems(error, document, WriterTemplate) from None
 
 
 class Reply(NamedTuple):

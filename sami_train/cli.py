@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sami_train.errors import UserError
+from sami_train.text import expanded
 
 if TYPE_CHECKING:
     from sami_train.config import Recipe
@@ -285,7 +286,8 @@ def located(recipe: Recipe, folders: Sequence[Path]) -> Recipe:
 
 
 def _beside(name: str, folders: Iterable[Path]) -> Path:
-    return next((folder / name for folder in folders if (folder / name).exists()), Path(name))
+    path = expanded(name)
+    return next((folder / path for folder in folders if (folder / path).exists()), path)
 
 
 def _principle_set(name: str, folders: Iterable[Path]) -> PrincipleSet:

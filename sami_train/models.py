@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sami_train.errors import UserError, nearest
+from sami_train.text import expanded
 
 WEIGHTS = ("*.safetensors",)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -95,7 +96,7 @@ def parse_source(path: str) -> Source:
         if name not in EMBEDDED:
             raise UserError(f"there is no embedded model '{name}'; {nearest(name, EMBEDDED)}")
         return Source("embedded", name)
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     if folder.is_dir():
         return Source("folder", str(folder))
     if text.startswith((".", "/", "~")) or not _HUB_ID.match(text):

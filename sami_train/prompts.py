@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sami_train.errors import UserError, nearest
-from sami_train.yamlfile import first_problem, read_yaml
+from sami_train.yamlfile import all_problems, read_yaml
 
 Style = Literal["completion", "chat"]
 FOLDER = Path(__file__).resolve().parent / "prompts"
@@ -205,7 +205,7 @@ def load_template(name_or_path: str | Path) -> Template:
     try:
         template = Template.model_validate(document.data)
     except ValidationError as error:
-        raise UserError(first_problem(error, document, Template)) from None
+        raise all_problems(error, document, Template) from None
     forms = {
         "completion.text": template.completion.text,
         "chat.messages": "\n".join(m.content for m in template.chat.messages),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sami_train.text import printable
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
     from rich.table import Table
     from rich.text import Text
 
@@ -21,20 +24,33 @@ LONGEST_NAME = 40
 """Cells up to this many columns are kept in one piece."""
 
 
+def write(text: str) -> None:
+    """`text` on stdout, with nothing in it that a terminal acts on: names and messages in it are others'."""
+    sys.stdout.write(printable(text))
+
+
 def print_json(value: Any) -> None:
-    """`value` as JSON on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """`value` as JSON on stdout. What a terminal would act on is written as an escape."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    sys.stdout.write(text + "\n")
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that guesses no colours for words and numbers."""
+    """A console that guesses no colours for words and numbers, and shows what is printable and nothing else."""
     from rich.console import Console
+    from rich.segment import Segment
 
     class Screen(Console):
         """rich's own handling of a closed pipe ends the process with 1; `harness.cli.main` knows better."""
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS", "").isdecimal() else PIPED_WIDTH

@@ -46,7 +46,7 @@ def tables(data: Sequence[Path]) -> dict[str, Any]:
 
     A cell whose file cannot be read is missing, with the reason. Raises UserError when a folder is not there.
     """
-    known = read_yaml(FIGURES).data
+    known = read_yaml(FIGURES, text_keys=False).data
     by_place, names = _files(data)
     groups = []
     for group in known["groups"]:

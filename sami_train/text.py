@@ -1,0 +1,28 @@
+"""Text that others wrote, made fit for files and terminals, and counts in words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def printable(text: str) -> str:
+    """`text` with nothing in it that a terminal acts on: what is not printable becomes U+FFFD; line breaks and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def whole_characters(text: str) -> str:
+    """`text` with surrogate pairs joined and lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """``1 response``, ``2 responses``; `many` for a plural that is not `one` with an s."""
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
+
+
+def expanded(path: str) -> Path:
+    """A path as people write it in files: `~` and variables such as $HOME are what they stand for."""
+    return Path(os.path.expandvars(path)).expanduser()
