@@ -32,7 +32,7 @@ from harness.tasks.base import BUNDLED, HUB, TaskSpec
 from sami_train.constitutions import Polarity, Split
 from sami_train.errors import Problems, UserError, nearest
 from sami_train.prompts import Style
-from sami_train.text import expanded
+from sami_train.text import expanded, whole_characters
 from sami_train.yamlfile import LinedDocument, Location, Problem, as_written, parse_yaml, problems, read_yaml
 
 if TYPE_CHECKING:
@@ -495,7 +495,7 @@ def _find(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if text in list_presets():
         return PRESETS / f"{text}.yaml"
-    if text.endswith((".yaml", ".yml")) or Path(text).is_file():
+    if text.endswith((".yaml", ".yml")) or (is_there(Path(text)) and Path(text).is_file()):
         return expanded(text)
     raise UserError(f"there is no preset '{text}'; {nearest(text, list_presets())} (a file's name ends in .yaml)")
 
@@ -546,6 +546,8 @@ class _Layers(LinedDocument):
 
     def put(self, key: str, value: Any, origin: str) -> list[Location]:
         """Set the field of a dotted key, and say where; the blocks above it are made where they are missing."""
+        if isinstance(value, str) and value != whole_characters(value):
+            raise UserError(f"{origin}: this value is not UTF-8 text; write it in UTF-8")
         locations = self._locations(key, origin)
         for location in locations:
             node: Any = self.data

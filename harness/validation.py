@@ -135,7 +135,8 @@ class _Problems:
             for problem in error.problems if isinstance(error, Problems) else [error]:
                 self.add(location, problem)
         except (OSError, ValueError) as error:  # a name that no disk takes: too long, or with a null byte
-            self.add(location, f"this cannot be read ({error}); check the path")
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.add(location, f"this cannot be read ({reason}); check the path")
 
 
 # --- Names
@@ -397,6 +398,8 @@ def is_elsewhere(path: str) -> bool:
         return backend == "recorded" or parse_source(path).kind == "folder"
     except UserError:  # it looks like a folder's name, and there is no such folder
         return True
+    except (OSError, ValueError):  # no disk takes it
+        return False
 
 
 def _unknown_backend(path: str) -> str | None:

@@ -34,6 +34,7 @@ from sami_train.constitutions import (
 from sami_train.errors import UserError, nearest
 from sami_train.files import append_rows, read_rows
 from sami_train.prompts import Prompt, Style
+from sami_train.text import counted, printable
 from sami_train.yamlfile import all_problems, read_yaml
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ class Answers:
             return self._kept[key]
         made = self._generate(prompt, sampling)
         if made.error is not None:
-            error = printable(made.error)
+            error = printable(" ".join(made.error.split()))
             if _is_hopeless(error):
                 raise ModelUnusableError(
                     f"the model gave no answer ({error}); put that right and run the same command again, "
@@ -323,11 +324,6 @@ def _kept_replies(file: Path) -> dict[str, Reply]:
 def _is_hopeless(error: str) -> bool:
     """Whether a failed request (``reason: message``) says that others will fail as well."""
     return error.startswith(("rate_limit:", "timeout:", "connection:", "server_error:", "refused_request: HTTP"))
-
-
-def printable(text: str) -> str:
-    """`text` with nothing in it that a terminal would act on."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _with_opening(prompt: Prompt, text: str) -> str:
@@ -638,7 +634,7 @@ def build_set(
     held = f"{n_held} of them held out, " if n_held else ""
     return PrincipleSet(
         name=name,
-        description=f"{n} principle{'s' if n != 1 else ''} for {texts}, {held}written by a model.",
+        description=f"{counted(n, 'principle')} for {texts}, {held}written by a model.",
         source=source,
         principles=tuple(p.model_copy(update={"source": source}) for p in draft.principles),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 
@@ -10,7 +11,14 @@ def printable(text: str) -> str:
     """`text` with nothing in it that a terminal acts on: what is not printable becomes U+FFFD; line breaks and tabs stay."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if c.isprintable() or c in _KEPT or _is_space(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+_KEPT = "\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
+
+
+def _is_space(character: str) -> bool:
+    return unicodedata.category(character) == "Zs"
 
 
 def whole_characters(text: str) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sami_train.text import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType
-    from rich.segment import Segment
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -38,19 +37,14 @@ def print_json(value: Any) -> None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that guesses no colours for words and numbers, and shows what is printable and nothing else."""
-    from rich.console import Console
-    from rich.segment import Segment
+    """A console that guesses no colours for words and numbers."""
+    from sami_train.console import PlainConsole
 
-    class Screen(Console):
+    class Screen(PlainConsole):
         """rich's own handling of a closed pipe ends the process with 1; `harness.cli.main` knows better."""
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
-
-        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-            for segment in super().render(renderable, options):
-                yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS", "").isdecimal() else PIPED_WIDTH

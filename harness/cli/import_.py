@@ -142,7 +142,7 @@ def execute_sami_paper(options: argparse.Namespace) -> int:
     lines = [f"  {n:>6} {what}" for what, n in about["written"].items()]
     write(f"{out}: written\n" + "\n".join(lines) + "\n")
     for name, found in about["principle_sets"].items():
-        write(f"  principles/{name}.yaml: {found['principles']} principles\n")
+        write(f"  principles/{name}.yaml: {counted(found['principles'], 'principle')}\n")
     _show_removed(about["removed"])
     _show_left_out(about["left_out"])
     write(f"\nnext:\n  harness paper tables --data {out}\n")

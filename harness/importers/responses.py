@@ -187,7 +187,7 @@ def answer_files(found: Responses, *, model: str, file: str) -> tuple[dict[str, 
     about = {
         "model": model,
         "format": found.format,
-        "file": file,
+        "file": whole_characters(file),
         "sha256": found.sha256,
         "task": found.kind,
         "responses": found.n,

@@ -381,7 +381,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in (columns, *rows):
             _say("\t".join(row))
         return
-    from rich.console import Console
+    from sami_train.console import PlainConsole
     from rich.table import Table
     from rich.text import Text
 
@@ -390,4 +390,4 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold", justify="left" if column in (columns[0], "of which") else "right")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+    PlainConsole(highlight=False).print(table)
