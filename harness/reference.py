@@ -4,7 +4,6 @@ programs, or taken from a finished run.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -488,9 +488,10 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in rows:
             print("\t".join(" ".join(cell.split()) for cell in row))  # noqa: T201
         return
-    from sami_train.console import PlainConsole
     from rich.table import Table
     from rich.text import Text
+
+    from sami_train.console import PlainConsole
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:

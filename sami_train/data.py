@@ -69,7 +69,7 @@ def decoded(data: bytes, path: Path, what: str = "data file") -> str:
 
 
 def parse_json(text: str, path: Path, line: int | None, *, advice: str = "fix or delete it") -> Any:
-    """The value of JSON text, of one line of a file or (`line` None) of all of it. Raises UserError with the line and the reason."""
+    """The value of JSON text, of one line of a file or (`line` None) of all of it. Raises UserError with line and reason."""
     where, this = (f"{path}:{line}", "this line") if line is not None else (str(path), "this file")
     try:
         return json.loads(text)

@@ -51,7 +51,9 @@ class _Loader(yaml.SafeLoader):
 _TAG = "tag:yaml.org,2002:"
 _TEXT = f"{_TAG}str"
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in known if tag not in {f"{_TAG}{kind}" for kind in ("int", "float", "timestamp")}]
+    first: [
+        (tag, regexp) for tag, regexp in known if tag not in {f"{_TAG}{kind}" for kind in ("int", "float", "timestamp")}
+    ]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _INT = r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)"
@@ -176,7 +178,11 @@ def problems(
         (*problem["loc"][:-1], close[0])
         for problem in every
         if problem["type"] == "extra_forbidden"
-        and (close := difflib.get_close_matches(str(problem["loc"][-1]), _field_names(model, problem["loc"][:-1]), 1, 0.5))
+        and (
+            close := difflib.get_close_matches(
+                str(problem["loc"][-1]), _field_names(model, problem["loc"][:-1]), 1, 0.5
+            )
+        )
     }
     found: dict[Location, Problem] = {}
     for problem in every:

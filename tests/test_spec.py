@@ -248,7 +248,11 @@ MISTAKES = [
     ("style: chat", "style: chatty", "4: 'models.instruct.style' cannot be 'chatty'"),
     ("      from: base", "      form: base", "9: unknown key 'models.sami.train.form'; did you mean 'from'?"),
     ("task: hh-rlhf", "task: hh-rlfh", "13: 'tasks.dialogue.task': there is no task 'hh-rlfh'"),
-    ("task: tldr,", "task: tldr, source: gone.jsonl,", "14: 'tasks.summarization.source': there is no data at 'gone.jsonl'"),
+    (
+        "task: tldr,",
+        "task: tldr, source: gone.jsonl,",
+        "14: 'tasks.summarization.source': there is no data at 'gone.jsonl'",
+    ),
     ("[learned, held_out]", "word", "17: 'principles.splits': must be a list, such as [a, b] (it is 'word')"),
     ("{kind: verifiable}", "{kind: verifible}", "20: 'judges.verifiable.kind' cannot be 'verifible'"),
     ("model: instruct", "model: instrukt", "21: 'judges.smollm2.model': there is no model 'instrukt' here"),
@@ -262,7 +266,8 @@ def everything(file: Path) -> list[str]:
     try:
         return validate(load_spec(file))
     except SpecError as error:
-        assert error.rest is not None
+        if error.rest is None:
+            return list(error.problems)
         return [*error.problems, *validate(error.rest, replaced=error.replaced)]
 
 
@@ -304,7 +309,9 @@ def test_a_model_may_be_on_another_machine(tmp_path: Path, monkeypatch: pytest.M
     more = "models:\n  api: {path: openai/gpt, style: chat}\n  told: {path: recorded/gone, style: chat}\n"
     for path in ("./nowhere", "/cluster/model", "~/model", "$SCRATCH/model", "model", "embedded/gemma-3-270m"):
         spec = load_spec(
-            write(tmp_path, ("path: embedded/gemma-3-270m", f"path: {path}"), ("models:\n", more), ("b: base}", "b: api}"))
+            write(
+                tmp_path, ("path: embedded/gemma-3-270m", f"path: {path}"), ("models:\n", more), ("b: base}", "b: api}")
+            )
         )
         assert validate(spec, to_run=False) == []
         assert {sentence.split("'")[1] for sentence in missing_for_run(spec)} == {

@@ -71,22 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say(str(error))
         return 3 if isinstance(error, QualityError) else 1 if isinstance(error, RunError) else 2
-    except OSError as error:
-        if debug or error.errno != errno.ENAMETOOLONG:
-            return _unexpected(error, debug)
-        _say(f"{error.filename}: this name is too long for the disk; use a shorter one")
-        return 2
     except Exception as error:
-        return _unexpected(error, debug)
-
-
-def _unexpected(error: Exception, debug: bool) -> int:
-    if debug:
-        raise error
-    lines = str(error).strip().splitlines()
-    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    _say(f"unexpected error ({what}); run with --debug for the traceback")
-    return 1
+        if debug:
+            raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _say(f"{error.filename}: this name is too long for the disk; use a shorter one")
+            return 2
+        lines = str(error).strip().splitlines()
+        what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        _say(f"unexpected error ({what}); run with --debug for the traceback")
+        return 1
 
 
 def _execute(arguments: list[str]) -> int:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.cli._arguments import add_json, add_verb
 from sami_train.errors import UserError
-from sami_train.text import counted
 from sami_train.launch import cores
+from sami_train.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -182,7 +182,15 @@ def execute_lint(options: argparse.Namespace) -> int:
         else:
             problems, warnings = _problems(found)
             said = {"problems": problems, "warnings": warnings}
-            rows.append({"set": found.name, "file": str(found.file), "principles": len(found.principles), "readable": True, **said})
+            rows.append(
+                {
+                    "set": found.name,
+                    "file": str(found.file),
+                    "principles": len(found.principles),
+                    "readable": True,
+                    **said,
+                }
+            )
     if options.json:
         print_json(rows)
     else:
@@ -425,7 +433,9 @@ def _write_if_agreed(
     write_atomic(file, text)
     if is_complete:
         answers.forget()
-    _say(f"wrote {counted(len(found.principles), 'principle')} to {file}; whether the sides are contraries only a reader can tell")
+    _say(
+        f"wrote {counted(len(found.principles), 'principle')} to {file}; whether the sides are contraries only a reader can tell"
+    )
     return True
 
 

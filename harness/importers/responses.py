@@ -273,9 +273,7 @@ def _plain(rows: _Rows, choice: Choice, found: Responses) -> Iterator[_Said]:
         name, query = fields.query(row, where, choice.query_field, choice.response_field)
         texts = fields.responses(row, where, choice.response_field)
         identity = (row_id(row, where, "query_id") or row_id(row, where)) if is_jsonl else None
-        yield _Said(
-            where, "", name, query, texts, identity, fields.constitution(row, where) if is_jsonl else None
-        )
+        yield _Said(where, "", name, query, texts, identity, fields.constitution(row, where) if is_jsonl else None)
 
 
 def _of_one_model(rows: _Rows, path: Path, choice: Choice, found: Responses) -> _Rows:

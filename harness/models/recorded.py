@@ -68,7 +68,9 @@ def answers_fingerprint(path: str) -> str:
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
     except OSError as error:
-        raise UserError(f"{file}: these recorded answers cannot be read ({error.strerror}); make them readable") from None
+        raise UserError(
+            f"{file}: these recorded answers cannot be read ({error.strerror}); make them readable"
+        ) from None
 
 
 def read_answers(file: Path) -> list[RecordedAnswer]:

@@ -381,9 +381,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in (columns, *rows):
             _say("\t".join(row))
         return
-    from sami_train.console import PlainConsole
     from rich.table import Table
     from rich.text import Text
+
+    from sami_train.console import PlainConsole
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:

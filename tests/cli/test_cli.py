@@ -333,7 +333,9 @@ def test_validate_needs_no_keys_and_no_model_folders_unless_the_run_is_here(harn
     assert (said.code, said.err) == (0, "")
     first, second = said.out.splitlines()
     assert first == "quickstart: no problems found"
-    assert second.startswith("not on this machine: option models.base.path: 'models.base.path': the model folder '/cluster/model'")
+    assert second.startswith(
+        "not on this machine: option models.base.path: 'models.base.path': the model folder '/cluster/model'"
+    )
     assert json.loads(harness("validate", "quickstart", *base, "--json").out)["missing"] == [
         second.removeprefix("not on this machine: ")
     ]
@@ -390,7 +392,8 @@ def test_nothing_of_others_acts_on_the_terminal(harness: Command, tmp_path: Path
         ("validate", "bad.yaml"), ("run", "bad.yaml"), ("validate", "bad.yaml", "--json"), ("ls", "principles"),
         ("ls", "principles", "--json"), ("principles", "lint", "mine"), ("principles", "sample", "mine"),
         ("principles", "sample", "mine", "--json"), ("import", "responses", "rows.jsonl", "--response-field", ESCAPES + "x"),
-        ("import", "responses", f"{ESCAPES}.jsonl", "-o", f"out{ESCAPES}"), ("import", "responses", "rows.jsonl", "--query-field", "x"),
+        ("import", "responses", f"{ESCAPES}.jsonl", "-o", f"out{ESCAPES}"),
+        ("import", "responses", "rows.jsonl", "--query-field", "x"),
     ):  # fmt: skip
         said = harness(*arguments)
         assert not set(ESCAPES[:1] + ESCAPES[5:6] + ESCAPES[-2:]) & set(said.out + said.err), (arguments, said)
@@ -404,7 +407,9 @@ def test_yamls_words_are_named_with_file_and_line(harness: Command, tmp_path: Pa
     )
     said = harness("principles", "lint", "mine.yaml")
     assert said.code == 3
-    assert said.out.startswith("mine.yaml:8: a: check 'opens_with' cannot run with the options {\"phrases\": [true, false]}: ")
+    assert said.out.startswith(
+        "mine.yaml:8: a: check 'opens_with' cannot run with the options {\"phrases\": [true, false]}: "
+    )
     assert said.out.endswith("; put words such as yes, no and on into quotes\n")
 
 
@@ -421,14 +426,27 @@ def test_lint_names_a_file_once_and_every_mistake(harness: Command, tmp_path: Pa
         "02.yaml:8: unknown key 'principles.0.sorce'; did you mean 'source'?\n",
         "",
     )
-    text = (tmp_path / "02.yaml").read_text().replace("defintion: Be so", "definition: Be so and so").replace("sorce", "source")
+    text = (
+        (tmp_path / "02.yaml")
+        .read_text()
+        .replace("defintion: Be so", "definition: Be so and so")
+        .replace("sorce", "source")
+    )
     (tmp_path / "02.yaml").write_text(text.replace("Not.", "Always do the contrary."))
     assert harness("principles", "lint", "02.yaml").out == "x: 1 principle, nothing found\n"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "7", '"text"', "[" * 100_000, '{"comparisons": [7]}', '{"comparisons": [{}]}', '{"comparisons": [], "judges": 3}'],
+    [
+        "[]",
+        "7",
+        '"text"',
+        "[" * 100_000,
+        '{"comparisons": [7]}',
+        '{"comparisons": [{}]}',
+        '{"comparisons": [], "judges": 3}',
+    ],
 )
 def test_results_of_another_type_are_a_sentence(harness: Command, tmp_path: Path, text: str) -> None:
     (tmp_path / "runs/x").mkdir(parents=True)

@@ -106,7 +106,9 @@ def test_samples_of_lm_evaluation_harness(put: Put, arguments: Any) -> None:
     strict = {**row, "filter": "strict", "filtered_resps": ["7"]}
     path = put([{**row, "filter": "none"}, strict], "samples_x.jsonl")
     found = read_responses(path)
-    assert (found.format, texts(found)) == ("lm-eval", [("Q: How?\nA:", "So. ")]), "what the model saw, and what it wrote"
+    assert (found.format, texts(found)) == ("lm-eval", [("Q: How?\nA:", "So. ")]), (
+        "what the model saw, and what it wrote"
+    )
     assert dict(found.left_out) == {"of a response that another filter has too": 1}
     assert texts(read_responses(path, Choice(query_field="question"))) == [("How?", "So. ")]
     filtered = read_responses(path, Choice(response_field="filtered_resps"))
@@ -143,7 +145,11 @@ def test_the_prompt_of_a_sample_may_be_a_chat(put: Put, arguments: Any, query: s
 
 
 def test_a_sample_with_examples_in_its_chat_is_refused(put: Put) -> None:
-    chat = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}, {"role": "user", "content": "C?"}]
+    chat = [
+        {"role": "user", "content": "A?"},
+        {"role": "assistant", "content": "B."},
+        {"role": "user", "content": "C?"},
+    ]
     row = {"doc": {"question": "C?"}, "arguments": [[json.dumps(chat), {}]], "resps": [["So."]]}
     path = put([row], "samples_x.jsonl")
     with pytest.raises(UserError, match=r"a chat of 3 messages \(user, assistant, user\).* --query-field"):
@@ -224,7 +230,9 @@ def test_a_chat_of_one_message_is_a_query_or_a_response(put: Put, row: dict[str,
 @pytest.mark.parametrize("system", [[{"role": "system", "content": "Be a pirate."}], [USER, REPLY]])
 def test_a_longer_chat_is_refused_with_its_roles(put: Put, system: list[dict[str, str]]) -> None:
     path = put([{"prompt": [*system, USER], "completion": [REPLY]}], "mine.jsonl")
-    with pytest.raises(UserError, match=r"mine\.jsonl:1: 'prompt' is a chat of \d messages \((system|user, assistant), user\)"):
+    with pytest.raises(
+        UserError, match=r"mine\.jsonl:1: 'prompt' is a chat of \d messages \((system|user, assistant), user\)"
+    ):
         read_responses(path)
 
 
@@ -270,7 +278,10 @@ def test_an_id_of_two_queries_is_refused_with_both_rows(put: Put) -> None:
 
 def test_half_a_character_is_replaced_wherever_it_is(put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    put('{"id": "\\ud83d", "query": "Smile \\ud83d now", "response": "\\ude00 ok", "principles": ["\\ud83d"]}\n', "x.jsonl")
+    put(
+        '{"id": "\\ud83d", "query": "Smile \\ud83d now", "response": "\\ude00 ok", "principles": ["\\ud83d"]}\n',
+        "x.jsonl",
+    )
     assert main(["import", "responses", "x.jsonl", "-o", "out"]) == 0
     (answer,) = read_answers(tmp_path / "out/responses.jsonl")
     assert (answer.query_id, answer.query, answer.text) == ("\ufffd", "Smile \ufffd now", "\ufffd ok")
@@ -292,7 +303,11 @@ def test_a_query_without_a_response_stays_a_query(put: Put, tmp_path: Path, caps
 
 
 def test_repeats_are_counted_aloud(put: Put, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"query": "How?", "response": "So."}, {"query": "How? ", "response": "Thus."}, {"query": "Why?", "response": ""}]
+    rows = [
+        {"query": "How?", "response": "So."},
+        {"query": "How? ", "response": "Thus."},
+        {"query": "Why?", "response": ""},
+    ]
     assert main(["import", "responses", str(put(rows, "mine.jsonl")), "-o", str(tmp_path / "out")]) == 0
     assert f"{tmp_path}/out: 3 responses to 2 queries, 1 a repeat, of mine; read as jsonl\n" in capsys.readouterr().out
     assert main(["import", "responses", str(put(rows[:1], "one.jsonl")), "-o", str(tmp_path / "one")]) == 0
@@ -311,12 +326,15 @@ def test_a_broken_list_is_reported_where_it_breaks(put: Put, name: str) -> None:
 @pytest.mark.parametrize(
     ("content", "where"),
     [
-        ('{"query": "a", "response": "b"}\n{"query": "c"\n{"query": "d", "response": "e"}\n', ":2: this line is not JSON"),
+        (
+            '{"query": "a", "response": "b"}\n{"query": "c"\n{"query": "d", "response": "e"}\n',
+            ":2: this line is not JSON",
+        ),
         ('{"query": "a"\n{"query": "c", "response": "b"}\n', ":1: this line is not JSON"),
         ('{\n "response": {\n  "0": "a",\n }\n}\n', ":4: this file is not JSON"),
         ('{"query": "a", "response": "b"}\n' + "[" * 100_000 + "\n", ":2: this line is nested too deep"),
         ("[" * 100_000, ": this file is nested too deep"),
-        ('{"query": "a", "response": "b", "id": ' + "9" * 5000 + "}", ": this line has a number of too many digits"),
+        ('{"query": "a", "response": "b", "id": ' + "9" * 5000 + "}", ": this file has a number of too many digits"),
     ],
 )
 def test_what_is_not_json_is_named_by_line_and_reason(put: Put, content: str, where: str) -> None:

@@ -22,7 +22,10 @@ BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
         ("q.json", '[{"query": "A?"}, {"query": "B?"}]'),
         ("q.json", f'{BOM}[{{"query": "A?"}},\n {{"query": "B?"}}]'),
         ("q.jsonl", '\n[{"query": "A?"},\n {"query": "B?"}]'),
-        ("q.jsonl", '{"query": "A?", "part": null}\n{"query": "B?", "part": "train"}\n{"query": "C?", "part": "evaluation"}\n'),
+        (
+            "q.jsonl",
+            '{"query": "A?", "part": null}\n{"query": "B?", "part": "train"}\n{"query": "C?", "part": "evaluation"}\n',
+        ),
     ],
 )
 def test_lines_and_one_list_are_read_alike(tmp_path: Path, name: str, text: str) -> None:
@@ -44,13 +47,21 @@ DEEP = "[" * 100_000
         ("q.jsonl", MANY, ":1: this line has a number of too many digits"),
         ("q.json", DEEP, ": this file is nested too deep"),
         ("q.jsonl", f'{{"query": "A?"}}\n{DEEP}', ":2: this line is nested too deep"),
-        ("q.json", '[{"query": "A?"},\n {"query": "B?"\n', ":3: this file is not JSON (Expecting ',' delimiter, column"),
+        (
+            "q.json",
+            '[{"query": "A?"},\n {"query": "B?"\n',
+            ":3: this file is not JSON (Expecting ',' delimiter, column",
+        ),
         ("q.json", '{"query": "A?"}', ": a .json data file holds one list of rows"),
         ("q.json", '["A?"]', ": item 1: this row is not a JSON object"),
         ("q.jsonl", '{"query": "A?"}\n"B?"', ":2: this row is not a JSON object"),
         ("q.jsonl", '{"id": true, "query": "A?"}', ":1: 'id' must be a text or a whole number"),
         ("q.jsonl", '{"id": 1, "query": "A?"}\n\n{"id": 1, "query": "B?"}', ":3: the id '1' names two different texts"),
-        ("q.json", '[{"id": 1, "query": "A?"}, {"id": "1", "query": "B?"}]', ": item 2: the id '1' names two different texts"),
+        (
+            "q.json",
+            '[{"id": 1, "query": "A?"}, {"id": "1", "query": "B?"}]',
+            ": item 2: the id '1' names two different texts",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named_by_row_and_reason(tmp_path: Path, name: str, text: str, told: str) -> None:

@@ -139,7 +139,8 @@ def test_no_word_of_python_leaks(tmp_path: Path, text: str, told: str) -> None:
 
 def test_every_id_that_is_listed_twice_is_told(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
-        {"id": name, "definition": "Be so.", "antithesis": "Do not.", "split": "learned", "task": "dialogue"} for name in "aabbc"
+        {"id": name, "definition": "Be so.", "antithesis": "Do not.", "split": "learned", "task": "dialogue"}
+        for name in "aabbc"
     ]
     (tmp_path / "s.yaml").write_text(json.dumps({"name": "s", "principles": rows}), encoding="utf-8")
     with pytest.raises(UserError, match="the principle id 'a', 'b' is listed twice"):
