@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from sami_train.constitutions import Polarity, Split
 from sami_train.errors import Problems, UserError, nearest
 from sami_train.prompts import Style
 from sami_train.text import expanded, whole_characters
-from sami_train.yamlfile import LinedDocument, Location, Problem, as_written, parse_yaml, problems, read_yaml
+from sami_train.yamlfile import Dumper, LinedDocument, Location, Problem, as_written, parse_yaml, problems, read_yaml
 
 if TYPE_CHECKING:
     from harness.stats import StopRule
@@ -417,15 +416,7 @@ class Spec(_Part):
     def dump(self) -> str:
         """The whole specification as YAML, every default written out: loaded again, it says the same."""
         data = self.model_dump(mode="json", by_alias=True)
-        return yaml.dump(_without_nulls(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-
-
-class _Dumper(yaml.SafeDumper):
-    """The safe dumper, with quotes around text that `read_yaml` would take for a number (the commit 12e4567, say)."""
-
-
-_NUMBER = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
+        return yaml.dump(_without_nulls(data), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _without_nulls(data: Any) -> Any:
@@ -672,17 +663,20 @@ def _replaced(layers: _Layers) -> tuple[Spec | None, tuple[Location, ...]]:
             spec = Spec.model_validate(data)
         except ValidationError as error:
             for location, _, kind in reversed(problems(error, LinedDocument(layers.path, data), Spec)):
-                if not location or not _replace(data, location, is_missing=kind == "missing"):
+                if not location or (place := _replace(data, location, is_missing=kind == "missing")) is None:
                     return None, ()
-                places.append(location[:2] if location[0] in _NAMED else location[:1])
+                places.append(place)
         else:
             spec._document = layers
             return spec, tuple(places)
     return None, ()
 
 
-def _replace(data: Any, location: Location, *, is_missing: bool) -> bool:
-    """Take a value out, or put something sound in the place of one that has to be there; False where nothing can be."""
+def _replace(data: Any, location: Location, *, is_missing: bool) -> Location | None:
+    """Take a value out, or put something sound in the place of one that has to be there.
+
+    Returns what is not as the file has it now; None where nothing can stand in.
+    """
     block, *rest = location
     if block in _NAMED and (len(location) == 2 or (is_missing and len(location) > 2)):
         entry = data[block][rest[0]]
@@ -696,28 +690,31 @@ def _replace(data: Any, location: Location, *, is_missing: bool) -> bool:
             "tasks": {"task": task if isinstance(task, str) else "unknown"},
             "judges": {"kind": "verifiable"},
         }[str(block)]
-        return True
-    names = list(data["models"]) if isinstance(data.get("models"), dict) else []
-    sound: dict[str | int, Any] = {
-        "name": "run",
-        "output": "runs/run",
-        "principles": {"sets": ["verifiable"]},
-        "judges": {"judge": {"kind": "verifiable"}},
-        "comparisons": [{"a": names[0], "b": names[-1]}] if names else None,
-    }
+        return location[:2]
     if len(location) == 1 or is_missing:
-        if sound.get(block) is None and (is_missing or block in _NAMED):
-            return False
-        data[block] = sound.get(block)
-        if data[block] is None:
+        names = list(data["models"]) if isinstance(data.get("models"), dict) else []
+        sound: dict[str | int, Any] = {
+            "name": "run",
+            "output": "runs/run",
+            "principles": {"sets": ["verifiable"]},
+            "judges": {"judge": {"kind": "verifiable"}},
+        }
+        if names:
+            sound["comparisons"] = [{"a": names[0], "b": names[-1]}]
+        if block in sound:
+            data[block] = sound[block]
+        elif is_missing or block in (*_NAMED, "comparisons"):
+            return None
+        else:
             del data[block]
-        return True
+        return location[:1]
     with suppress(KeyError, IndexError, TypeError):  # what is around it has been replaced
         node = data
         for part in location[:-1]:
             node = node[part]
         del node[location[-1]]
-    return True
+    is_item = any(isinstance(part, int) for part in location)
+    return location[: 2 if block in _NAMED else 1] if is_item else location
 
 
 def is_there(path: Path) -> bool:

@@ -50,6 +50,8 @@ LIGHT_BYTES = 8 << 20
 
 LONGEST_NAME = 80
 """Characters of a name, so that a file named after two models still fits on every disk."""
+LONGEST_PART = 255
+"""Bytes of a file's or a folder's name, on today's disks."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _API = ("openai", "anthropic")
@@ -170,9 +172,10 @@ def _check_names(spec: Spec, found: _Problems) -> None:
                 found.add(location, "'-vs-' stands between the names of a comparison; leave it out of a model's name")
             if block == "tasks" and name == "all":
                 found.add(location, "tables call all tasks together 'all'; give this task another name")
-    with found.at(("output",)):
-        if Path(spec.output).exists() and not Path(spec.output).is_dir():
-            raise UserError(f"'{spec.output}' is a file; name a folder")
+    if any(len(os.fsencode(part)) > LONGEST_PART for part in Path(spec.output).parts):
+        found.add(("output",), f"no file's name may be longer than {LONGEST_PART} bytes; use a shorter one")
+    elif is_there(Path(spec.output)) and not Path(spec.output).is_dir():
+        found.add(("output",), f"'{spec.output}' is a file; name a folder")
 
 
 # --- Tasks

@@ -35,7 +35,7 @@ from sami_train.errors import UserError, nearest
 from sami_train.files import append_rows, read_rows
 from sami_train.prompts import Prompt, Style
 from sami_train.text import counted, printable
-from sami_train.yamlfile import all_problems, read_yaml
+from sami_train.yamlfile import Dumper, all_problems, read_yaml
 
 if TYPE_CHECKING:
     from harness.models.base import Backend, Completion
@@ -653,11 +653,4 @@ def to_yaml(principle_set: PrincipleSet) -> str:
         }
         for p in principle_set.principles
     ]
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-
-
-class _Dumper(yaml.SafeDumper):
-    """The safe dumper, with quotes around names that `read_yaml` would take for a number (1e5, say)."""
-
-
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[0-9]+e[0-9]+$"), list("0123456789"))
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)

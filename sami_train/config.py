@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sami_train.errors import Problems, UserError, nearest
-from sami_train.yamlfile import LinedDocument, parse_yaml, problems, read_yaml
+from sami_train.yamlfile import Dumper, LinedDocument, parse_yaml, problems, read_yaml
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
 FilterRule = Literal[
@@ -435,7 +435,7 @@ def parse_changes(settings: list[str]) -> dict[str, Any]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every field, ready to be run again."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 NOT_TRAINED_BY = frozenset(

@@ -65,6 +65,13 @@ for _kind, _pattern in (("int", _INT), ("float", _FLOAT)):
     _Loader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
 
 
+class Dumper(yaml.SafeDumper):
+    """The safe dumper, with quotes around text that `read_yaml` would take for a number (the commit 12e4567, say)."""
+
+
+Dumper.add_implicit_resolver(f"{_TAG}float", re.compile(f"^(?:{_INT}|{_FLOAT})$"), list("-+.0123456789"))
+
+
 def read_yaml(path: Path, what: str = "file", *, text_keys: bool = True) -> LinedDocument:
     """Read one YAML file. Raises UserError when it is missing or unreadable, and as `parse_yaml` does."""
     return parse_yaml(decoded(read_bytes(path, what), path, what), path, text_keys=text_keys)

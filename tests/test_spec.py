@@ -352,7 +352,7 @@ def test_homes_and_variables_in_paths(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_folder_whose_name_no_disk_takes_is_a_problem(tmp_path: Path) -> None:
     (found,) = problems(write(tmp_path, ("engine: {device: cpu}", f"output: runs/{'x' * 260}")))
-    assert "try.yaml:28: 'output': this cannot be read (File name too long); check the path" in found
+    assert "try.yaml:28: 'output': no file's name may be longer than 255 bytes; use a shorter one" in found
 
 
 def test_all_problems_are_told_together(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from sami_train.errors import UserError, nearest
 
 FOLDER = Path("runs")
-_PARTS = {
+_PARTS: dict[str, type[Any]] = {
     "comparisons": list, "responses": list, "gaps": list, "leaderboards": list, "rank_stability": list, "steerability": list,
     "infonce": list, "corrections": list, "not_counted": list, "examples": list, "models": dict, "judges": dict,
     "training": dict, "quality": dict, "cost": dict,

@@ -218,8 +218,10 @@ def slug(name: str) -> str:
 
 # --- Files and formats
 
-_Rows = list[tuple[str, Any]] | dict[str, Any]
-"""(where it stands, row), or the one object that a file holds."""
+_List = list[tuple[str, Any]]
+"""(where it stands, row)"""
+_Rows = _List | dict[str, Any]
+"""Rows, or the one object that a file holds."""
 
 
 def _parse(text: str, path: Path) -> _Rows:
@@ -265,7 +267,7 @@ def _detect(rows: _Rows, path: Path) -> Format:
     raise UserError(f"{path}: this file is in no format known here; say which with --format ({', '.join(FORMATS)})")
 
 
-def _plain(rows: _Rows, choice: Choice, found: Responses) -> Iterator[_Said]:
+def _plain(rows: _List, choice: Choice, found: Responses) -> Iterator[_Said]:
     """Rows with a query and a response each."""
     is_jsonl = found.format == "jsonl"
     for where, raw in rows:
@@ -276,7 +278,7 @@ def _plain(rows: _Rows, choice: Choice, found: Responses) -> Iterator[_Said]:
         yield _Said(where, "", name, query, texts, identity, fields.constitution(row, where) if is_jsonl else None)
 
 
-def _of_one_model(rows: _Rows, path: Path, choice: Choice, found: Responses) -> _Rows:
+def _of_one_model(rows: _List, path: Path, choice: Choice, found: Responses) -> _List:
     """The rows of one model, where rows name theirs. Raises UserError when there are several and none was chosen."""
     name = fields.model_field(row for _, row in rows)
     if name is None:
@@ -294,7 +296,7 @@ def _of_one_model(rows: _Rows, path: Path, choice: Choice, found: Responses) -> 
     return taken
 
 
-def _samples(rows: _Rows, choice: Choice, found: Responses) -> Iterator[_Said]:
+def _samples(rows: _List, choice: Choice, found: Responses) -> Iterator[_Said]:
     """Samples of lm-evaluation-harness, which writes each once for every filter; what the model wrote is taken once."""
     first: str | None = None
     filters: dict[str, str] = {}

@@ -417,7 +417,7 @@ def test_a_cell_breaks_between_words_and_not_in_an_interval() -> None:
 
 
 def test_a_megabyte_of_blanks_in_a_cell_takes_no_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     lines = wrapped(" " * 200_000 + "[" * 1000 + " x" * 10_000, 80)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert max(map(len, lines[:-2])) <= 1080

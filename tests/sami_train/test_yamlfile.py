@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sami_train.config import load_recipe, parse_changes
 from sami_train.constitutions import load_principle_set
 from sami_train.errors import Problems, UserError
-from sami_train.yamlfile import parse_yaml, read_yaml
+from sami_train.yamlfile import Dumper, parse_yaml, read_yaml
 
 FILE = Path("x.yaml")
 
@@ -29,6 +30,13 @@ def test_a_number_is_what_it_looks_like_or_text(text: str, value: object) -> Non
     found = parse_yaml(f"a: {text}", FILE).data["a"]
     assert (found, type(found)) == (value, type(value))
     assert parse_changes([f"limit={text}"]) == {"limit": value}
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "1:30", "1.5e3", ".5e3", "12e4567", "5.", "0x1F", "10", "yes", "2024-01-01", "-.inf", "~"]
+)
+def test_text_that_looks_like_a_number_comes_back_from_a_dump(text: str) -> None:
+    assert parse_yaml(yaml.dump({"a": text}, Dumper=Dumper), FILE).data == {"a": text}
 
 
 def test_a_count_in_another_system_is_refused_with_what_was_written(tmp_path: Path) -> None:
@@ -114,9 +122,8 @@ def test_every_mistake_of_a_principle_set_is_told_in_words_of_yaml(tmp_path: Pat
         "12: 'principles.1.split' cannot be 'learnt'; did you mean 'learned'?",
         "14: 'principles.2': must be a mapping of fields (field: value) (it is 'just text')",
         "19: 'principles.3.task': must have at least 1 item",
-        "20: unknown key 'principles.3.colour'; known: antithesis, check, definition, id, source, split, task",
-    ] or sorted(told) == sorted(told)
-    assert len(told) == 8
+        "20: unknown key 'principles.3.colour'; did you mean 'source'?",
+    ]
     assert not any(word in " ".join(told) for word in ("tuple", "dictionary", "pattern", "string", "True", "None"))
 
 
@@ -151,11 +158,11 @@ def test_every_mistake_of_a_recipe_and_of_its_changes_is_told(tmp_path: Path) ->
     (tmp_path / "r.yaml").write_text("name: r\nlearning_rate: 1e-4\nbatchsize: 2\nseed: -1\n", encoding="utf-8")
     with pytest.raises(Problems) as error:
         load_recipe(str(tmp_path / "r.yaml"), {"beta": -1})
-    assert [problem.partition(": ")[0].rpartition("/")[2] for problem in error.value.problems] == [
+    assert {problem.partition(": ")[0].rpartition("/")[2] for problem in error.value.problems} == {
+        "r.yaml:3",
         "r.yaml:4",
         "--set beta",
-        "r.yaml:3",
-    ] or len(error.value.problems) == 3
+    }
     with pytest.raises(Problems) as error:
         load_recipe(str(tmp_path / "r.yaml"), {"bta": 1, "sed": 2})
     assert len(error.value.problems) == 2
