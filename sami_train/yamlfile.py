@@ -193,8 +193,10 @@ def problems(
     }
     found: dict[Location, Problem] = {}
     for problem in every:
-        if problem["type"] == "missing" and problem["loc"] in misspelt:
-            continue
+        place = problem["loc"]
+        is_counted = problem["type"] == "too_short" and any(p["loc"][: len(place)] == place != p["loc"] for p in every)
+        if is_counted or (problem["type"] == "missing" and place in misspelt):
+            continue  # pydantic counts items that are sound
         location = _real(problem["loc"], document)
         sentence = _sentence(problem, location, document, model, hints or {})
         found.setdefault(location, Problem(location, sentence, problem["type"]))
