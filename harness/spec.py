@@ -647,7 +647,8 @@ def _problems(error: ValidationError, layers: _Layers) -> list[Problem]:
             problem = problem._replace(sentence=f"{where}: '{shown}' {said}")
         if location == ("output",) and ("name",) in found:  # it is made of the name
             continue
-        found.setdefault(where if where in layers.origins.values() else location, problem)
+        is_given = where in layers.origins.values()
+        found.setdefault((where, problem.kind, location[-1:]) if is_given else location, problem)
     return list(found.values())
 
 
