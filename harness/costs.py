@@ -23,7 +23,7 @@ from harness.spec import ModelSpec, model_backend
 from harness.store import RowFile
 from sami_train.errors import UserError, nearest
 from sami_train.prompts import Prompt
-from sami_train.yamlfile import first_problem, read_yaml
+from sami_train.yamlfile import all_problems, read_yaml
 
 PRICES = Path(__file__).resolve().parent / "prices.yaml"
 PRICES_VARIABLE = "HARNESS_PRICES"
@@ -99,7 +99,7 @@ def _read_prices(file: Path) -> dict[str, Price]:
     try:
         return _PriceFile.model_validate(document.data).prices
     except ValidationError as error:
-        raise InvalidCosts(first_problem(error, document, _PriceFile)) from None
+        raise InvalidCosts(str(all_problems(error, document, _PriceFile))) from None
 
 
 def api_models(plan: Plan) -> dict[str, ModelSpec]:

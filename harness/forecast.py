@@ -78,8 +78,15 @@ def _repeated(samples: tuple[Query, ...], count: int, name: str) -> tuple[Query,
 
 def plan_ahead(spec: Spec) -> tuple[Plan, list[str]]:
     """The plan, and what had to be assumed for it, a sentence each. Raises UserError as `build_plan` does."""
+    from harness.validation import is_elsewhere
+
     assumed = Assumptions()
-    plan = Plan(spec, load=assumed.load)
+    elsewhere = {name: model.path for name, model in spec.models.items() if model.path and is_elsewhere(model.path)}
+    plan = Plan(spec, load=assumed.load, weights={name: f"not here: {path}" for name, path in elsewhere.items()})
+    assumed.sentences += [
+        f"the model '{name}' ({path}) is not on this machine: planned as if it had no rows yet"
+        for name, path in elsewhere.items()
+    ]
     return plan, assumed.sentences
 
 

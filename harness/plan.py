@@ -217,10 +217,11 @@ class Plan:
         spec: Spec,
         known: Mapping[str, Mapping[str, str]] | None = None,
         load: Callable[[str, TaskSpec], TaskData] = load_task,
+        weights: Mapping[str, str] | None = None,
     ) -> None:
         """`known`: of models whose rows are there already, their fingerprint under `model` and under `asked_for` what
         was asked for then. A model of which the same is asked for now is not looked at again. `load` gives a task's queries; a
-        forecast has one that never fails for want of a network.
+        forecast has one that never fails for want of a network. `weights`: fingerprints of models that are not on this machine.
         """
         self.spec = spec
         self.tasks: dict[str, TaskData] = {name: load(name, task.task_spec()) for name, task in spec.tasks.items()}
@@ -234,7 +235,7 @@ class Plan:
         self.upto: int | None = None
         """Of how many queries, the first of the order, this plan is; None: of all."""
         self._judges: dict[tuple[str, str], LLMJudge] = {}
-        self._weights: dict[str, str] = {}
+        self._weights: dict[str, str] = dict(weights or {})
         self.scorers: dict[str, str] = {
             name: scorer for name in spec.models if self._used(name) and (scorer := self._scorer(name))
         }

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from sami_train.text import counted
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -19,9 +21,9 @@ class Display:
     """Progress of all stages. Use as a context manager; every call is cheap."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        from rich.console import Console
+        from sami_train.console import PlainConsole
 
-        self.console = console or Console(stderr=True)
+        self.console = console or PlainConsole(stderr=True)
         self.quiet = quiet
         self.live = self.console.is_terminal and not quiet
         self._progress: Progress | None = None
@@ -67,7 +69,7 @@ class Display:
         for name, total in stages.items():
             if self._progress is not None:
                 self._tasks[name] = self._progress.add_task(name, total=total, start=False, info="")
-        self._line(f"{len(stages)} stages")
+        self._line(counted(len(stages), "stage"))
 
     def stage(self, name: str, done: int, total: int) -> None:
         """A stage begins with `done` of `total` already there."""

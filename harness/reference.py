@@ -4,7 +4,6 @@ programs, or taken from a finished run.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from harness.judges.verifiable import compare
 from harness.models.base import Backend, Budget, Completion, Request, Sampling
 from harness.rows import Generation, Text
 from harness.store import RowFile, fingerprint
-from harness.store.files import reading
 from harness.tasks import TaskSpec, load_task
 from sami_train.constitutions import Constitution, PrincipleSet, load_principle_set, sample_constitutions
+from sami_train.data import read_objects, row_id
 from sami_train.errors import UserError, nearest
 from sami_train.prompts import Prompt, Style, load_template
+from sami_train.yamlfile import told
 
 if TYPE_CHECKING:
     from harness.spec import ModelSpec, Spec
@@ -100,24 +100,16 @@ class _ReferenceRow(BaseModel):
 
 
 def read_reference(file: Path, limit: int | None = None) -> list[LabelledPair]:
-    """The pairs of a reference file (JSON lines), the first `limit` of them.
+    """The pairs of a reference file (JSON lines, or one JSON list), the first `limit` of them.
 
     Raises:
         UserError: the file cannot be read, has no pairs, or its first mistake with line and field.
     """
-    with reading(file):
-        data = file.read_bytes()
     pairs: dict[str, LabelledPair] = {}
-    try:
-        lines = data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: this reference is not UTF-8 text; save it as UTF-8") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        pair = _parse(line, number, f"{file}:{number}")
+    for number, (where, row) in enumerate(read_objects(file, "reference"), start=1):
+        pair = _parse(row, number, where)
         if pair.id in pairs:
-            raise UserError(f"{file}:{number}: the id '{pair.id}' stands above already; give each pair its own")
+            raise UserError(f"{where}: the id '{pair.id}' stands above already; give each pair its own")
         pairs[pair.id] = pair
         if len(pairs) == limit:
             break
@@ -126,13 +118,12 @@ def read_reference(file: Path, limit: int | None = None) -> list[LabelledPair]:
     return list(pairs.values())
 
 
-def _parse(line: str, number: int, where: str) -> LabelledPair:
+def _parse(found: dict[str, Any], number: int, where: str) -> LabelledPair:
+    identity = row_id(found, where)
     try:
-        row = _ReferenceRow.model_validate(json.loads(line))
+        row = _ReferenceRow.model_validate({**found, "id": identity})
     except ValidationError as error:
         raise UserError(f"{where}: {_told(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: this line is not JSON ({error}); write one object a line") from None
     return LabelledPair(
         id=row.id or str(number),
         query_id=fingerprint(row.query)[:16],
@@ -147,15 +138,14 @@ def _parse(line: str, number: int, where: str) -> LabelledPair:
 
 
 def _told(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
+    problem = error.errors(include_url=False)[0]
     field = ".".join(map(str, problem["loc"]))
     if problem["type"] == "missing":
-        return f"'{field}' is missing; every line needs query, principles, response_a, response_b and label"
+        return f"'{field}' is missing; every row needs query, principles, response_a, response_b and label"
     if problem["type"] == "extra_forbidden":
         known = [*_ReferenceRow.model_fields, "constitution"]
         return f"there is no field '{field}'; {nearest(field, known)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"'{field}': {message}" if field else message
+    return f"'{field}': {told(problem)}" if field else told(problem)
 
 
 # --- Written for the purpose, labelled by programs --------------------------------------------------------------------

@@ -19,7 +19,7 @@ from harness.spec import JudgeSpec, ModelSpec, Spec, is_there, model_backend
 from harness.validation import check_judging
 from sami_train.errors import UserError, nearest
 from sami_train.models import has_chat_template, parse_source
-from sami_train.yamlfile import LinedDocument, first_problem, read_yaml
+from sami_train.yamlfile import LinedDocument, all_problems, read_yaml
 
 _PartT = TypeVar("_PartT", bound=BaseModel)
 
@@ -237,4 +237,4 @@ def _valid(part: type[_PartT], fields: dict[str, Any], document: LinedDocument) 
     try:
         return part.model_validate(fields)
     except ValidationError as error:
-        raise UserError(first_problem(error, document, part)) from None
+        raise all_problems(error, document, part) from None

@@ -22,19 +22,16 @@ from pydantic import (
     model_validator,
 )
 
-
-def _whole_characters(text: str) -> str:
-    """`text` with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+from sami_train.text import whole_characters
 
 
 def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
     """`value` as a JSON reader will see it: tuples become lists; NaN and types JSON has no word for are refused."""
-    plain: dict[str, Any] = json.loads(_whole_characters(json.dumps(value, allow_nan=False, ensure_ascii=False)))
+    plain: dict[str, Any] = json.loads(whole_characters(json.dumps(value, allow_nan=False, ensure_ascii=False)))
     return plain
 
 
-Text = Annotated[str, AfterValidator(_whole_characters)]
+Text = Annotated[str, AfterValidator(whole_characters)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_plain_json)]
 
 

@@ -7,12 +7,13 @@ below. Whether what it names exists is a question for `harness.validation`.
 
 from __future__ import annotations
 
+import copy
 import os
-import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -25,13 +26,13 @@ from pydantic import (
     field_serializer,
     model_validator,
 )
-from pydantic_core import InitErrorDetails
 
 from harness.tasks.base import BUNDLED, HUB, TaskSpec
 from sami_train.constitutions import Polarity, Split
-from sami_train.errors import UserError, nearest
+from sami_train.errors import Problems, UserError, nearest
 from sami_train.prompts import Style
-from sami_train.yamlfile import LinedDocument, Location, first_problem, parse_yaml, read_yaml
+from sami_train.text import expanded, whole_characters
+from sami_train.yamlfile import Dumper, LinedDocument, Location, Problem, as_written, parse_yaml, problems, read_yaml
 
 if TYPE_CHECKING:
     from harness.stats import StopRule
@@ -57,12 +58,13 @@ PRESET_MODELS = "preset_models"
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class SpecError(UserError):
+class SpecError(Problems):
     """An invalid specification. Its message has a line for each of `problems`."""
 
-    def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    rest: Spec | None = None
+    """The specification with what is wrong replaced, where that can be done, so that its other problems can be found."""
+    replaced: tuple[Location, ...] = ()
+    """What `rest` does not have as the file has it."""
 
 
 # --- The models. Numbers are strict: `yes` or `"3"` is no number.
@@ -71,20 +73,20 @@ class SpecError(UserError):
 def _auto_or_count(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
-    raise ValueError(f"{value!r} is neither 'auto' nor a whole number of at least 1")
+    raise ValueError(f"{as_written(value)} is neither 'auto' nor a whole number of at least 1")
 
 
 def _switch_or_count(value: object) -> object:
     if isinstance(value, bool) or (isinstance(value, int) and value >= 1):
         return value
-    raise ValueError(f"{value!r} is neither true, false nor a whole number of at least 1")
+    raise ValueError(f"{as_written(value)} is neither true, false nor a whole number of at least 1")
 
 
 def _device(value: object) -> object:
     name, _, number = str(value).partition(":")
     if value in ("auto", "cpu", "cuda") or (name == "cuda" and number.isdecimal()):
         return value
-    raise ValueError(f"there is no device {value!r}; write auto, cpu, cuda, or cuda:0 for one of several")
+    raise ValueError(f"there is no device {as_written(value)}; write auto, cpu, cuda, or cuda:0 for one of several")
 
 
 def _switch(value: object) -> object:
@@ -414,15 +416,7 @@ class Spec(_Part):
     def dump(self) -> str:
         """The whole specification as YAML, every default written out: loaded again, it says the same."""
         data = self.model_dump(mode="json", by_alias=True)
-        return yaml.dump(_without_nulls(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-
-
-class _Dumper(yaml.SafeDumper):
-    """The safe dumper, with quotes around text that `read_yaml` would take for a number (the commit 12e4567, say)."""
-
-
-_NUMBER = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
+        return yaml.dump(_without_nulls(data), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _without_nulls(data: Any) -> Any:
@@ -459,11 +453,11 @@ def load_spec(
             that is text counts as text, so read it as YAML before where numbers are meant.
         preset_models: other models to run it on, by a name in the file's block `preset_models`.
 
-    Relative paths in the file are taken from the file's folder if they are there, and from the current folder
-    otherwise; those of overrides from the current folder.
+    Paths may begin with `~` or have variables such as $HOME. Relative paths in the file are taken from the file's folder if
+    they are there, and from the current folder otherwise; those of overrides from the current folder.
 
     Raises:
-        SpecError: there is no such preset or file, or its first mistake, with file, line and field.
+        SpecError: there is no such preset or file, or what is wrong in it by itself, each with file, line and field.
     """
     try:
         layers = _Layers.of(read_yaml(_find(name_or_path), what="specification"))
@@ -474,12 +468,16 @@ def load_spec(
         for key, value in (overrides or {}).items():
             layers.put(key, value, f"option {key}")
         layers.resolve_paths()
+    except Problems as error:
+        raise SpecError(*error.problems) from None
     except UserError as error:
         raise SpecError(one_line(str(error))) from None
     try:
         spec = Spec.model_validate(layers.data)
     except ValidationError as error:
-        raise SpecError(one_line(_first_problem(error, layers))) from None
+        wrong = SpecError(*(problem.sentence for problem in _problems(error, layers)))
+        wrong.rest, wrong.replaced = _replaced(layers)
+        raise wrong from None
     spec._document = layers
     return spec
 
@@ -488,8 +486,8 @@ def _find(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if text in list_presets():
         return PRESETS / f"{text}.yaml"
-    if text.endswith((".yaml", ".yml")) or Path(text).is_file():
-        return Path(text).expanduser()
+    if text.endswith((".yaml", ".yml")) or (is_there(Path(text)) and Path(text).is_file()):
+        return expanded(text)
     raise UserError(f"there is no preset '{text}'; {nearest(text, list_presets())} (a file's name ends in .yaml)")
 
 
@@ -503,13 +501,7 @@ class _Layers(LinedDocument):
     def of(cls, document: LinedDocument) -> _Layers:
         if not isinstance(document.data, dict):
             raise UserError(f"{document.path}:1: a specification is a mapping of fields; this is not one")
-        layers = cls(document.path, document.data, document.lines)
-        for location, node in _walk(document.data):
-            for key in node if isinstance(node, dict) else ():
-                if not isinstance(key, str):
-                    place = document.where((*location, str(key)))
-                    raise UserError(f"{place}: the key {key!r} is not read as text; put it into quotes")
-        return layers
+        return cls(document.path, document.data, document.lines)
 
     def where(self, location: Location) -> str:
         for end in range(len(location), -1, -1):
@@ -545,6 +537,8 @@ class _Layers(LinedDocument):
 
     def put(self, key: str, value: Any, origin: str) -> list[Location]:
         """Set the field of a dotted key, and say where; the blocks above it are made where they are missing."""
+        if isinstance(value, str) and value != whole_characters(value):
+            raise UserError(f"{origin}: this value is not UTF-8 text; write it in UTF-8")
         locations = self._locations(key, origin)
         for location in locations:
             node: Any = self.data
@@ -589,20 +583,23 @@ class _Layers(LinedDocument):
         return places
 
     def resolve_paths(self) -> None:
-        """Make the paths absolute that are there."""
+        """Put in what `~` and variables stand for, and make the paths absolute that are there."""
         for location, value in list(_walk(self.data)):
             if not _is_path(location, value):
                 continue
             prefix = next((p for p in ("transformers/", "recorded/") if value.startswith(p)), "")
-            path = Path(value.removeprefix(prefix)).expanduser()
+            named = value.removeprefix(prefix)
+            path = expanded(named)
             in_file = self.where(location) not in self.origins.values()
             bases = [self.path.absolute().parent, Path()] if in_file else [Path()]
             there = next((base / path for base in bases if is_there(base / path)), None)
-            if there is not None:
+            if location == ("output",):  # relative to the current folder, wherever the file is
+                there = None
+            if there is not None or path != Path(named):
                 node: Any = self.data
                 for part in location[:-1]:
                     node = node[part]
-                node[location[-1]] = f"{prefix}{there.absolute()}"
+                node[location[-1]] = f"{prefix}{path if there is None else there.absolute()}"
 
 
 def _walk(node: Any, location: Location = ()) -> Iterator[tuple[Location, Any]]:
@@ -627,7 +624,7 @@ def _is_path(location: Location, value: object) -> bool:
             return value not in (BUNDLED, HUB)
         case ("principles", "sets", _):
             return is_yaml or os.sep in value
-        case ("principles", "folders", _):
+        case ("principles", "folders", _) | ("output",):
             return True
     return False
 
@@ -638,24 +635,87 @@ _HINTS = {
 }
 
 
-def _first_problem(error: ValidationError, document: LinedDocument) -> str:
-    every = error.errors(include_url=False)
-    problem = every[0]
-    if problem["type"] == "missing":  # a mistyped key tells more than the absence of the right one
-        beside = (p for p in every if p["type"] == "extra_forbidden" and p["loc"][:-1] == problem["loc"][:-1])
-        problem = next(beside, problem)
-    location: Location = problem["loc"]
-    if problem["type"] == "missing" and location[-1] in _HINTS:
-        shown = ".".join(map(str, location))
-        return f"{document.where(location)}: '{shown}' is missing; {_HINTS[str(location[-1])]}"
-    if problem["type"] == "extra_forbidden" and str(location[-1]).lower() in ("api_key", "key", "token"):
-        shown = ".".join(map(str, location))
-        return (
-            f"{document.where(location)}: '{shown}' has no place in a specification; "
-            "set the environment variable OPENAI_API_KEY or ANTHROPIC_API_KEY"
-        )
-    alone = InitErrorDetails(type=problem["type"], loc=location, input=problem["input"], ctx=problem.get("ctx", {}))
-    return first_problem(ValidationError.from_exception_data("Spec", [alone]), document, Spec)
+def _problems(error: ValidationError, layers: _Layers) -> list[Problem]:
+    """All of it; an option or a variable that is wrong in several places is one problem."""
+    found: dict[object, Problem] = {}
+    for problem in problems(error, layers, Spec, _HINTS):
+        location = problem.location
+        where = layers.where(location)
+        if problem.kind == "extra_forbidden" and str(location[-1]).lower() in ("api_key", "key", "token"):
+            shown = ".".join(map(str, location))
+            said = "has no place in a specification; set the environment variable OPENAI_API_KEY or ANTHROPIC_API_KEY"
+            problem = problem._replace(sentence=f"{where}: '{shown}' {said}")
+        if location == ("output",) and ("name",) in found:  # it is made of the name
+            continue
+        is_given = where in layers.origins.values()
+        found.setdefault((where, problem.kind, location[-1:]) if is_given else location, problem)
+    return list(found.values())
+
+
+_NAMED = ("models", "tasks", "judges")
+
+
+def _replaced(layers: _Layers) -> tuple[Spec | None, tuple[Location, ...]]:
+    """The specification without what is wrong, and the places that are not as the file has them; None where too much is."""
+    data: Any = copy.deepcopy(layers.data)
+    places: list[Location] = []
+    for _ in range(5):
+        try:
+            spec = Spec.model_validate(data)
+        except ValidationError as error:
+            for location, _, kind in reversed(problems(error, LinedDocument(layers.path, data), Spec)):
+                if not location or (place := _replace(data, location, is_missing=kind == "missing")) is None:
+                    return None, ()
+                places.append(place)
+        else:
+            spec._document = layers
+            return spec, tuple(places)
+    return None, ()
+
+
+def _replace(data: Any, location: Location, *, is_missing: bool) -> Location | None:
+    """Take a value out, or put something sound in the place of one that has to be there.
+
+    Returns what is not as the file has it now; None where nothing can stand in.
+    """
+    block, *rest = location
+    if block in _NAMED and (len(location) == 2 or (is_missing and len(location) > 2)):
+        entry = data[block][rest[0]]
+        old = entry if isinstance(entry, dict) else {}
+        path, style, task = (old.get(key) for key in ("path", "style", "task"))
+        data[block][rest[0]] = {
+            "models": {
+                "path": path if isinstance(path, str) else "some/model",
+                "style": style if style in get_args(Style) else "chat",
+            },
+            "tasks": {"task": task if isinstance(task, str) else "unknown"},
+            "judges": {"kind": "verifiable"},
+        }[str(block)]
+        return location[:2]
+    if len(location) == 1 or is_missing:
+        names = list(data["models"]) if isinstance(data.get("models"), dict) else []
+        sound: dict[str | int, Any] = {
+            "name": "run",
+            "output": "runs/run",
+            "principles": {"sets": ["verifiable"]},
+            "judges": {"judge": {"kind": "verifiable"}},
+        }
+        if names:
+            sound["comparisons"] = [{"a": names[0], "b": names[-1]}]
+        if block in sound:
+            data[block] = sound[block]
+        elif is_missing or block in (*_NAMED, "comparisons"):
+            return None
+        else:
+            del data[block]
+        return location[:1]
+    with suppress(KeyError, IndexError, TypeError):  # what is around it has been replaced
+        node = data
+        for part in location[:-1]:
+            node = node[part]
+        del node[location[-1]]
+    is_item = any(isinstance(part, int) for part in location)
+    return location[: 2 if block in _NAMED else 1] if is_item else location
 
 
 def is_there(path: Path) -> bool:

@@ -36,12 +36,13 @@ from sami_train.constitutions import (
     load_principle_set,
     similarity,
 )
-from sami_train.errors import MissingPackage, UserError, nearest
+from sami_train.errors import MissingPackage, Problems, UserError, nearest
 from sami_train.inputs import folders_of, templates_of
-from sami_train.models import check_source, has_chat_template, parse_source
+from sami_train.models import EMBEDDED, check_source, has_chat_template, parse_source
 from sami_train.pairs import check_intents, split_queries
 from sami_train.prompts import load_template
-from sami_train.yamlfile import LinedDocument, Location, first_problem, read_yaml
+from sami_train.text import expanded
+from sami_train.yamlfile import LinedDocument, Location, problems, read_yaml
 
 BACKENDS = ("embedded", "transformers", "recorded", "openai", "anthropic")
 KINDS = {"hh-rlhf": hh_rlhf.KIND, "tldr": tldr.KIND}
@@ -51,6 +52,8 @@ LIGHT_BYTES = 8 << 20
 
 LONGEST_NAME = 80
 """Characters of a name, so that a file named after two models still fits on every disk."""
+LONGEST_PART = 255
+"""Bytes of a file's or a folder's name, on today's disks."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _API = ("openai", "anthropic")
@@ -61,16 +64,17 @@ _SET_BY_HARNESS = ("model", "queries", "principles", "style")
 
 def check(spec: Spec, *, to_run: bool = True) -> None:
     """Raise SpecError, a line for each problem, unless there are none. See `validate`."""
-    if problems := validate(spec, to_run=to_run):
-        raise SpecError(*problems)
+    if found := validate(spec, to_run=to_run):
+        raise SpecError(*found)
 
 
-def validate(spec: Spec, *, to_run: bool = True) -> list[str]:
+def validate(spec: Spec, *, to_run: bool = True, replaced: Sequence[Location] = ()) -> list[str]:
     """All problems, in the order of the file's blocks; an empty list means that the run can start.
 
-    With `to_run` false, what a run needs and a plan does not, keys and packages of API models, is left to `missing_for_run`.
+    With `to_run` false, what a run needs and a plan does not, keys, packages and model folders, is left to `missing_for_run`: a
+    run may be planned on another machine. Problems of what stands in for something else (`SpecError.replaced`) are left out.
     """
-    found = _Problems(spec.document)
+    found = _Problems(spec.document, replaced)
     _check_names(spec, found)
     tasks = _check_tasks(spec, found)
     sets = _check_sets(spec, found)
@@ -84,7 +88,7 @@ def validate(spec: Spec, *, to_run: bool = True) -> list[str]:
     _check_comparisons(spec, found)
     _check_swapped(spec, sets, found)
     _check_stop(spec, tasks, found)
-    _check_relevance(spec, found)
+    _check_relevance(spec, found, to_run)
     return found.sentences
 
 
@@ -103,22 +107,24 @@ def check_judging(spec: Spec, judges: Sequence[str]) -> None:
 
 
 def missing_for_run(spec: Spec) -> list[str]:
-    """Keys and packages of API models that a run needs and that are not here, a sentence each."""
+    """Keys, packages and model folders that a run needs and that are not here, a sentence each."""
     found = _Problems(spec.document)
-    for name, model in spec.models.items():
-        if model.path is not None and (backend := model_backend(model.path)) in _API:
-            _check_api_model(name, model, backend, name in _used(spec), found)
-    return found.sentences
+    _check_models(spec, found, to_run=True)
+    here = _Problems(spec.document)
+    _check_models(spec, here, to_run=False)
+    return [sentence for sentence in found.sentences if sentence not in here.sentences]
 
 
 class _Problems:
     """The problems found, each put together from its place."""
 
-    def __init__(self, document: LinedDocument) -> None:
-        self.document = document
+    def __init__(self, document: LinedDocument, replaced: Sequence[Location] = ()) -> None:
+        self.document, self.replaced = document, replaced
         self.sentences: list[str] = []
 
     def add(self, location: Location, message: object) -> None:
+        if any(location[: len(place)] == place for place in self.replaced):
+            return
         shown = ".".join(map(str, location))
         sentence = one_line(f"{self.document.where(location)}: '{shown}': {message}")
         if sentence not in self.sentences:
@@ -126,13 +132,15 @@ class _Problems:
 
     @contextmanager
     def at(self, location: Location) -> Iterator[None]:
-        """Take down a UserError raised inside as a problem of this place."""
+        """Take down what a UserError raised inside says as problems of this place."""
         try:
             yield
         except UserError as error:
-            self.add(location, error)
+            for problem in error.problems if isinstance(error, Problems) else [error]:
+                self.add(location, problem)
         except (OSError, ValueError) as error:  # a name that no disk takes: too long, or with a null byte
-            self.add(location, f"this cannot be read ({error}); check the path")
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.add(location, f"this cannot be read ({reason}); check the path")
 
 
 # --- Names
@@ -166,7 +174,9 @@ def _check_names(spec: Spec, found: _Problems) -> None:
                 found.add(location, "'-vs-' stands between the names of a comparison; leave it out of a model's name")
             if block == "tasks" and name == "all":
                 found.add(location, "tables call all tasks together 'all'; give this task another name")
-    if Path(spec.output).exists() and not Path(spec.output).is_dir():
+    if any(len(os.fsencode(part)) > LONGEST_PART for part in Path(spec.output).parts):
+        found.add(("output",), f"no file's name may be longer than {LONGEST_PART} bytes; use a shorter one")
+    elif is_there(Path(spec.output)) and not Path(spec.output).is_dir():
         found.add(("output",), f"'{spec.output}' is a file; name a folder")
 
 
@@ -208,11 +218,11 @@ def _check_tasks(spec: Spec, found: _Problems) -> dict[str, TaskData]:
 
 
 def _is_there(source: str) -> bool:
-    return source in (BUNDLED, HUB) or is_there(Path(source).expanduser())
+    return source in (BUNDLED, HUB) or is_there(expanded(source))
 
 
 def _is_light(source: str) -> bool:
-    path = Path(source).expanduser()
+    path = expanded(source)
     return source == BUNDLED or (source != HUB and path.is_file() and path.stat().st_size <= LIGHT_BYTES)
 
 
@@ -223,7 +233,7 @@ def _check_sets(spec: Spec, found: _Problems) -> dict[str, PrincipleSet]:
     """The principle sets that can be read, by name."""
     block = spec.principles
     for index, folder in enumerate(block.folders):
-        if not Path(folder).expanduser().is_dir():
+        if not expanded(folder).is_dir():
             found.add(("principles", "folders", index), f"there is no folder '{folder}'; check the path")
     for split in {s for s in block.splits if block.splits.count(s) > 1}:
         found.add(("principles", "splits"), f"'{split}' stands twice; keep one")
@@ -373,10 +383,28 @@ def _check_models(spec: Spec, found: _Problems, to_run: bool) -> None:
         elif backend == "recorded":
             _refuse(model, (*_API_ONLY, *_LOCAL_ONLY), "a model whose answers are recorded", location, found)
             with found.at((*location, "path")):
-                read_answers(answers_file(model.path or ""))
+                if to_run or not is_elsewhere(model.path or ""):
+                    read_answers(answers_file(model.path or ""))
         else:
             _refuse(model, _API_ONLY, "a model that runs here", location, found)
-            _check_local_model(name, model, found)
+            if to_run or not is_elsewhere(model.path or ""):
+                _check_local_model(name, model, found)
+
+
+def is_elsewhere(path: str) -> bool:
+    """Whether what a path names, a folder or an embedded model's package, is not on this machine but may be on another."""
+    backend = model_backend(path)
+    if backend == "embedded":
+        name = path.partition("/")[2]
+        return name in EMBEDDED and any(importlib.util.find_spec(p) is None for p in EMBEDDED[name].packages)
+    if backend in _API or is_there(expanded(path.removeprefix(f"{backend}/"))):
+        return False
+    try:
+        return backend == "recorded" or parse_source(path).kind == "folder"
+    except UserError:  # it looks like a folder's name, and there is no such folder
+        return True
+    except (OSError, ValueError):  # no disk takes it
+        return False
 
 
 def _unknown_backend(path: str) -> str | None:
@@ -568,8 +596,9 @@ def _check_recipe(spec: Spec, name: str, found: _Problems) -> Recipe | None:
         except ValidationError as error:
             if not error.errors()[0]["loc"]:  # fields that do not fit together: all of them are checked below
                 continue
-            message = first_problem(error, document, Recipe).removeprefix(f"{document.path}: ")
-            found.add(place, message.removeprefix(f"'{field}': "))
+            for _, sentence, _ in problems(error, document, Recipe):
+                message = sentence.removeprefix(f"{document.path}: ")
+                found.add(place, message.removeprefix(f"'{field}': "))
     if len(found.sentences) > before:
         return None
     changes: dict[str, Any] = {"seed": spec.seed, **train.set, "style": model.style}
@@ -694,13 +723,13 @@ def _check_stop(spec: Spec, tasks: dict[str, TaskData], found: _Problems) -> Non
         found.add(("statistics", "stop", "looks"), message)
 
 
-def _check_relevance(spec: Spec, found: _Problems) -> None:
+def _check_relevance(spec: Spec, found: _Problems, to_run: bool) -> None:
     """Relevance is scored by a model that runs here: one of the specification, or an embedded one that is installed."""
     settings = spec.measures.relevance
     if settings is None:
         return
     place: Location = ("measures", "relevance")
-    if settings.embedded:
+    if settings.embedded and (to_run or not is_elsewhere(EMBEDDED_SCORER)):
         with found.at((*place, "embedded")):
             check_source(parse_source(EMBEDDED_SCORER))
     name = settings.scorer
@@ -712,7 +741,8 @@ def _check_relevance(spec: Spec, found: _Problems) -> None:
             raise UserError(f"'{name}' does not run here, so it gives no probabilities; {nearest(name, local)}")
         if not name.startswith("embedded/"):
             raise UserError(f"there is no model '{name}' here; {nearest(name, [*local, EMBEDDED_SCORER])}")
-        check_source(parse_source(name))
+        if to_run or not is_elsewhere(name):
+            check_source(parse_source(name))
 
 
 def _closest(name: str, known: Sequence[str]) -> str | None:

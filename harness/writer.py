@@ -34,7 +34,8 @@ from sami_train.constitutions import (
 from sami_train.errors import UserError, nearest
 from sami_train.files import append_rows, read_rows
 from sami_train.prompts import Prompt, Style
-from sami_train.yamlfile import first_problem, read_yaml
+from sami_train.text import counted, printable
+from sami_train.yamlfile import Dumper, all_problems, read_yaml
 
 if TYPE_CHECKING:
     from harness.models.base import Backend, Completion
@@ -233,7 +234,7 @@ def load_writer_template(path: Path = TEMPLATE) -> WriterTemplate:
     try:
         return WriterTemplate.model_validate(document.data)
     except ValidationError as error:
-        raise UserError(first_problem(error, document, WriterTemplate)) from None
+        raise all_problems(error, document, WriterTemplate) from None
 
 
 class Reply(NamedTuple):
@@ -277,7 +278,7 @@ class Answers:
             return self._kept[key]
         made = self._generate(prompt, sampling)
         if made.error is not None:
-            error = printable(made.error)
+            error = printable(" ".join(made.error.split()))
             if _is_hopeless(error):
                 raise ModelUnusableError(
                     f"the model gave no answer ({error}); put that right and run the same command again, "
@@ -323,11 +324,6 @@ def _kept_replies(file: Path) -> dict[str, Reply]:
 def _is_hopeless(error: str) -> bool:
     """Whether a failed request (``reason: message``) says that others will fail as well."""
     return error.startswith(("rate_limit:", "timeout:", "connection:", "server_error:", "refused_request: HTTP"))
-
-
-def printable(text: str) -> str:
-    """`text` with nothing in it that a terminal would act on."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _with_opening(prompt: Prompt, text: str) -> str:
@@ -638,7 +634,7 @@ def build_set(
     held = f"{n_held} of them held out, " if n_held else ""
     return PrincipleSet(
         name=name,
-        description=f"{n} principle{'s' if n != 1 else ''} for {texts}, {held}written by a model.",
+        description=f"{counted(n, 'principle')} for {texts}, {held}written by a model.",
         source=source,
         principles=tuple(p.model_copy(update={"source": source}) for p in draft.principles),
     )
@@ -657,11 +653,4 @@ def to_yaml(principle_set: PrincipleSet) -> str:
         }
         for p in principle_set.principles
     ]
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-
-
-class _Dumper(yaml.SafeDumper):
-    """The safe dumper, with quotes around names that `read_yaml` would take for a number (1e5, say)."""
-
-
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[0-9]+e[0-9]+$"), list("0123456789"))
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)

@@ -113,7 +113,7 @@ def licence_of(source: Source) -> str:
 def _licence_in_readme(file: Path) -> str | None:
     try:
         head = re.match(r"---[ \t]*\r?\n(.*?)\n---", file.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-        fields = parse_yaml(head[1], file).data if head else None
+        fields = parse_yaml(head[1], file, text_keys=False).data if head else None
     except (OSError, UserError):
         return None
     if not isinstance(fields, dict):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sami_train.errors import UserError
+from sami_train.text import printable
 
 if TYPE_CHECKING:
     from sami_train.config import Recipe
@@ -45,14 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"sami-train: {error}", file=sys.stderr)  # noqa: T201
+        _say(str(error))
         return 1 if isinstance(error, RunError) else 2
     except KeyboardInterrupt:
-        print("sami-train: stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        _say("stopped; run the same command again to go on")
         return 130
     except BrokenPipeError:  # `sami-train list | head -1`: end quietly
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _say(f"{error.filename}: this name is too long for the disk; use a shorter one")
+        return 2
+
+
+def _say(sentences: str) -> None:
+    for line in printable(sentences).splitlines():
+        print(f"sami-train: {line}", file=sys.stderr)  # noqa: T201
 
 
 def _execute(arguments: list[str]) -> int:
@@ -361,13 +373,14 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in rows:
             print("\t".join(" ".join(cell.split()) for cell in row))  # noqa: T201
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from sami_train.console import PlainConsole
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column in ("recipe", "field"), max_width=_WIDTHS.get(column))
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+    PlainConsole(highlight=False).print(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import math
 from collections.abc import Mapping
@@ -14,8 +13,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from sami_train.errors import UserError, nearest
-from sami_train.yamlfile import LinedDocument, first_problem, parse_yaml, read_yaml
+from sami_train.errors import Problems, UserError, nearest
+from sami_train.yamlfile import Dumper, LinedDocument, parse_yaml, problems, read_yaml
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
 FilterRule = Literal[
@@ -413,17 +412,25 @@ def load_recipe(name_or_path: str, changes: Mapping[str, Any] | None = None, *, 
     fields = {**_with_parent(document, ()), **(changes or {})}
     if fields.get("bf16") == "auto":
         fields["bf16"] = has_bfloat16() if bf16 is None else bf16
-    for key in changes or {}:
-        if key not in Recipe.model_fields:
-            close = difflib.get_close_matches(key, Recipe.model_fields, n=1)
-            raise UserError(f"a recipe has no field '{key}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+    wrong = [
+        f"a recipe has no field '{key}'; {nearest(key, Recipe.model_fields)}"
+        for key in changes or {}
+        if key not in Recipe.model_fields
+    ]
+    if wrong:
+        raise Problems(*wrong)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        problem, location = first_problem(error, document, Recipe), error.errors()[0]["loc"]
-        if location and location[0] in (changes or {}):
-            problem = problem.replace(document.where(location), f"--set {location[0]}", 1)
-        raise UserError(problem) from None
+        found = problems(error, LinedDocument(document.path, fields, document.lines), Recipe)
+        raise Problems(
+            *(
+                sentence.replace(document.where(location), f"--set {location[0]}", 1)
+                if location and location[0] in (changes or {})
+                else sentence
+                for location, sentence, _ in found
+            )
+        ) from None
 
 
 @functools.cache
@@ -473,7 +480,7 @@ def parse_changes(settings: list[str]) -> dict[str, Any]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every field, ready to be run again."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 NOT_TRAINED_BY = frozenset(

@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sami_train.errors import UserError, nearest
-from sami_train.yamlfile import LinedDocument, first_problem, read_yaml
+from sami_train.text import expanded
+from sami_train.yamlfile import NAME_PATTERN, LinedDocument, all_problems, read_yaml
 
 TaskKind = Literal["dialogue", "summarization"]
 Split = Literal["learned", "held_out"]
@@ -49,7 +50,7 @@ class Principle(BaseModel):
     """One principle: what a response should be (definition) and the contrary (antithesis), each a sentence."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    id: str = Field(pattern=NAME_PATTERN)
     definition: str = Field(min_length=1)
     antithesis: str = Field(min_length=1)
     split: Split
@@ -62,7 +63,7 @@ class PrincipleSet(BaseModel):
     """A named list of principles, each learned (used in training) or held out (never seen in training)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    name: str = Field(pattern=NAME_PATTERN)
     version: int = 1
     description: str = ""
     source: str = ""
@@ -71,11 +72,10 @@ class PrincipleSet(BaseModel):
 
     @model_validator(mode="after")
     def _unique_ids(self) -> PrincipleSet:
-        seen: set[str] = set()
-        for principle in self.principles:
-            if principle.id in seen:
-                raise ValueError(f"the principle id '{principle.id}' stands twice; give each principle its own id")
-            seen.add(principle.id)
+        ids = [principle.id for principle in self.principles]
+        twice = ", ".join(f"'{name}'" for name in dict.fromkeys(name for name in ids if ids.count(name) > 1))
+        if twice:
+            raise ValueError(f"the principle id {twice} is listed twice; give each principle its own id")
         return self
 
     @property
@@ -210,7 +210,7 @@ def is_shipped(principle_set: PrincipleSet) -> bool:
 
 def principle_folders(extra: Sequence[Path] = ()) -> list[Path]:
     """Where principle sets are looked for, first match wins: `extra`, $HARNESS_PRINCIPLES, ./principles, the shipped ones."""
-    named = [Path(p) for p in os.environ.get("HARNESS_PRINCIPLES", "").split(os.pathsep) if p]
+    named = [expanded(p) for p in os.environ.get("HARNESS_PRINCIPLES", "").split(os.pathsep) if p]
     folders = [*extra, *named, Path("principles"), *_shipped_folders()]
     seen: set[Path] = set()
     return [f for f in folders if f.is_dir() and not (f.resolve() in seen or seen.add(f.resolve()))]  # type: ignore[func-returns-value]
@@ -232,7 +232,7 @@ def load_principle_set(name_or_path: str | Path, folders: Sequence[Path] = ()) -
         UserError: the name is unknown (with the nearest one), or the file is not a principle set (file, line, field).
     """
     text = str(name_or_path)
-    path = Path(text)
+    path = expanded(text)
     if not (path.suffix in {".yaml", ".yml"} or os.sep in text):
         known = list_principle_sets(folders)
         if text not in known:
@@ -258,7 +258,7 @@ def parse_principle_set(document: LinedDocument) -> PrincipleSet:
             {**data, **({"principles": rows} if rows is not None else {}), "file": document.path}
         )
     except ValidationError as error:
-        raise UserError(first_problem(error, document, PrincipleSet)) from None
+        raise all_problems(error, document, PrincipleSet) from None
 
 
 _WORD = re.compile(r"[a-z0-9']+")

@@ -10,6 +10,14 @@ class UserError(Exception):
     """Something the user can put right. The command line prints the message alone, without a traceback."""
 
 
+class Problems(UserError):
+    """Several things to put right, a line of the message for each of `problems`."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = tuple(" ".join(problem.splitlines()) for problem in problems)
+        super().__init__("\n".join(self.problems))
+
+
 class MissingPackage(UserError):
     """An optional package is absent. The message names the install command."""
 

@@ -70,7 +70,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(
                 f"{path}:{number}: this row is damaged; delete that line and run again, the rest is kept"
             ) from None
@@ -98,6 +98,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise UserError(f"{path}: this file cannot be read ({error.strerror}); make it readable") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: this file is damaged; delete it and run again, the rest is kept") from None
     return value if isinstance(value, dict) else None

@@ -14,6 +14,7 @@ from sami_train.data import read_queries, without_duplicates
 from sami_train.errors import UserError, nearest
 from sami_train.models import Source, parse_source
 from sami_train.prompts import Template, load_template
+from sami_train.text import expanded
 from sami_train.yamlfile import read_yaml
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def located(recipe: Recipe, folders: Sequence[Path]) -> Recipe:
 
 
 def _beside(name: str, folders: Iterable[Path]) -> Path:
-    return next((folder / name for folder in folders if (folder / name).exists()), Path(name))
+    path = expanded(name)
+    return next((folder / path for folder in folders if (folder / path).exists()), path)
 
 
 def _principle_set(name: str, folders: Iterable[Path]) -> PrincipleSet:

@@ -30,6 +30,7 @@ from sami_train.model_files import (
     folder_digest,
     read_object,
 )
+from sami_train.text import expanded
 
 CONVERSION = "2"
 """Version of the GGUF conversion; a new number converts again."""
@@ -96,7 +97,7 @@ def parse_source(path: str) -> Source:
         if name not in EMBEDDED:
             raise UserError(f"there is no embedded model '{name}'; {nearest(name, EMBEDDED)}")
         return Source("embedded", name)
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     if folder.is_dir():
         return Source("folder", str(folder))
     if text.startswith((".", "/", "~")) or not _HUB_ID.match(text):

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sami_train.errors import UserError, nearest
-from sami_train.yamlfile import LinedDocument, first_problem, read_yaml
+from sami_train.yamlfile import LinedDocument, all_problems, read_yaml
 
 Style = Literal["completion", "chat"]
 FOLDER = Path(__file__).resolve().parent / "prompts"
@@ -234,7 +234,7 @@ def load_template(name_or_path: str | Path) -> Template:
     try:
         template = Template.model_validate(_with_parent(document, ()))
     except ValidationError as error:
-        raise UserError(first_problem(error, document, Template)) from None
+        raise all_problems(error, document, Template) from None
     forms = {
         "completion.text": template.completion.text,
         "chat.messages": "\n".join(m.content for m in template.chat.messages),

@@ -54,6 +54,12 @@ def test_a_constitution_is_a_principle_a_line(text: str, tmp_path: Path) -> None
     assert pair.principles == ("Be short.", "Be kind.")
 
 
+def test_a_reference_may_be_one_json_list_and_its_ids_numbers(tmp_path: Path) -> None:
+    for name in ("reference.json", "reference.jsonl"):
+        (tmp_path / name).write_text(json.dumps([ROW | {"id": 7}, ROW | {"id": "8"}], indent=1))
+        assert [pair.id for pair in read_reference(tmp_path / name)] == ["7", "8"]
+
+
 def test_a_limit_takes_the_first_pairs(tmp_path: Path) -> None:
     assert len(read_reference(write(tmp_path, ROW, ROW, ROW, "not even JSON"), limit=2)) == 2
 
@@ -66,21 +72,23 @@ def without(key: str) -> dict[str, Any]:
     ("row", "told"),
     [
         ("{", "this line is not JSON"),
-        ("[" * 100_000, "this line is not JSON"),
-        ("[]", "dictionary"),
+        ("[" * 100_000, "this line is nested too deep"),
+        ("[]", "this row is not a JSON object"),
         (without("query"), "'query' is missing"),
         (without("principles"), "'principles' is missing"),
-        (without("label"), "'label' is missing; every line needs query, principles, response_a"),
-        (ROW | {"label": "A"}, "'label': Input should be 'a', 'b' or 'tie'"),
+        (without("label"), "'label' is missing; every row needs query, principles, response_a"),
+        (ROW | {"label": "A"}, "'label': must be 'a', 'b' or 'tie'"),
         (ROW | {"query": " "}, "'query': it is empty"),
         (ROW | {"principles": []}, "'principles'"),
         (ROW | {"principles": "1. \n"}, "'principles"),
         (ROW | {"principles": ["", "Be kind."]}, "'principles.0': it is empty"),
         (ROW | {"constitution": "Be short."}, "keep one of them"),
         (ROW | {"response": "x"}, "there is no field 'response'; did you mean 'response_"),
-        (ROW | {"task": "chess"}, "'task': Input should be 'dialogue' or 'summarization'"),
-        (ROW | {"response_a": 3}, "'response_a': Input should be a valid string"),
+        (ROW | {"task": "chess"}, "'task': must be 'dialogue' or 'summarization'"),
+        (ROW | {"response_a": 3}, "'response_a': must be text"),
         (ROW | {"id": "1"}, "the id '1' stands above already"),
+        (ROW | {"id": 1}, "the id '1' stands above already"),
+        (ROW | {"id": True}, "'id' must be a text or a whole number"),
     ],
 )
 def test_a_bad_row_is_told_with_its_line(row: Any, told: str, tmp_path: Path) -> None:
@@ -95,7 +103,7 @@ def test_a_bad_row_is_told_with_its_line(row: Any, told: str, tmp_path: Path) ->
 def test_a_reference_without_pairs_or_without_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no pairs in it"):
         read_reference(write(tmp_path, ""))
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="there is no such reference"):
         read_reference(tmp_path / "gone.jsonl")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):

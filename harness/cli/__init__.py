@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb executes, so that the help is there at o
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from harness.cli import (
 from harness.cli._arguments import HarnessParser, VersionAction, parse
 from harness.cli._errors import EXIT_CODES, QualityError, RunError
 from sami_train.errors import UserError
+from sami_train.text import printable
 
 VERBS = (
     run,
@@ -72,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _say(f"{error.filename}: this name is too long for the disk; use a shorter one")
+            return 2
         lines = str(error).strip().splitlines()
         what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         _say(f"unexpected error ({what}); run with --debug for the traceback")
@@ -125,7 +130,7 @@ def _say(sentence: str) -> None:
     # The traceback of a stderr that is closed too would help nobody.
     try:
         sys.stdout.flush()
-        sys.stderr.writelines(f"harness: {line}\n" for line in sentence.splitlines() or [""])
+        sys.stderr.writelines(f"harness: {line}\n" for line in printable(sentence).splitlines() or [""])
     except OSError:
         pass
 

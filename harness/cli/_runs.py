@@ -11,6 +11,12 @@ from typing import Any
 from sami_train.errors import UserError, nearest
 
 FOLDER = Path("runs")
+_PARTS: dict[str, type[Any]] = {
+    "comparisons": list, "responses": list, "gaps": list, "leaderboards": list, "rank_stability": list, "steerability": list,
+    "infonce": list, "corrections": list, "not_counted": list, "examples": list, "models": dict, "judges": dict,
+    "training": dict, "quality": dict, "cost": dict,
+}  # fmt: skip
+"""The parts of results.json, as far as they are there: lists of rows, or rows by name."""
 DEPTH = 3
 """How far below the folder of runs a run may lie."""
 
@@ -46,10 +52,17 @@ def read_results(folder: Path) -> dict[str, Any]:
         results = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: the results cannot be read ({error.strerror}); run again") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{file}: these results are not JSON; delete the file and run again") from None
     if not isinstance(results, dict) or not isinstance(results.get("comparisons"), list):
         raise UserError(f"{file}: these are not the results of a run; name another folder")
+    for part, kind in _PARTS.items():
+        found = results.get(part) or kind()
+        if not isinstance(found, kind) or (kind is list and not all(isinstance(row, dict) for row in found)):
+            what = "a list of rows" if kind is list else "an object"
+            raise UserError(f"{file}: '{part}' is not {what}; delete the file and run again")
+    if not all({"a", "b", "split"} <= row.keys() for row in results["comparisons"]):
+        raise UserError(f"{file}: a row of 'comparisons' does not say what it compares; delete the file and run again")
     return results
 
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sami_train.text import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -21,16 +23,24 @@ LONGEST_NAME = 40
 """Cells up to this many columns are kept in one piece."""
 
 
+def write(text: str) -> None:
+    """`text` on stdout, with nothing in it that a terminal acts on: names and messages in it are others'."""
+    sys.stdout.write(printable(text))
+
+
 def print_json(value: Any) -> None:
-    """`value` as JSON on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """`value` as JSON on stdout. What a terminal would act on is written as an escape."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    sys.stdout.write(text + "\n")
 
 
 def console(*, stderr: bool = False) -> Console:
     """A console that guesses no colours for words and numbers."""
-    from rich.console import Console
+    from sami_train.console import PlainConsole
 
-    class Screen(Console):
+    class Screen(PlainConsole):
         """rich's own handling of a closed pipe ends the process with 1; `harness.cli.main` knows better."""
 
         def on_broken_pipe(self) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from harness.cli._arguments import add_json, add_verb
 from sami_train.errors import UserError
 from sami_train.launch import cores
+from sami_train.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,7 +191,7 @@ def _data() -> Iterator[Finding]:
     except UserError as error:
         yield Finding("data", "principle sets", "missing", str(error), "harness principles lint")
     else:
-        detail = f"{len(sets)} with {sum(len(found.principles) for found in sets)} principles"
+        detail = f"{len(sets)} with {counted(sum(len(found.principles) for found in sets), 'principle')}"
         yield Finding("data", "principle sets", "ok" if sets else "missing", detail, None if sets else again)
     for what, found in (("presets", list_presets()), ("recipes", list_recipes())):
         yield Finding("data", what, "ok" if found else "missing", str(len(found)), None if found else again)

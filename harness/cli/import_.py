@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cli._arguments import HarnessParser, add_json, add_verb
+from harness.cli._screen import print_json, write
 from sami_train.errors import UserError
+from sami_train.text import counted
 
 if TYPE_CHECKING:
     from harness.cli._arguments import Subparsers
@@ -61,7 +65,7 @@ examples:
     responses.add_argument(
         "--format", choices=_FORMATS, metavar="FORMAT", help=f"{', '.join(_FORMATS)} (default: as it looks)"
     )
-    responses.add_argument("--query-field", metavar="FIELD", help="which field of a row is the query")
+    responses.add_argument("--query-field", metavar="FIELD", help="which field of a row is the query; A,B joins two")
     responses.add_argument("--response-field", metavar="FIELD", help="which field of a row is the response")
     responses.add_argument("--overwrite", action="store_true", help="replace the import that the folder holds")
     add_json(responses)
@@ -90,7 +94,6 @@ examples:
 
 def execute_responses(options: argparse.Namespace) -> int:
     """Import one file of responses."""
-    from harness.cli._screen import print_json
     from harness.importers.responses import TASK_NAMES, Choice, read_responses, slug, write_answers
 
     found = read_responses(
@@ -104,18 +107,31 @@ def execute_responses(options: argparse.Namespace) -> int:
         print_json({**about, "folder": str(folder)})
         return 0
     _show_removed(about["removed"])
-    left = "".join(f"; left out: {n} {reason}" for reason, n in about["left_out"].items())
-    sys.stdout.write(f"{folder}: {about['responses']} responses of {model}, read as {about['format']}{left}\n\n")
-    sys.stdout.write(f"models:\n  {model}: {{path: recorded/{folder}, style: chat}}\ntasks:\n")
+    repeats = about["repeats"]
+    said = f"{counted(about['responses'], 'response')} to {counted(sum(about['queries'].values()), 'query', 'queries')}"
+    said += f", {repeats} {'a repeat' if repeats == 1 else 'repeats'}," if repeats else ""
+    notes = [f"read as {about['format']}"]
+    notes += [f"left out: {n} {reason}" for reason, n in about["left_out"].items()]
+    if about["cut"]:
+        notes.append(f"'POST:' cut off from {counted(about['cut'], 'query', 'queries')} (--task dialogue leaves it)")
+    write(f"{folder}: {said} of {model}; {'; '.join(notes)}\n\n")
+    write(f"models:\n  {_name(model)}: {{path: {_name(f'recorded/{folder}')}, style: chat}}\ntasks:\n")
     for name in about["queries"]:
         task = Path(name).stem.removeprefix("queries").strip("-") or about["task"]
-        sys.stdout.write(f"  {task}: {{task: {TASK_NAMES[about['task']]}, source: {folder / name}}}\n")
+        write(f"  {_name(task)}: {{task: {TASK_NAMES[about['task']]}, source: {_name(str(folder / name))}}}\n")
     return 0
+
+
+def _name(text: str) -> str:
+    """`text` as YAML reads it as text, in quotes where it needs them."""
+    return text if re.fullmatch(r"[A-Za-z/.~_][\w/.~-]*", text) and text.lower() not in _WORDS else json.dumps(text)
+
+
+_WORDS = ("yes", "no", "on", "off", "true", "false", "null", "y", "n", "~")
 
 
 def execute_sami_paper(options: argparse.Namespace) -> int:
     """Import the authors' public data."""
-    from harness.cli._screen import print_json
     from harness.importers.sami_paper import import_sami_paper
 
     out = options.output.expanduser()
@@ -124,28 +140,29 @@ def execute_sami_paper(options: argparse.Namespace) -> int:
         print_json({**about, "folder": str(out)})
         return 0
     lines = [f"  {n:>6} {what}" for what, n in about["written"].items()]
-    sys.stdout.write(f"{out}: written\n" + "\n".join(lines) + "\n")
+    write(f"{out}: written\n" + "\n".join(lines) + "\n")
     for name, found in about["principle_sets"].items():
-        sys.stdout.write(f"  principles/{name}.yaml: {found['principles']} principles\n")
+        write(f"  principles/{name}.yaml: {counted(found['principles'], 'principle')}\n")
     _show_removed(about["removed"])
     _show_left_out(about["left_out"])
-    sys.stdout.write(f"\nnext:\n  harness paper tables --data {out}\n")
-    sys.stdout.write(f"  export HARNESS_PRINCIPLES={out / 'principles'}   # for the recipes that name them\n")
+    write(f"\nnext:\n  harness paper tables --data {out}\n")
+    write(f"  export HARNESS_PRINCIPLES={out / 'principles'}   # for the recipes that name them\n")
     return 0
 
 
 def _show_removed(names: list[str], most: int = 3) -> None:
     if names:
         more = f" and {len(names) - most} more, in import.json" if len(names) > most else ""
-        sys.stdout.write(f"removed, of the import before: {', '.join(names[:most])}{more}\n")
+        write(f"removed, of the import before: {', '.join(names[:most])}{more}\n")
 
 
 def _show_left_out(rows: list[dict[str, Any]], most: int = 10) -> None:
     if rows:
-        sys.stdout.write(f"left out ({len(rows)}):\n")
-    sys.stdout.writelines(f"  {row['file']}: {row['why']}\n" for row in rows[:most])
+        write(f"left out ({len(rows)}):\n")
+    for row in rows[:most]:
+        write(f"  {row['file']}: {row['why']}\n")
     if len(rows) > most:
-        sys.stdout.write(f"  and {len(rows) - most} more, in import.json\n")
+        write(f"  and {len(rows) - most} more, in import.json\n")
 
 
 def _no_verb(parser: argparse.ArgumentParser) -> int:

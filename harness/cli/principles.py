@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from harness.cli._arguments import HarnessParser, add_json, add_verb, count, names, whole_number
 from harness.cli._errors import QualityError, RunError
 from harness.cli._models import require_model_to_ask, style_of
-from sami_train.errors import UserError
+from sami_train.errors import Problems, UserError
+from sami_train.text import counted, printable
 
 if TYPE_CHECKING:
     from harness.cli._arguments import Subparsers
@@ -165,7 +166,7 @@ examples:
 
 def execute_lint(options: argparse.Namespace) -> int:
     """0 when every set is clean, 2 when one cannot be read, 3 when something is suspicious."""
-    from harness.cli._screen import print_json
+    from harness.cli._screen import print_json, write
     from sami_train.constitutions import list_principle_sets, load_principle_set
 
     named = options.sets or list(list_principle_sets())
@@ -176,20 +177,28 @@ def execute_lint(options: argparse.Namespace) -> int:
         try:
             found = load_principle_set(name)
         except UserError as error:
-            rows.append({"set": name, "principles": 0, "readable": False, "problems": [str(error)], "warnings": []})
+            said = {"problems": list(error.problems) if isinstance(error, Problems) else [str(error)], "warnings": []}
+            rows.append({"set": name, "file": None, "principles": 0, "readable": False, **said})
         else:
             problems, warnings = _problems(found)
             said = {"problems": problems, "warnings": warnings}
-            rows.append({"set": found.name, "principles": len(found.principles), "readable": True, **said})
+            rows.append(
+                {
+                    "set": found.name,
+                    "file": str(found.file),
+                    "principles": len(found.principles),
+                    "readable": True,
+                    **said,
+                }
+            )
     if options.json:
         print_json(rows)
     else:
         for row in rows:
             lines = [*row["problems"], *(f"warning: {warning}" for warning in row["warnings"])]
-            if lines:
-                sys.stdout.writelines(f"{row['set']}: {line}\n" for line in lines)
-            else:
-                sys.stdout.write(f"{row['set']}: {row['principles']} principles, nothing found\n")
+            for line in lines or [f"{counted(row['principles'], 'principle')}, nothing found"]:
+                has_place = not row["readable"] or line.startswith(f"{row['file']}:")
+                write(f"{line}\n" if has_place else f"{row['set']}: {line}\n")
     return 2 if not all(row["readable"] for row in rows) else 3 if any(row["problems"] for row in rows) else 0
 
 
@@ -297,14 +306,16 @@ def _problems(found: PrincipleSet) -> tuple[list[str], list[str]]:
     from harness.judges.checks import validate_check
     from harness.judges.verifiable import copy_findings
     from sami_train.constitutions import is_shipped, lint
+    from sami_train.yamlfile import read_yaml
 
     problems, copies = lint(found), []
-    for principle in found.principles:
+    for number, principle in enumerate(found.principles):
         if principle.check is not None:
             try:
                 validate_check(principle.check)
             except UserError as error:
-                problems.append(f"{principle.id}: {error}")
+                place = read_yaml(found.file, "principle set").where(("principles", number, "check"))
+                problems.append(f"{place}: {principle.id}: {error}")
             else:
                 copies += copy_findings([principle])
     return ([*problems, *copies], []) if is_shipped(found) else (problems, copies)
@@ -406,6 +417,7 @@ def _write_if_agreed(
     file: Path, found: PrincipleSet, answers: Answers, options: argparse.Namespace, *, is_complete: bool
 ) -> bool:
     """Write the set with --yes, or when the person at the terminal says so; without one, print what would be written."""
+    from harness.cli._screen import write
     from harness.store import write_atomic
     from harness.writer import to_yaml
 
@@ -413,7 +425,7 @@ def _write_if_agreed(
     is_asked = not options.yes and not options.json and sys.stdin.isatty() and sys.stderr.isatty()
     if not options.yes and not (is_asked and _agrees(file)):
         if not is_asked and not options.json:
-            sys.stdout.write(text)
+            write(text)
         _say(f"not written; the same command with --yes writes {file}, the answers are kept")
         return False
     if file.exists() and not options.overwrite:
@@ -421,12 +433,14 @@ def _write_if_agreed(
     write_atomic(file, text)
     if is_complete:
         answers.forget()
-    _say(f"wrote {len(found.principles)} principles to {file}; whether the sides are contraries only a reader can tell")
+    _say(
+        f"wrote {counted(len(found.principles), 'principle')} to {file}; whether the sides are contraries only a reader can tell"
+    )
     return True
 
 
 def _agrees(file: Path) -> bool:
-    sys.stderr.write(f"write {file}? [y/N] ")
+    sys.stderr.write(printable(f"write {file}? [y/N] "))
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -442,7 +456,6 @@ def _print_review(found: PrincipleSet | None, draft: Draft, problems: list[str])
     from rich.text import Text
 
     from harness.cli._screen import console, table
-    from harness.writer import printable
 
     screen = console(stderr=True)
     if found is not None:

@@ -1,10 +1,12 @@
 """Responses made elsewhere, in the formats that others write, as recorded answers that a run judges like its own.
 
 jsonl        rows with a query (query, post, question, instruction, prompt) and a response (response, answer, output, ...),
-             optionally id, constitution or principles; one a line, or in one JSON list
+             optionally id, constitution or principles, model; one a line, or in one JSON list; chats of one message each, too
 alpaca-eval  AlpacaEval's model_outputs.json: a list of {instruction, output, generator}
 lm-eval      the samples_*.jsonl of lm-evaluation-harness: {doc, arguments, resps, filtered_resps}
 sami         the SAMI authors' responses: {"constitution": {"0": ...}, "question": {...}, "response": {...}}
+
+What single rows say is read in `fields.py`.
 """
 
 from __future__ import annotations
@@ -13,22 +15,22 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+from harness.importers import fields
 from harness.importers.folder import imported, write_import
-from harness.models.recorded import FILE, RecordedAnswer, folded
-from harness.store.files import reading
+from harness.models.recorded import FILE, RecordedAnswer, folded, sentences
 from sami_train.constitutions import TaskKind
-from sami_train.data import content_id
-from sami_train.errors import UserError, nearest
+from sami_train.data import content_id, decoded, parse_json, read_bytes, row_id
+from sami_train.errors import UserError
+from sami_train.text import whole_characters
 
 Format = Literal["jsonl", "alpaca-eval", "lm-eval", "sami"]
 FORMATS: tuple[str, ...] = get_args(Format)
-QUERY_FIELDS = ("query", "post", "question", "instruction", "prompt", "input")
-RESPONSE_FIELDS = ("response", "answer", "output", "completion", "summary", "text")
+WHAT = "file of responses"
 TASK_NAMES: dict[str, str] = {"dialogue": "hh-rlhf", "summarization": "tldr"}
 """The task that reads a file of queries of this kind."""
 
@@ -46,12 +48,28 @@ class Responses:
     answers: dict[str, list[RecordedAnswer]]
     """By part of the file: one, called "", except where a file answers two sets of queries."""
     sha256: str
+    queries: dict[str, dict[str, Asked]] = field(default_factory=dict)
+    """By part the queries, those without a response included, by their folded text."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Rows that hold no response, by reason."""
+    ids: dict[tuple[str, str], Asked] = field(default_factory=dict)
+    """By part and id the query that has it."""
+    cut: int = 0
+    """Queries whose first word `POST:`, which belongs to the prompt of a summary, was left off."""
 
     @property
     def n(self) -> int:
         return sum(map(len, self.answers.values()))
+
+    @property
+    def repeats(self) -> int:
+        """Responses to a query, under a constitution, that another response before them is to."""
+        places = {
+            (part, folded(a.query), sentences(a.constitution or ()))
+            for part, answers in self.answers.items()
+            for a in answers
+        }
+        return self.n - len(places)
 
 
 @dataclass(frozen=True)
@@ -65,61 +83,85 @@ class Choice:
     response_field: str | None = None
 
 
+class Asked(NamedTuple):
+    """One query of a file: its text, its id where it has one, and the row that has it first."""
+
+    text: str
+    id: str | None
+    where: str
+
+
+class _Said(NamedTuple):
+    """What one row says. Several texts are repeats; a query without any is one that the model did not answer."""
+
+    where: str
+    part: str
+    field: str
+    query: str
+    texts: list[str]
+    id: str | None = None
+    constitution: tuple[str, ...] | None = None
+
+
 def read_responses(path: Path, choice: Choice | None = None) -> Responses:
     """Read a file of responses. Raises UserError naming file and row for what cannot be read."""
     choice = choice or Choice()
-    with reading(path):
-        data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: this file of responses is not UTF-8 text; save it as UTF-8") from None
-    rows = _parse(text, path)
+    data = read_bytes(path, WHAT, pipe=True)
+    rows = _parse(decoded(data, path, WHAT), path)
     format = choice.format or _detect(rows, path)
-    sha256 = hashlib.sha256(data).hexdigest()
+    found = Responses(format, choice.model, choice.kind or "dialogue", {}, hashlib.sha256(data).hexdigest())
     if format == "sami":
-        return _sami(rows, path, choice, sha256)
-    if isinstance(rows, dict):
+        said = list(_sami(rows, path, found))
+    elif isinstance(rows, dict):
         raise UserError(
             f"{path}: the format '{format}' has a list of rows, and this is one object; name another --format"
         )
-    found = Responses(format, choice.model, choice.kind or "dialogue", {"": []}, sha256)
-    wanted = _one_model(rows, path, choice) if format == "alpaca-eval" else None
-    kinds: Counter[TaskKind] = Counter()
-    filters: set[str] = set()
-    for where, row in rows:
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: this row is not a JSON object; mend or delete it")
-        if wanted is not None and row.get("generator") != wanted:
-            found.left_out["another model's"] += 1
-            continue
+    else:
+        for where, row in rows:
+            if not isinstance(row, dict):
+                raise UserError(f"{where}: this row is not a JSON object; fix or delete it")
         if format == "lm-eval":
-            filters = filters or {str(row.get("filter"))}
-            if str(row.get("filter")) not in filters:
-                found.left_out["another filter's"] += 1
-                continue
-        name, query = _query(row, where, format, choice)
-        kinds["summarization" if name == "post" or _POST.match(query) else "dialogue"] += 1
-        texts = _texts(row, where, format, choice)
-        if not texts:
-            found.left_out["without a response"] += 1
-        identity = _id(row, where) if format == "jsonl" else None
-        constitution = _constitution(row, where) if format == "jsonl" else None
-        for answer in texts:
-            found.answers[""].append(
-                RecordedAnswer(
-                    query=_POST.sub("", query, count=1) if _POST.match(query) else query,
-                    query_id=identity,
-                    constitution=constitution,
-                    text=answer,
-                    source=where.replace(str(path), path.name, 1),
-                )
+            said = list(_samples(rows, choice, found))
+        else:
+            said = list(_plain(_of_one_model(rows, path, choice, found), choice, found))
+    is_post = [row.field == "post" or _POST.match(row.query) is not None for row in said]
+    if choice.kind is None and 2 * sum(is_post) > len(said):
+        found.kind = "summarization"
+    for row in said:
+        _add(row, found, path)
+    if not found.n:
+        why = ", ".join(f"{n} {reason}" for reason, n in found.left_out.items() if n)
+        raise UserError(f"{path}: there are no responses in it{f' ({why})' if why else ''}; name another file")
+    return found
+
+
+def _add(row: _Said, found: Responses, path: Path) -> None:
+    """Add a row's query and responses. Raises UserError when its id is that of another query."""
+    query = whole_characters(row.query)
+    if found.kind == "summarization" and (head := _POST.match(query)) and query[head.end() :]:
+        query = query[head.end() :]
+        found.cut += 1
+    queries = found.queries.setdefault(row.part, {})
+    asked = Asked(query, row.id and whole_characters(row.id), row.where)
+    if queries.setdefault(folded(query), asked) is asked and asked.id is not None:
+        other = found.ids.setdefault((row.part, asked.id), asked)
+        if other is not asked:
+            raise UserError(
+                f"{row.where}: the id '{asked.id}' is that of another query too ({other.where}); give each query its own id, or "
+                "leave the ids out"
             )
-    if choice.kind is None and kinds:
-        found.kind = kinds.most_common(1)[0][0]
-    if wanted is not None and found.model is None:
-        found.model = wanted or None
-    return _with_answers(found, path)
+    if not row.texts:
+        found.left_out["without a response"] += 1
+    found.answers.setdefault(row.part, []).extend(
+        RecordedAnswer(
+            query=query,
+            query_id=asked.id,
+            constitution=row.constitution,
+            text=text,
+            source=row.where.replace(str(path), path.name, 1),
+        )
+        for text in row.texts
+    )
 
 
 def write_answers(found: Responses, folder: Path, *, model: str, file: str, overwrite: bool = False) -> dict[str, Any]:
@@ -139,30 +181,34 @@ def answer_files(found: Responses, *, model: str, file: str) -> tuple[dict[str, 
     """The texts of `responses.jsonl` and of `queries.jsonl` (one for each part), by name, and what `import.json` says of them."""
     lines = [a.model_dump_json(exclude_none=True) for answers in found.answers.values() for a in answers]
     queries = {
-        f"queries-{part}.jsonl" if part else "queries.jsonl": _queries(answers, found.kind)
-        for part, answers in found.answers.items()
+        f"queries-{part}.jsonl" if part else "queries.jsonl": _queries(asked.values(), found.kind)
+        for part, asked in found.queries.items()
     }
     about = {
         "model": model,
         "format": found.format,
-        "file": file,
+        "file": whole_characters(file),
         "sha256": found.sha256,
         "task": found.kind,
         "responses": found.n,
+        "repeats": found.repeats,
         "queries": {name: len(rows) for name, rows in queries.items()},
         "left_out": {reason: n for reason, n in sorted(found.left_out.items()) if n},
+        "cut": found.cut,
     }
     return {name: "".join(f"{row}\n" for row in rows) for name, rows in {FILE: lines, **queries}.items()}, about
 
 
-def _queries(answers: Sequence[RecordedAnswer], kind: TaskKind) -> list[str]:
-    """The queries of the answers, each once, as the lines of a task's `source`."""
-    texts: dict[str, tuple[str, str]] = {}
-    for answer in answers:
-        identity = answer.query_id or content_id(answer.query, TASK_NAMES[kind])
-        texts.setdefault(folded(answer.query), (identity, answer.query))
+def _queries(queries: Iterable[Asked], kind: TaskKind) -> list[str]:
+    """Queries as the lines of a task's `source`, those without a response too: a model is charged for what it left out."""
     name = "post" if kind == "summarization" else "query"
-    return [json.dumps({"id": i, name: text, "part": "evaluation"}, ensure_ascii=False) for i, text in texts.values()]
+    return [
+        json.dumps(
+            {"id": asked.id or content_id(asked.text, TASK_NAMES[kind]), name: asked.text, "part": "evaluation"},
+            ensure_ascii=False,
+        )
+        for asked in queries
+    ]
 
 
 def slug(name: str) -> str:
@@ -172,15 +218,23 @@ def slug(name: str) -> str:
 
 # --- Files and formats
 
-_Rows = list[tuple[str, Any]] | dict[str, Any]
-"""(where it stands, row), or the one object that a file holds."""
+_List = list[tuple[str, Any]]
+"""(where it stands, row)"""
+_Rows = _List | dict[str, Any]
+"""Rows, or the one object that a file holds."""
 
 
 def _parse(text: str, path: Path) -> _Rows:
+    """The rows of a file: one JSON list, one object, or a row a line."""
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
-        return list(_lines(text, path))
+        if not text.strip():
+            return []
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        if text.lstrip().startswith("[") or not any(map(_is_object, dict(lines).values())):
+            parse_json(text, path, None)  # a list, or one object over several lines: it says where it breaks
+        return [(f"{path}:{number}", parse_json(line, path, number)) for number, line in lines]
     if isinstance(whole, list):
         return [(f"{path}: item {number}", row) for number, row in enumerate(whole, start=1)]
     if isinstance(whole, dict):
@@ -189,13 +243,11 @@ def _parse(text: str, path: Path) -> _Rows:
     raise UserError(f"{path}: a file of responses holds rows, and this is a single value; name another file")
 
 
-def _lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}:{number}: this line is not JSON ({error}); mend or delete it") from None
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _detect(rows: _Rows, path: Path) -> Format:
@@ -208,139 +260,82 @@ def _detect(rows: _Rows, path: Path) -> Format:
             return "lm-eval"
         if {"instruction", "output"} <= first.keys():
             return "alpaca-eval"
-        if any(name in first for name in QUERY_FIELDS) or any(name in first for name in RESPONSE_FIELDS):
+        if any(name in first for name in (*fields.QUERY_FIELDS, *fields.RESPONSE_FIELDS, *fields.MESSAGES)):
             return "jsonl"
     elif not rows:
         raise UserError(f"{path}: there are no responses in it; name another file")
     raise UserError(f"{path}: this file is in no format known here; say which with --format ({', '.join(FORMATS)})")
 
 
-def _with_answers(found: Responses, path: Path) -> Responses:
-    if not found.n:
-        why = ", ".join(f"{n} {reason}" for reason, n in found.left_out.items() if n)
-        raise UserError(f"{path}: there are no responses in it{f' ({why})' if why else ''}; name another file")
-    return found
+def _plain(rows: _List, choice: Choice, found: Responses) -> Iterator[_Said]:
+    """Rows with a query and a response each."""
+    is_jsonl = found.format == "jsonl"
+    for where, raw in rows:
+        row = fields.unfolded(raw)
+        name, query = fields.query(row, where, choice.query_field, choice.response_field)
+        texts = fields.responses(row, where, choice.response_field)
+        identity = (row_id(row, where, "query_id") or row_id(row, where)) if is_jsonl else None
+        yield _Said(where, "", name, query, texts, identity, fields.constitution(row, where) if is_jsonl else None)
 
 
-def _query(row: dict[str, Any], where: str, format: str, choice: Choice) -> tuple[str, str]:
-    """The field that holds the query, and its text."""
-    holder = row["doc"] if format == "lm-eval" and isinstance(row.get("doc"), dict) else row
-    name = choice.query_field or next((name for name in QUERY_FIELDS if holder.get(name)), None)
-    if choice.query_field is not None and choice.query_field not in holder:
-        raise UserError(
-            f"{where}: there is no field '{choice.query_field}' (--query-field); {nearest(choice.query_field, holder)}"
-        )
-    query = holder.get(name) if name is not None else _argument(row) if format == "lm-eval" else None
-    if not isinstance(query, str) or not query.strip():
-        fields = ", ".join(QUERY_FIELDS[:4])
-        raise UserError(
-            f"{where}: there is no query in this row (a text in {fields}, ...); name its field with --query-field"
-        )
-    return name or "", query.strip()
-
-
-def _argument(row: dict[str, Any]) -> Any:
-    """The prompt that lm-evaluation-harness sent: arguments are lists, or in newer versions objects with numbered names."""
-    found = row.get("arguments")
-    while isinstance(found, list | dict) and found:
-        found = found[0] if isinstance(found, list) else next(iter(found.values()))
-    return found
-
-
-def _texts(row: dict[str, Any], where: str, format: str, choice: Choice) -> list[str]:
-    """The responses of a row: one, several repeats (lm-eval), or none where it is null."""
-    if format == "lm-eval":
-        found = row.get("filtered_resps") or row.get("resps") or []
-        items = found if isinstance(found, list) else [found]
-        flat = [text for item in items for text in (item if isinstance(item, list) else [item])]
-        if not all(isinstance(text, str) for text in flat):
-            raise UserError(
-                f"{where}: these samples are no texts (log-likelihoods of given choices?); only generated texts can be judged"
-            )
-        return flat
-    if choice.response_field is not None and choice.response_field not in row:
-        raise UserError(
-            f"{where}: there is no field '{choice.response_field}' (--response-field); {nearest(choice.response_field, row)}"
-        )
-    name = choice.response_field or next((name for name in RESPONSE_FIELDS if name in row), None)
+def _of_one_model(rows: _List, path: Path, choice: Choice, found: Responses) -> _List:
+    """The rows of one model, where rows name theirs. Raises UserError when there are several and none was chosen."""
+    name = fields.model_field(row for _, row in rows)
     if name is None:
+        return rows
+    models = sorted({str(row[name]) for _, row in rows if row.get(name)})
+    if len(models) > 1 and choice.model not in models:
         raise UserError(
-            f"{where}: there is no response in this row ({', '.join(RESPONSE_FIELDS[:4])}, ...); "
-            "name its field with --response-field"
+            f"{path}: it holds the outputs of {len(models)} models ('{name}': {', '.join(models[:5])}); name one with --model"
         )
-    text = row[name]
-    if text is None:
-        return []
-    if not isinstance(text, str):
-        raise UserError(f"{where}: '{name}' is not a text; mend it, or name the field with --response-field")
-    return [text]
+    wanted = str(choice.model) if choice.model in models else models[0]
+    found.model = choice.model or wanted
+    taken = [(where, row) for where, row in rows if row.get(name) and str(row[name]) == wanted]
+    unnamed = sum(not row.get(name) for _, row in rows)
+    found.left_out += Counter({"without a model's name": unnamed, "another model's": len(rows) - len(taken) - unnamed})
+    return taken
 
 
-def _id(row: dict[str, Any], where: str) -> str | None:
-    found = row.get("query_id", row.get("id"))
-    if found is not None and not isinstance(found, str | int):
-        raise UserError(f"{where}: the id must be a text or a whole number; mend it")
-    return None if found in (None, "") else str(found)
+def _samples(rows: _List, choice: Choice, found: Responses) -> Iterator[_Said]:
+    """Samples of lm-evaluation-harness, which writes each once for every filter; what the model wrote is taken once."""
+    first: str | None = None
+    filters: dict[str, str] = {}
+    for where, row in rows:
+        chosen = str(row.get("filter"))
+        first = chosen if first is None else first
+        doc = row["doc"] if isinstance(row.get("doc"), dict) else row
+        prompt = None if choice.query_field else fields.argument(row, where)
+        name, query = ("", prompt) if prompt else fields.query(doc, where, choice.query_field)
+        source, texts = fields.samples(row, where, choice.response_field)
+        if source == "filtered_resps":
+            if chosen != first:
+                found.left_out["another filter's"] += 1
+                continue
+        elif filters.setdefault(json.dumps([row.get("doc_id"), query, texts]), chosen) != chosen:
+            found.left_out["of a response that another filter has too"] += 1
+            continue
+        yield _Said(where, "", name, query, texts)
 
 
-def _constitution(row: dict[str, Any], where: str) -> tuple[str, ...] | None:
-    found = row.get("constitution", row.get("principles"))
-    if found is None:
-        return None
-    lines = found.splitlines() if isinstance(found, str) else found
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise UserError(f"{where}: a constitution is a text, or a list of sentences; mend it")
-    return _sentences(lines) or None
-
-
-def _sentences(lines: Sequence[str]) -> tuple[str, ...]:
-    """A numbered list of principles as its sentences."""
-    return tuple(re.sub(r"^\d+[.)]\s+", "", line.strip()) for line in lines if line.strip())
-
-
-def _one_model(rows: list[tuple[str, Any]], path: Path, choice: Choice) -> str | None:
-    """The generator whose rows are taken; None where no row names one."""
-    names = sorted({str(row["generator"]) for _, row in rows if isinstance(row, dict) and row.get("generator")})
-    if choice.model is not None and choice.model in names:
-        return choice.model
-    if len(names) > 1:
-        raise UserError(
-            f"{path}: it holds the outputs of {len(names)} models ({', '.join(names[:5])}); name one with --model"
-        )
-    return names[0] if names else None
-
-
-def _sami(rows: _Rows, path: Path, choice: Choice, sha256: str) -> Responses:
+def _sami(rows: _Rows, path: Path, found: Responses) -> Iterator[_Said]:
     """Columns by number of the query: constitution, and question and response, or several (question_helpful, ...)."""
     if not isinstance(rows, dict) or not all(isinstance(column, dict) for column in rows.values()):
         raise UserError(
             f"{path}: the format 'sami' is an object of columns (constitution, question, response); "
             "name another --format"
         )
-    parts = [name.removeprefix("response").lstrip("_") for name in rows if name.startswith("response")]
-    found = Responses("sami", choice.model, choice.kind or "dialogue", {}, sha256)
     constitutions = rows.get("constitution", {})
-    for part in parts:
+    for part in [name.removeprefix("response").lstrip("_") for name in rows if name.startswith("response")]:
         tail = f"_{part}" if part else ""
         questions = rows.get(f"question{tail}", rows.get("question"))
         if questions is None:
-            raise UserError(f"{path}: there is a column 'response{tail}' and no 'question{tail}'; mend the file")
+            raise UserError(f"{path}: there is a column 'response{tail}' and no 'question{tail}'; fix the file")
         for number, text in rows[f"response{tail}"].items():
             where = f"{path}: 'response{tail}' {number}"
             question, constitution = questions.get(number), constitutions.get(number)
-            if not isinstance(text, str) or not isinstance(question, str) or not question.strip():
-                found.left_out["without a question or a response"] += 1
+            if not isinstance(question, str) or not question.strip():
+                found.left_out["without a question"] += 1
                 continue
-            if choice.kind is None and _POST.match(question):
-                found.kind = "summarization"
-            under = _sentences(constitution.splitlines()) if isinstance(constitution, str) else ()
-            query = _POST.sub("", question, count=1) if _POST.match(question) else question
-            found.answers.setdefault(slug(part) if part else "", []).append(
-                RecordedAnswer(
-                    query=query.strip(),
-                    constitution=under or None,
-                    text=text,
-                    source=where.replace(str(path), path.name, 1),
-                )
-            )
-    return _with_answers(found, path)
+            under = fields.sentences(constitution.splitlines()) if isinstance(constitution, str) else ()
+            texts = [text] if isinstance(text, str) else []
+            yield _Said(where, slug(part) if part else "", "", question.strip(), texts, None, under or None)

@@ -39,6 +39,7 @@ from harness.writer import to_yaml
 from sami_train.constitutions import Principle, PrincipleSet, TaskKind
 from sami_train.errors import UserError
 from sami_train.prompts import Template
+from sami_train.yamlfile import told
 
 SOURCE = "the authors' public repositories, Fränken et al., NeurIPS 2024, arXiv 2404.14313"
 HELD_OUT = 5
@@ -74,7 +75,7 @@ def import_sami_paper(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     refuse_inside_harness(out)
     done = _Import()
-    files = list(layout.find([folder.expanduser() for folder in folders]))
+    files = list(layout.find([folder.expanduser() for folder in folders], done.skip))
     if not files:
         raise UserError(
             f"{', '.join(map(str, folders))}: there is nothing of the authors' layout in it (experiments/hh-rlhf, "
@@ -225,8 +226,8 @@ def _add_set(name: str, data: str, sides: dict[str, dict[str, str]], source: str
             ),
         )
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        done.skip(source, f"it makes no principle set ({'.'.join(map(str, problem['loc']))}: {problem['msg']})")
+        problem = error.errors(include_url=False)[0]
+        done.skip(source, f"it makes no principle set ({'.'.join(map(str, problem['loc']))}: {told(problem)})")
 
 
 def _set_from_constants(constants: dict[str, Any], data: str, source: str, done: _Import) -> None:

@@ -25,6 +25,7 @@ from typing import Concatenate, ParamSpec
 
 from sami_train.constitutions import Check
 from sami_train.errors import UserError, nearest
+from sami_train.yamlfile import as_written
 
 Checker = Callable[..., float]
 """``(text, **options) -> float`` in [0, 1]."""
@@ -47,7 +48,11 @@ def score(check: Check, text: str) -> float:
     try:
         return checker(text, **check.options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"check '{check.name}' cannot run with the options {check.options}: {error}") from error
+        values = [item for value in check.options.values() for item in (value if isinstance(value, list) else [value])]
+        quotes = "; put words such as yes, no and on into quotes" if any(isinstance(v, bool) for v in values) else ""
+        raise UserError(
+            f"check '{check.name}' cannot run with the options {as_written(check.options)}: {error}{quotes}"
+        ) from error
 
 
 def weight(text: str) -> float:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sami_train.errors import UserError, nearest
 from sami_train.prompts import BODY as BODY
 from sami_train.prompts import Prompt, Style
-from sami_train.yamlfile import first_problem, read_yaml
+from sami_train.yamlfile import all_problems, read_yaml
 
 Form = Literal["text", "structured", "choice"]
 """text: the judge reasons and ends with a verdict line; structured: it does so as JSON of `VERDICT_SCHEMA`, to which its
@@ -180,7 +180,7 @@ def load_judge_template(name_or_path: str | Path) -> JudgeTemplate:
     try:
         template = JudgeTemplate.model_validate(document.data)
     except ValidationError as error:
-        raise UserError(first_problem(error, document, JudgeTemplate)) from None
+        raise all_problems(error, document, JudgeTemplate) from None
     for form in ("text", "structured", "choice"):
         prompt: str | None = getattr(template, form)
         if prompt is None:

@@ -13,14 +13,16 @@ import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from harness.models.base import Asked, Completion, Request, Sampling
 from harness.rows import Text
-from sami_train.data import read_jsonl
+from sami_train.data import read_objects
 from sami_train.errors import UserError
+from sami_train.text import expanded
+from sami_train.yamlfile import told
 
 PREFIX = "recorded/"
 FILE = "responses.jsonl"
@@ -28,24 +30,30 @@ BATCH = 256
 """Answers handed over together."""
 
 
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError("it is empty")
+    return text
+
+
 class RecordedAnswer(BaseModel):
     """One answer to one query. Several with the same query and constitution are its repeats (epochs), in their order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    query: Text = Field(min_length=1)
-    query_id: str | None = None
+    query: Annotated[Text, AfterValidator(_not_empty)]
+    query_id: Text | None = None
     constitution: tuple[Text, ...] | None = None
     """The sentences it was written under, without numbers; None: it stands for any."""
     text: Text
     """The answer; it may be empty."""
     finish_reason: Literal["stop", "length"] = "stop"
-    source: str = ""
+    source: Text = ""
     """File and row that it comes from."""
 
 
 def answers_file(path: str) -> Path:
     """The file behind `recorded/FOLDER` (or behind the folder alone). Raises UserError when there is none."""
-    place = Path(path.removeprefix(PREFIX)).expanduser()
+    place = expanded(path.removeprefix(PREFIX))
     file = place / FILE if place.is_dir() else place
     if not file.is_file():
         raise UserError(
@@ -60,20 +68,22 @@ def answers_fingerprint(path: str) -> str:
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
     except OSError as error:
-        raise UserError(f"{file}: these recorded answers cannot be read ({error.strerror}); mend that") from None
+        raise UserError(
+            f"{file}: these recorded answers cannot be read ({error.strerror}); make them readable"
+        ) from None
 
 
 def read_answers(file: Path) -> list[RecordedAnswer]:
     """The recorded answers of a file. Raises UserError naming file, line and field for what is none."""
     answers = []
-    for number, row in read_jsonl(file):
+    for where, row in read_objects(file):
         try:
             answers.append(RecordedAnswer.model_validate(row))
         except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
+            problem = error.errors(include_url=False)[0]
             field = ".".join(str(part) for part in problem["loc"])
             raise UserError(
-                f"{file}:{number}: this is no recorded answer ('{field}': {problem['msg']}); mend the line or import again"
+                f"{where}: this is no recorded answer ('{field}': {told(problem)}); fix the row or import again"
             ) from None
     return answers
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -77,8 +77,11 @@ class Found:
         return "results_fixed" not in parts, not self.path.parent.name.endswith(("_clean", "win_rates")), self.name
 
 
-def find(folders: Sequence[Path]) -> Iterator[Found]:
-    """Every file of the layout below `folders`, in a fixed order. Raises UserError for a folder that is not there."""
+def find(folders: Sequence[Path], left_out: Callable[[str, str], None] = lambda name, why: None) -> Iterator[Found]:
+    """Every file of the layout below `folders`, in a fixed order. Raises UserError for a folder that is not there.
+
+    Pipes, devices and links that lead outside of the folder are not files of a checkout: `left_out` is told name and reason.
+    """
     for named in folders:
         folder = named.expanduser().resolve()
         if not folder.is_dir():
@@ -89,8 +92,15 @@ def find(folders: Sequence[Path]) -> Iterator[Found]:
             below[:] = sorted(name for name in below if not name.startswith(".") and name not in _SKIPPED)
             for file in sorted(files):
                 path = Path(place) / file
-                if (kind := _kind(path)) is not None:
-                    yield Found(kind, folder, path)
+                if (kind := _kind(path)) is None:
+                    continue
+                found = Found(kind, folder, path)
+                if not path.resolve().is_relative_to(folder):
+                    left_out(found.name, "it is a link that leads outside of the folder")
+                elif not path.is_file():
+                    left_out(found.name, "it is not a regular file")
+                else:
+                    yield found
 
 
 def data_of(path: Path) -> str | None:

@@ -46,7 +46,7 @@ def tables(data: Sequence[Path]) -> dict[str, Any]:
 
     A cell whose file cannot be read is missing, with the reason. Raises UserError when a folder is not there.
     """
-    known = read_yaml(FIGURES).data
+    known = read_yaml(FIGURES, text_keys=False).data
     by_place, names = _files(data)
     groups = []
     for group in known["groups"]:
@@ -206,9 +206,9 @@ def read_values(path: Path) -> list[float]:
     Raises UserError when it is no JSON list of numbers.
     """
     with reading(path):
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     try:
-        values = json.loads(text)
+        values = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: this is not JSON ({' '.join(str(error).split())}); fix or delete it") from None
     is_list = isinstance(values, list) and all(

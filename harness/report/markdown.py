@@ -37,6 +37,12 @@ from harness.report.words import Results, Row, Section, Table, grouped, pooled_r
 _INTERVAL = r"\[[+-]?[\d.]+, [+-]?[\d.]+\](?![(\[:])"
 _SPECIAL = re.compile(rf"(?!{_INTERVAL})\[|[\\`*_{{}}<>&|#~$]")
 """What could mean something; not the bracket of an interval, and no closing one, which means nothing on its own."""
+_ADDRESSES = (
+    (re.compile(r"(?i)\b(https?|ftp|mailto|xmpp):"), r"\1\\:"),
+    (re.compile(r"(?i)\b(www)\."), r"\1\\."),
+    (re.compile(r"(?<=[\w.+-])@(?=[\w\\.-]*\.\w)"), "@<!-- -->"),
+)
+"""Bare addresses, which GitHub's Markdown makes links of, and how each is taken apart: an escaped @ would still be one."""
 _LIST_START = re.compile(r"^(\d*)([-+=.)])(?=\s|$|\2)")
 """A list's item, a rule or an underline, where a line begins with it; not the sign of a number."""
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
@@ -118,6 +124,8 @@ def escape(text: str) -> str:
     """`text` as one line that Markdown and HTML show as it is, without control characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     line = _SPECIAL.sub(lambda m: _ENTITIES.get(m.group(), f"\\{m.group()}"), line)
+    for address, apart in _ADDRESSES:
+        line = address.sub(apart, line)
     return _LIST_START.sub(r"\1\\\2", line)
 
 

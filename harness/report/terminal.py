@@ -21,8 +21,7 @@ from harness.report.words import Section, Table
 _GAP = 2
 _NARROWEST = 6
 _ONE_LINE = 24
-BLANK = re.compile(r" (?![^\[]*\])")
-"""Where a line may break: not within an interval."""
+_BRACKET = re.compile(r"[\[\]]")
 _ASCII = str.maketrans({"½": "1/2", "–": "-", "—": "-", "−": "-", "→": ">", "…": "...", "·": "|", "Δ": "d", "ρ": "rho"})
 
 
@@ -90,10 +89,24 @@ def _rich_table(table: Table, console: Console) -> RichTable:
     return found
 
 
+def parts(text: str) -> list[str]:
+    """`text` in the pieces that a line may break between: at blanks, and not within an interval. Linear in the text."""
+    pieces = text.split(" ")
+    found: list[list[str]] = [[]]
+    is_inside = False  # whether the next bracket from here on closes an interval
+    for piece in reversed(pieces):
+        found[-1].append(piece)
+        if bracket := _BRACKET.search(piece):
+            is_inside = bracket.group() == "]"
+        if not is_inside:
+            found.append([])
+    return [" ".join(reversed(group)) for group in reversed(found) if group]
+
+
 def wrapped(text: str, width: int) -> list[str]:
     """`text` as lines of at most `width` cells, as far as it can be broken between words and not within an interval."""
     lines: list[str] = []
-    for part in BLANK.split(text):
+    for part in parts(text):
         if lines and cell_len(f"{lines[-1]} {part}") <= width:
             lines[-1] += f" {part}"
         else:
@@ -113,19 +126,19 @@ def fitting(table: Table, width: int) -> list[Table]:
     bodies = [max(map(cell_len, column)) for column in zip(*table.rows, strict=True)]
     needed = [max(least, min(body, _ONE_LINE)) for least, body in zip(whole, bodies, strict=True)]
     keys = next((i for i, name in enumerate(table.columns) if name in table.numbers), 1) or 1
-    parts = [list(range(keys))]
+    groups = [list(range(keys))]
     for i in range(keys, len(table.columns)):
-        if len(parts[-1]) > keys and sum(needed[j] + _GAP for j in [*parts[-1], i]) - _GAP > width:
-            parts.append(list(range(keys)))
-        parts[-1].append(i)
-    return [table.without(*(name for i, name in enumerate(table.columns) if i not in kept)) for kept in parts]
+        if len(groups[-1]) > keys and sum(needed[j] + _GAP for j in [*groups[-1], i]) - _GAP > width:
+            groups.append(list(range(keys)))
+        groups[-1].append(i)
+    return [table.without(*(name for i, name in enumerate(table.columns) if i not in kept)) for kept in groups]
 
 
 def _needed(table: Table) -> tuple[list[int], list[int]]:
     """What each column needs to be on one line, and to keep its words and intervals whole."""
     columns = list(zip(table.columns, *table.rows, strict=True))
     widths = [max(map(cell_len, column)) for column in columns]
-    return widths, [max(cell_len(part) for cell in column for part in BLANK.split(cell)) for column in columns]
+    return widths, [max(cell_len(part) for cell in column for part in parts(cell)) for column in columns]
 
 
 def _widths(table: Table, available: int) -> list[int]:

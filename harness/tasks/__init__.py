@@ -77,7 +77,7 @@ def _loader(task: str) -> Callable[[TaskSpec], TaskParts]:
         loader: Callable[[TaskSpec], TaskParts] = point.load()
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"task '{task}': '{point.value}' does not load ({error}); mend or uninstall the package that provides it"
+            f"task '{task}': '{point.value}' does not load ({error}); fix or uninstall the package that provides it"
         ) from error
     return loader
 
@@ -111,10 +111,10 @@ def _first(
 ) -> tuple[Query, ...]:
     if limit is not None and limit > len(queries):
         option, kind = ("train_limit", "training") if part == "train" else ("limit", "evaluation")
-        mend = f"lower '{option}' or leave it out" if queries else "name a 'train_source' that has some"
+        fix = f"lower '{option}' or leave it out" if queries else "name a 'train_source' that has some"
         raise UserError(
             f"task '{name}': '{option}' asks for {limit} {kind} queries, but {source} has {len(queries)}"
-            f"{_left_out(part, dropped)}; {mend}"
+            f"{_left_out(part, dropped)}; {fix}"
         )
     return tuple(queries[:limit])
 

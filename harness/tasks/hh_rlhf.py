@@ -5,7 +5,7 @@ With both subsets the queries alternate, helpful first, until one subset runs ou
 that a limit takes as many of each; the same holds for the bundled samples. Files of one's own keep their order.
 
 A row whose dialogue has no first human turn, or an empty one, is left out and counted: the hub's data are not the
-user's to mend. A row without the field `chosen` is another data set, and an error.
+user's to fix. A row without the field `chosen` is another data set, and an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from harness.tasks.base import LoadedParts, Part, TaskSpec
 from harness.tasks.sources import SAMPLES, Found, read_hub_copy, read_parts, read_rows
-from sami_train.data import Query
+from sami_train.data import Query, message_text
 from sami_train.errors import UserError, nearest
 
 REPO = "Anthropic/hh-rlhf"
@@ -38,9 +38,18 @@ def load(spec: TaskSpec) -> LoadedParts:
     )
 
 
-def first_human_turn(dialogue: str) -> str | None:
-    """What the human says first in "\\n\\nHuman: ...\\n\\nAssistant: ..."; None when there is nothing."""
-    match = _FIRST_TURN.match(dialogue)
+def first_human_turn(dialogue: object) -> str | None:
+    """What the human says first in "\\n\\nHuman: ...\\n\\nAssistant: ...", with any line ends, or in a list of messages.
+
+    None when there is nothing.
+    """
+    if isinstance(dialogue, list):
+        turns = [turn for turn in dialogue if isinstance(turn, dict) and turn.get("role") != "system"]
+        said = message_text(turns[0].get("content")) if turns and turns[0].get("role") in ("user", "human") else None
+        return (said or "").strip() or None
+    if not isinstance(dialogue, str):
+        return None
+    match = _FIRST_TURN.match(re.sub(r"\r\n?", "\n", dialogue))
     return (match.group(1).strip() or None) if match else None
 
 
@@ -80,8 +89,8 @@ def _read_hub(folder: Path | None, part: Part, must: bool, spec: TaskSpec) -> Fo
     for subset in _subsets(spec):
         if folder is not None and not (folder / subset).is_dir():
             present = [name for name in INTENTS if (folder / name).is_dir()]
-            mend = f"set subset: {present[0]}" if present else f"name a local copy of the hub's folder '{REPO}'"
-            raise UserError(f"{folder}: there is no folder '{subset}' in it; {mend}")
+            fix = f"set subset: {present[0]}" if present else f"name a local copy of the hub's folder '{REPO}'"
+            raise UserError(f"{folder}: there is no folder '{subset}' in it; {fix}")
         lists.append(_read_subset(folder, subset, part, must, spec.revision, dropped))
     name = f"{REPO} on the hub" if folder is None else str(folder)
     revision = f", revision {spec.revision}" if folder is None and spec.revision else ""
@@ -102,7 +111,7 @@ def _read_subset(
         raise UserError(f"{where}: the rows have no 'chosen'; {nearest('chosen', splits[split].column_names)}")
     queries = []
     for number, dialogue in enumerate(splits[split]["chosen"]):
-        text = first_human_turn(dialogue) if isinstance(dialogue, str) else None
+        text = first_human_turn(dialogue)
         if text is None:
             dropped["no first human turn"] += 1
         else:

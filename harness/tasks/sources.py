@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from harness.tasks.base import BUNDLED, HUB, LoadedParts, OutOfReach, Part, TaskSpec
-from sami_train.data import TEXT_FIELDS, Query, content_id, read_jsonl
+from sami_train.data import TEXT_FIELDS, Query, content_id, read_objects, row_id, row_part
 from sami_train.errors import UserError, nearest
+from sami_train.text import expanded
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -61,7 +61,7 @@ def read_parts(
             return found
         if source == HUB:
             return read_hub(None, part, True)
-        path = Path(source).expanduser()
+        path = expanded(source)
         if path.is_dir():
             return read_hub(path, part, must)
         if not path.exists():
@@ -99,7 +99,7 @@ def read_parts(
 def read_rows(path: Path, kind: str, prefix: str) -> Iterator[FileRow]:
     """The rows of a .jsonl file, or of a .json file that holds one list. Raises UserError naming file and row."""
     wanted = next(name for name, its_kind in TEXT_FIELDS.items() if its_kind == kind)
-    for where, row in _json_rows(path):
+    for where, row in read_objects(path):
         if wanted not in row:
             other = next((name for name in TEXT_FIELDS if name in row), None)
             if other:
@@ -110,16 +110,11 @@ def read_rows(path: Path, kind: str, prefix: str) -> Iterator[FileRow]:
             raise UserError(f"{where}: this row has no '{wanted}'; {nearest(wanted, row)}")
         text = row[wanted]
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{where}: '{wanted}' must be a text that is not empty; mend or delete this row")
-        identity, part, intent = row.get("id"), row.get("part"), row.get("intent")
-        if identity is not None and not isinstance(identity, str | int):
-            raise UserError(f"{where}: 'id' must be a text or a whole number; mend it")
-        if part is not None and part not in get_args(Part):
-            raise UserError(f"{where}: 'part' cannot be '{part}'; {nearest(str(part), get_args(Part))}")
+            raise UserError(f"{where}: '{wanted}' must be a text that is not empty; fix or delete this row")
         text = text.strip()
-        about = intent if isinstance(intent, str) else ""
-        query = Query(content_id(text, prefix) if identity in (None, "") else str(identity), text, kind, about)
-        yield FileRow(query, part, intent, where)
+        about = intent if isinstance(intent := row.get("intent"), str) else ""
+        query = Query(row_id(row, where) or content_id(text, prefix), text, kind, about, where)
+        yield FileRow(query, row_part(row, where), intent, where)
 
 
 def read_hub_copy(repo: str, folder: Path | None, data_dir: str, revision: str | None) -> Mapping[str, Any]:
@@ -142,35 +137,9 @@ def read_hub_copy(repo: str, folder: Path | None, data_dir: str, revision: str |
                     "use source: bundled, or the path of a local copy"
                 ) from error
             raise UserError(
-                f"{folder / data_dir}: this local copy of '{repo}' cannot be read ({reason}); mend it"
+                f"{folder / data_dir}: this local copy of '{repo}' cannot be read ({reason}); fix it"
             ) from error
     return splits
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.suffix == ".json":
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{error.lineno}: this is not JSON ({error.msg}); "
-                "mend it, or name it .jsonl if each line is a row"
-            ) from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: this data file is not UTF-8 text; save it as UTF-8") from None
-        except OSError as error:
-            raise UserError(f"{path}: this data file cannot be read ({error.strerror})") from None
-        if not isinstance(data, list):
-            raise UserError(
-                f"{path}: a .json data file holds one list of rows; mend it, or write one row a line as .jsonl"
-            )
-        for number, row in enumerate(data, start=1):
-            if not isinstance(row, dict):
-                raise UserError(f"{path}: item {number} is not a JSON object; mend or delete it")
-            yield f"{path}: item {number}", row
-    else:
-        for number, row in read_jsonl(path):
-            yield f"{path}:{number}", row
 
 
 def _first_line(error: BaseException) -> str:

@@ -391,13 +391,14 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in (columns, *rows):
             _say("\t".join(row))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from sami_train.console import PlainConsole
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold", justify="left" if column in (columns[0], "of which") else "right")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+    PlainConsole(highlight=False).print(table)

@@ -314,6 +314,149 @@ def test_validate_accepts_a_good_one(harness: Command) -> None:
     assert harness("validate", "quickstart") == (0, "quickstart: no problems found\n", "")
 
 
+def test_validate_prints_unknown_keys_and_unknown_names_alike(harness: Command, tmp_path: Path) -> None:
+    text = (PRESETS / "smoke.yaml").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(f"{text}\nmodls: {{}}\nouput: x\n", encoding="utf-8")
+    said = harness("validate", "mine.yaml", "--set", "comparisons=[{a: base, b: bse}]")
+    assert said.code == 2
+    assert [line.partition(": ")[2].partition(";")[0] for line in said.out.splitlines()][:2] == [
+        "unknown key 'modls'",
+        "unknown key 'ouput'",
+    ]
+    assert any("'bse'" in line for line in said.out.splitlines())
+    assert len(harness("run", "mine.yaml").err.splitlines()) == 2
+
+
+def test_validate_needs_no_keys_and_no_model_folders_unless_the_run_is_here(harness: Command) -> None:
+    base = ("-M", "base=/cluster/model")
+    said = harness("validate", "quickstart", *base)
+    assert (said.code, said.err) == (0, "")
+    first, second = said.out.splitlines()
+    assert first == "quickstart: no problems found"
+    assert second.startswith(
+        "not on this machine: option models.base.path: 'models.base.path': the model folder '/cluster/model'"
+    )
+    assert json.loads(harness("validate", "quickstart", *base, "--json").out)["missing"] == [
+        second.removeprefix("not on this machine: ")
+    ]
+    here = harness("validate", "quickstart", *base, "--here")
+    assert (here.code, here.out) == (2, f"{second.removeprefix('not on this machine: ')}\n")
+
+
+def test_plan_needs_no_model_folder(harness: Command) -> None:
+    said = harness("plan", "smoke", "-M", "base=/cluster/model", "--json")
+    assert said.code == 0, said.err
+    described = json.loads(said.out)
+    assert "'base' (/cluster/model) is not on this machine" in described["assumed"][-1]
+    assert any("/cluster/model" in sentence for sentence in described["missing"])
+    assert all(stage["done"] == 0 for stage in described["stages"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("validate", "x" * 260),
+        ("validate", f"{'x' * 260}.yaml"),
+        ("validate", "quickstart", "-o", "x" * 260),
+        ("run", "smoke", "-o", "x" * 260),
+        ("report", "x" * 260),
+        ("principles", "lint", f"{'x' * 260}.yaml"),
+        ("import", "responses", f"{'x' * 260}.jsonl"),
+        ("import", "responses", "r.jsonl", "-o", "x" * 260),
+        ("import", "sami-paper", "x" * 260, "-o", "out"),
+    ],
+)
+def test_a_name_of_260_letters_is_a_sentence(harness: Command, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    (tmp_path / "r.jsonl").write_text('{"query": "A?", "response": "B."}\n', encoding="utf-8")
+    said = harness(*arguments)
+    assert said.code in (1, 2)
+    assert "unexpected error" not in said.out + said.err
+
+
+ESCAPES = "\x1b[31m\x9b2J\u202e\x07"
+
+
+def test_nothing_of_others_acts_on_the_terminal(harness: Command, tmp_path: Path) -> None:
+    written = json.dumps(ESCAPES)
+    (tmp_path / "bad.yaml").write_text(f"name: {written}\n{written}: 1\n", encoding="utf-8")
+    (tmp_path / "principles").mkdir()
+    (tmp_path / "principles/mine.yaml").write_text(
+        f"name: mine\ndescription: {written}\nprinciples:\n  - id: a\n    task: dialogue\n    split: learned\n"
+        f"    definition: {json.dumps(f'Be {ESCAPES} short now.')}\n    antithesis: {json.dumps(f'Ramble {ESCAPES} on and on.')}\n"
+        f"    check: {written}\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "rows.jsonl").write_text(json.dumps({ESCAPES: "a", "query": "q"}) + "\n", encoding="utf-8")
+    (tmp_path / f"{ESCAPES}.jsonl").write_text('{"query": "A?", "response": "B."}\n', encoding="utf-8")
+    for arguments in (
+        ("validate", "bad.yaml"), ("run", "bad.yaml"), ("validate", "bad.yaml", "--json"), ("ls", "principles"),
+        ("ls", "principles", "--json"), ("principles", "lint", "mine"), ("principles", "sample", "mine"),
+        ("principles", "sample", "mine", "--json"), ("import", "responses", "rows.jsonl", "--response-field", ESCAPES + "x"),
+        ("import", "responses", f"{ESCAPES}.jsonl", "-o", f"out{ESCAPES}"),
+        ("import", "responses", "rows.jsonl", "--query-field", "x"),
+    ):  # fmt: skip
+        said = harness(*arguments)
+        assert not set(ESCAPES[:1] + ESCAPES[5:6] + ESCAPES[-2:]) & set(said.out + said.err), (arguments, said)
+
+
+def test_yamls_words_are_named_with_file_and_line(harness: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nprinciples:\n  - id: a\n    task: dialogue\n    split: learned\n    definition: Begin with yes or no.\n"
+        "    antithesis: Begin in any other way.\n    check: {name: opens_with, phrases: [yes, no]}\n",
+        encoding="utf-8",
+    )
+    said = harness("principles", "lint", "mine.yaml")
+    assert said.code == 3
+    assert said.out.startswith(
+        "mine.yaml:8: a: check 'opens_with' cannot run with the options {\"phrases\": [true, false]}: "
+    )
+    assert said.out.endswith("; put words such as yes, no and on into quotes\n")
+
+
+def test_lint_names_a_file_once_and_every_mistake(harness: Command, tmp_path: Path) -> None:
+    (tmp_path / "02.yaml").write_text(
+        "name: x\nprinciples:\n  - id: a\n    task: dialogue\n    split: learned\n    defintion: Be so.\n    antithesis: Not.\n"
+        "    sorce: me\n",
+        encoding="utf-8",
+    )
+    said = harness("principles", "lint", "02.yaml")
+    assert said == (
+        2,
+        "02.yaml:6: unknown key 'principles.0.defintion'; did you mean 'definition'?\n"
+        "02.yaml:8: unknown key 'principles.0.sorce'; did you mean 'source'?\n",
+        "",
+    )
+    text = (
+        (tmp_path / "02.yaml")
+        .read_text()
+        .replace("defintion: Be so", "definition: Be so and so")
+        .replace("sorce", "source")
+    )
+    (tmp_path / "02.yaml").write_text(text.replace("Not.", "Always do the contrary."))
+    assert harness("principles", "lint", "02.yaml").out == "x: 1 principle, nothing found\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "7",
+        '"text"',
+        "[" * 100_000,
+        '{"comparisons": [7]}',
+        '{"comparisons": [{}]}',
+        '{"comparisons": [], "judges": 3}',
+    ],
+)
+def test_results_of_another_type_are_a_sentence(harness: Command, tmp_path: Path, text: str) -> None:
+    (tmp_path / "runs/x").mkdir(parents=True)
+    (tmp_path / "runs/x/results.json").write_text(text, encoding="utf-8")
+    for verb in (("report", "x"), ("ls", "runs")):
+        said = harness(*verb)
+        assert "unexpected error" not in said.err, said
+    assert harness("report", "x").code == 2
+
+
 def test_validate_of_an_unreadable_file_is_a_problem_too(harness: Command, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("name: [", encoding="utf-8")
     said = harness("validate", "bad.yaml", "--json")

@@ -106,9 +106,265 @@ def test_samples_of_lm_evaluation_harness(put: Put, arguments: Any) -> None:
     strict = {**row, "filter": "strict", "filtered_resps": ["7"]}
     path = put([{**row, "filter": "none"}, strict], "samples_x.jsonl")
     found = read_responses(path)
-    assert (found.format, texts(found), dict(found.left_out)) == ("lm-eval", [("How?", "So.")], {"another filter's": 1})
-    without = {**row, "doc": {"gold": 7}}
-    assert texts(read_responses(put([without], "samples_y.jsonl"))) == [("Q: How?\nA:", "So.")]
+    assert (found.format, texts(found)) == ("lm-eval", [("Q: How?\nA:", "So. ")]), (
+        "what the model saw, and what it wrote"
+    )
+    assert dict(found.left_out) == {"of a response that another filter has too": 1}
+    assert texts(read_responses(path, Choice(query_field="question"))) == [("How?", "So. ")]
+    filtered = read_responses(path, Choice(response_field="filtered_resps"))
+    assert (texts(filtered), dict(filtered.left_out)) == ([("Q: How?\nA:", "So.")], {"another filter's": 1})
+
+
+def test_what_the_model_wrote_is_imported_not_what_a_filter_made_of_it(put: Put) -> None:
+    row = {"doc_id": 0, "doc": {"question": "4 + 5?"}, "arguments": [["Q: 4 + 5?"]], "resps": [["So 9.\n#### 9"]]}
+    filters = [
+        {**row, "filter": "strict-match", "filtered_resps": ["[invalid]"]},
+        {**row, "filter": "flexible-extract", "filtered_resps": ["9"]},
+    ]
+    assert texts(read_responses(put(filters, "samples_x.jsonl"))) == [("Q: 4 + 5?", "So 9.\n#### 9")]
+    alone = [{key: value for key, value in one.items() if key != "resps"} for one in filters]
+    found = read_responses(put(alone, "samples_y.jsonl"))
+    assert (texts(found), dict(found.left_out)) == ([("Q: 4 + 5?", "[invalid]")], {"another filter's": 1})
+    other = {**row, "doc_id": 1, "filter": "other", "arguments": [["Q: 5 + 5?"]]}
+    assert len(texts(read_responses(put([filters[0], other], "samples_z.jsonl")))) == 2, "no double of any row"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "query"),
+    [
+        ([['[{"role": "user", "content": "How?"}]', {}]], "How?"),
+        ([[[{"role": "user", "content": "How?"}], {}]], "How?"),
+        ([["[{not a chat", {}]], "[{not a chat"),
+        ([], "Doc?"),
+        (None, "Doc?"),
+    ],
+)
+def test_the_prompt_of_a_sample_may_be_a_chat(put: Put, arguments: Any, query: str) -> None:
+    row = {"doc": {"question": "Doc?"}, "arguments": arguments, "resps": [["So."]]}
+    assert texts(read_responses(put([row], "samples_x.jsonl"))) == [(query, "So.")]
+
+
+def test_a_sample_with_examples_in_its_chat_is_refused(put: Put) -> None:
+    chat = [
+        {"role": "user", "content": "A?"},
+        {"role": "assistant", "content": "B."},
+        {"role": "user", "content": "C?"},
+    ]
+    row = {"doc": {"question": "C?"}, "arguments": [[json.dumps(chat), {}]], "resps": [["So."]]}
+    path = put([row], "samples_x.jsonl")
+    with pytest.raises(UserError, match=r"a chat of 3 messages \(user, assistant, user\).* --query-field"):
+        read_responses(path)
+    assert texts(read_responses(path, Choice(query_field="question"))) == [("C?", "So.")]
+
+
+ALPACA = [
+    {"instruction": "Translate to French.", "input": "Good morning", "output": "Bonjour", "generator": "m"},
+    {"instruction": "Translate to French.", "input": "Good night", "output": "Bonne nuit", "generator": "m"},
+    {"instruction": "Name a fruit.", "input": "", "output": "Apple", "generator": "m"},
+]
+
+
+@pytest.mark.parametrize("name", ["alpaca.json", "alpaca.jsonl"])
+def test_alpacas_instruction_and_input_are_one_query(put: Put, name: str) -> None:
+    found = read_responses(put(ALPACA, name))
+    assert texts(found) == [
+        ("Translate to French.\n\nGood morning", "Bonjour"),
+        ("Translate to French.\n\nGood night", "Bonne nuit"),
+        ("Name a fruit.", "Apple"),
+    ]
+    assert (found.repeats, len(found.queries[""])) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("row", "other", "one", "both"),
+    [
+        ({"question": "Who won?", "context": "Ann beat Bob."}, "context", "Who won?", "Ann beat Bob.\n\nWho won?"),
+        ({"prompt": "Hi", "system": "You are a pirate"}, "system", "Hi", "You are a pirate\n\nHi"),
+        ({"question": "Q?", "passage": "P."}, "passage", "Q?", "P.\n\nQ?"),
+        ({"query": "Q?", "input": "I."}, "input", "Q?", "I.\n\nQ?"),
+        ({"question": "Q?", "prompt": "Think. Q?"}, "prompt", "Q?", "Think. Q?\n\nQ?"),
+    ],
+)
+def test_a_part_of_the_prompt_is_never_dropped_without_a_word(
+    put: Put, row: dict[str, str], other: str, one: str, both: str
+) -> None:
+    path = put([{**row, "answer": "Ann"}], "mine.jsonl")
+    with pytest.raises(UserError) as error:
+        read_responses(path)
+    name = next(iter(row))
+    assert str(error.value).startswith(f"{path}:1: '{other}' is a part of the prompt too; ")
+    assert f"--query-field {other},{name}, or " in str(error.value)
+    assert texts(read_responses(path, Choice(query_field=f"{other},{name}"))) == [(both, "Ann")]
+    assert texts(read_responses(path, Choice(query_field=name))) == [(one, "Ann")]
+
+
+def test_fields_that_say_the_same_or_nothing_are_no_parts(put: Put) -> None:
+    row = {"question": "Q?", "prompt": " Q? ", "system": "", "context": None, "input": "  ", "answer": "A."}
+    assert texts(read_responses(put([row], "mine.jsonl"))) == [("Q?", "A.")]
+
+
+def test_of_two_fields_that_may_be_the_response_one_must_be_named(put: Put) -> None:
+    path = put([{"question": "4 + 5?", "answer": "9", "output": "It is 9."}], "mine.jsonl")
+    with pytest.raises(UserError, match=r"'answer' and 'output' may both be the response; .* --response-field"):
+        read_responses(path)
+    assert texts(read_responses(path, Choice(response_field="output"))) == [("4 + 5?", "It is 9.")]
+
+
+USER, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Arr"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER], "completion": [REPLY]},
+        {"prompt": "Hi", "response": [REPLY]},
+        {"messages": [USER, REPLY]},
+        {"messages": [USER], "response": "Arr"},
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "completion": "Arr"},
+    ],
+)
+def test_a_chat_of_one_message_is_a_query_or_a_response(put: Put, row: dict[str, Any]) -> None:
+    assert texts(read_responses(put([row], "mine.jsonl"))) == [("Hi", "Arr")]
+
+
+@pytest.mark.parametrize("system", [[{"role": "system", "content": "Be a pirate."}], [USER, REPLY]])
+def test_a_longer_chat_is_refused_with_its_roles(put: Put, system: list[dict[str, str]]) -> None:
+    path = put([{"prompt": [*system, USER], "completion": [REPLY]}], "mine.jsonl")
+    with pytest.raises(
+        UserError, match=r"mine\.jsonl:1: 'prompt' is a chat of \d messages \((system|user, assistant), user\)"
+    ):
+        read_responses(path)
+
+
+def test_post_is_cut_off_only_from_what_is_summarized(put: Put) -> None:
+    row = {"query": "POST: or GET, which one should I use for a form?", "response": "POST"}
+    others = [{"query": "Why?", "response": "So."}, {"query": "How?", "response": "Thus."}]
+    found = read_responses(put([others[0], row, others[1]], "mine.jsonl"))
+    assert (found.kind, texts(found)[1], found.cut) == ("dialogue", (row["query"], "POST"), 0)
+    alone = put([row], "alone.jsonl")
+    assert texts(read_responses(alone, Choice(kind="dialogue"))) == [(row["query"], "POST")]
+    found = read_responses(alone, Choice(kind="summarization"))
+    assert (texts(found)[0][0], found.cut) == (row["query"].removeprefix("POST: "), 1)
+    assert read_responses(put([row, others[0]], "half.jsonl")).kind == "dialogue", "as many are no posts"
+    table = {"question": {"0": row["query"], "1": "Why?", "2": "How?"}, "response": {"0": "a", "1": "b", "2": "c"}}
+    assert texts(read_responses(put(table, "sami.json")))[0][0] == row["query"]
+
+
+def test_the_answers_of_two_models_are_never_one_models(put: Put) -> None:
+    rows = [{"query": "How?", "response": f"As {name}.", "model": name} for name in ("m1", "m2")]
+    path = put([*rows, {"query": "Why?", "response": "So."}], "mine.jsonl")
+    with pytest.raises(UserError, match=r"the outputs of 2 models \('model': m1, m2\).* --model"):
+        read_responses(path)
+    found = read_responses(path, Choice(model="m2"))
+    assert (found.model, texts(found)) == ("m2", [("How?", "As m2.")])
+    assert dict(found.left_out) == {"another model's": 1, "without a model's name": 1}
+    assert read_responses(put(rows[:1], "one.jsonl")).model == "m1"
+
+
+def test_rows_that_name_no_model_are_called_so(put: Put) -> None:
+    rows = [{"instruction": "Do.", "output": "Done."}, {"instruction": "Go.", "output": "Gone.", "generator": "g"}]
+    assert dict(read_responses(put(rows, "outputs.json")).left_out) == {"without a model's name": 1}
+
+
+def test_an_id_of_two_queries_is_refused_with_both_rows(put: Put) -> None:
+    rows = [{"id": 1, "query": f"What is a {what}?", "response": "That."} for what in ("cat", "dog")]
+    path = put(rows, "mine.jsonl")
+    with pytest.raises(UserError) as error:
+        read_responses(path)
+    assert str(error.value).startswith(f"{path}:2: the id '1' is that of another query too ({path}:1)")
+    same = put([rows[0], rows[0]], "same.jsonl")
+    assert read_responses(same).repeats == 1
+
+
+def test_half_a_character_is_replaced_wherever_it_is(put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(
+        '{"id": "\\ud83d", "query": "Smile \\ud83d now", "response": "\\ude00 ok", "principles": ["\\ud83d"]}\n',
+        "x.jsonl",
+    )
+    assert main(["import", "responses", "x.jsonl", "-o", "out"]) == 0
+    (answer,) = read_answers(tmp_path / "out/responses.jsonl")
+    assert (answer.query_id, answer.query, answer.text) == ("\ufffd", "Smile \ufffd now", "\ufffd ok")
+    task = load_task("t", TaskSpec(task="hh-rlhf", source="out/queries.jsonl"))
+    assert [(query.id, query.text) for query in task.evaluation] == [("\ufffd", "Smile \ufffd now")]
+
+
+def test_a_query_without_a_response_stays_a_query(put: Put, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"instruction": f"Do {n}.", "output": None if n else "Done.", "generator": "g"} for n in range(2)]
+    assert main(["import", "responses", str(put(rows, "outputs.json")), "-o", str(tmp_path / "out"), "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert (about["responses"], about["queries"], about["left_out"]) == (
+        1,
+        {"queries.jsonl": 2},
+        {"without a response": 1},
+    )
+    task = load_task("t", TaskSpec(task="hh-rlhf", source=str(tmp_path / "out/queries.jsonl")))
+    assert [query.text for query in task.evaluation] == ["Do 0.", "Do 1."]
+
+
+def test_repeats_are_counted_aloud(put: Put, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"query": "How?", "response": "So."},
+        {"query": "How? ", "response": "Thus."},
+        {"query": "Why?", "response": ""},
+    ]
+    assert main(["import", "responses", str(put(rows, "mine.jsonl")), "-o", str(tmp_path / "out")]) == 0
+    assert f"{tmp_path}/out: 3 responses to 2 queries, 1 a repeat, of mine; read as jsonl\n" in capsys.readouterr().out
+    assert main(["import", "responses", str(put(rows[:1], "one.jsonl")), "-o", str(tmp_path / "one")]) == 0
+    assert "one: 1 response to 1 query of one; read as jsonl\n" in capsys.readouterr().out
+
+
+LIST = '[\n {\n  "query": "a",\n  "response": "b"\n },\n {\n  "query": "c"\n  "response": "d"\n }\n]\n'
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.txt"])
+def test_a_broken_list_is_reported_where_it_breaks(put: Put, name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}:8: this file is not JSON \(Expecting ',' delimiter, column 3\)"):
+        read_responses(put(LIST, name))
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        (
+            '{"query": "a", "response": "b"}\n{"query": "c"\n{"query": "d", "response": "e"}\n',
+            ":2: this line is not JSON",
+        ),
+        ('{"query": "a"\n{"query": "c", "response": "b"}\n', ":1: this line is not JSON"),
+        ('{\n "response": {\n  "0": "a",\n }\n}\n', ":4: this file is not JSON"),
+        ('{"query": "a", "response": "b"}\n' + "[" * 100_000 + "\n", ":2: this line is nested too deep"),
+        ("[" * 100_000, ": this file is nested too deep"),
+        ('{"query": "a", "response": "b", "id": ' + "9" * 5000 + "}", ": this file has a number of too many digits"),
+    ],
+)
+def test_what_is_not_json_is_named_by_line_and_reason(put: Put, content: str, where: str) -> None:
+    path = put(content, "mine.jsonl")
+    with pytest.raises(UserError) as error:
+        read_responses(path)
+    assert str(path) in str(error.value)
+    assert where in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "kind"),
+    [
+        ("rows.parquet", b"PAR1\x15", "a Parquet file; convert it to JSON lines"),
+        ("rows.jsonl.gz", b"\x1f\x8b\x08", "compressed with gzip; unpack it"),
+        ("rows.xlsx", b"PK\x03\x04", "a ZIP archive or a spreadsheet; unpack it"),
+        ("rows.csv", b"query,response\nA?,B.\n", "a CSV table; convert it to JSON lines"),
+        ("rows.jsonl", b"\xff\xfe{\x00", "not UTF-8 text; save it as UTF-8"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, name: str, start: bytes, kind: str) -> None:
+    (tmp_path / name).write_bytes(start)
+    with pytest.raises(UserError) as error:
+        read_responses(tmp_path / name)
+    assert f"{name}: this file of responses is {kind}" in str(error.value)
+
+
+def test_an_endless_device_is_not_read() -> None:
+    with pytest.raises(UserError, match="is a pipe or a device; name a file"):
+        read_responses(Path("/dev/zero"))
 
 
 def test_repeats_of_a_sample_are_epochs(put: Put) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +268,19 @@ def test_the_shared_files_are_imported_whole(tmp_path: Path) -> None:
     assert {"sami-diverse", "sami-tldr-strong-writer", "sami-tldr-weak-writer"} <= about["principle_sets"].keys()
     assert about["written"]["responses"] >= 1250
     assert about["written"]["verdicts"] >= 5250
+
+
+def test_pipes_and_links_out_of_the_checkout_are_left_out_and_named(tmp_path: Path) -> None:
+    folder = tmp_path / "sami/experiments/tldr"
+    (folder / "data/responses").mkdir(parents=True)
+    (folder / "prompts.py").write_text("PROMPT = 'one'\n", encoding="utf-8")
+    outside = tmp_path / "secret.json"
+    outside.write_text("{}", encoding="utf-8")
+    (folder / "data/responses/base.json").symlink_to(outside)
+    (folder / "other").mkdir()
+    os.mkfifo(folder / "other/prompts.py")
+    about = import_sami_paper([tmp_path / "sami"], tmp_path / "out")
+    assert {row["file"].rpartition("tldr/")[2]: row["why"] for row in about["left_out"]} == {
+        "data/responses/base.json": "it is a link that leads outside of the folder",
+        "other/prompts.py": "it is not a regular file",
+    }

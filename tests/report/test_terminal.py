@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from changes import pooled, trust
 from rich.console import Console
 
 from harness.report import print_results
-from harness.report.terminal import fitting, wrapped
+from harness.report.terminal import fitting, parts, wrapped
 from harness.report.words import Table, p_value, points, rate
 
 
@@ -410,4 +411,13 @@ def test_a_table_that_is_too_wide_goes_on_in_another_one() -> None:
 
 def test_a_cell_breaks_between_words_and_not_in_an_interval() -> None:
     assert wrapped("sami against 58.3% [52.1, 64.3] n", 18) == ["sami against 58.3%", "[52.1, 64.3] n"]
+    assert parts("a [1, 2] b] c [d  e") == ["a", "[1, 2] b]", "c", "[d", "", "e"]
+    assert parts("") == [""]
     assert wrapped("incomprehensible", 4) == ["incomprehensible"]
+
+
+def test_a_megabyte_of_blanks_in_a_cell_takes_no_time() -> None:
+    began = time.process_time()
+    lines = wrapped(" " * 200_000 + "[" * 1000 + " x" * 10_000, 80)
+    assert time.process_time() - began < 10
+    assert max(map(len, lines[:-2])) <= 1080

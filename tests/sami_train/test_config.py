@@ -246,7 +246,7 @@ def test_an_unknown_parent_is_an_error_with_the_nearest_name(tmp_path: Path) -> 
     ("line", "message"),
     [
         ("bacth_size: 4", "r.yaml:3: unknown key 'bacth_size'; did you mean 'batch_size'?"),
-        ("batch_size: 0", "r.yaml:3: 'batch_size': input should be greater than or equal to 1 (it is 0)"),
+        ("batch_size: 0", "r.yaml:3: 'batch_size': must be greater than or equal to 1 (it is 0)"),
         ("optim: rmspropp", "r.yaml:3: 'optim' cannot be 'rmspropp'; did you mean 'rmsprop'?"),
         ("stop_if: {lk: 1}", "r.yaml:3: unknown key 'stop_if.lk'; "),
         ("filters: [emtpy]", "r.yaml:3: 'filters.0' cannot be 'emtpy'; did you mean 'empty'?"),

@@ -40,9 +40,18 @@ def problem(spec: TaskSpec) -> str:
         ("\n\nAssistant: I start.\n\nHuman: Do you?", None),
         ("Just a text.", None),
         ("", None),
+        ("\r\n\r\nHuman: E1?\r\n\r\nAssistant: hello there\r\n\r\nHuman: more", "E1?"),
+        ("\r\rHuman: Two\r\rparts?\r\rAssistant: hello", "Two\n\nparts?"),
+        ([{"role": "user", "content": " Hi? "}, {"role": "assistant", "content": "Hello."}], "Hi?"),
+        ([{"role": "system", "content": "Be kind."}, {"role": "human", "content": "Hi?"}], "Hi?"),
+        ([{"role": "user", "content": [{"type": "text", "text": "Hi?"}]}], "Hi?"),
+        ([{"role": "assistant", "content": "I start."}, {"role": "user", "content": "Do you?"}], None),
+        ([{"role": "user", "content": 7}], None),
+        ([], None),
+        (None, None),
     ],
 )
-def test_the_first_human_turn(dialogue: str, turn: str | None) -> None:
+def test_the_first_human_turn(dialogue: object, turn: str | None) -> None:
     assert first_human_turn(dialogue) == turn
 
 

@@ -201,9 +201,30 @@ def test_a_bad_row_is_named_by_file_and_line(write: Write, row: Any, said: str) 
     assert said in message
 
 
+@pytest.mark.parametrize("wrap", [False, True], ids=["lines", "list"])
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"post": "Smile \\ud83d now"}', "half of a character"),
+        (f'{{"id": {"9" * 5000}, "post": "A."}}', "too many digits"),
+        ("[" * 100_000, "nested too deep"),
+    ],
+    ids=["half", "digits", "deep"],
+)
+def test_a_list_and_lines_refuse_alike(write: Write, row: str, said: str, wrap: bool) -> None:
+    path = write("bad.json" if wrap else "bad.jsonl", [f"[{row}]" if wrap else row])
+    assert said in problem(TaskSpec(task="tldr", source=str(path)))
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text('\ufeff[{"query": "A?"}]', encoding="utf-8")
+    assert len(load_task("x", TaskSpec(task="hh-rlhf", source=str(tmp_path / "q.json"))).evaluation) == 1
+
+
 def test_one_id_for_two_texts_is_an_error(write: Write) -> None:
     path = write("bad.jsonl", [{"id": "a", "post": "One."}, {"id": "a", "post": "Two."}])
-    assert "the id 'a' names two different texts" in problem(TaskSpec(task="tldr", source=str(path)))
+    message = problem(TaskSpec(task="tldr", source=str(path)))
+    assert message.startswith(f"{path}:2: the id 'a' names two different texts (the other is {path}:1)")
 
 
 def test_a_file_of_the_wrong_kind_is_one_sentence(write: Write) -> None:
