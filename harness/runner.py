@@ -500,7 +500,7 @@ class _Runner:
         Each repeat has a seed of its own, so that a server which honours seeds does not give one answer again and again.
         """
         judges = {task: self.plan.judge(stage.judge, task) for task in self.plan.tasks}
-        sampling = self.plan.judge_sampling(next(iter(judges.values())).form)
+        sampling = self.plan.judge_sampling(stage.judge)
         for block, seeded in self._blocks(stage, units, replace(sampling, seed=sampling.seed + repeat)):
             yield from self._asked_together(stage, block, missing, texts, repeat, judges, seeded)
 

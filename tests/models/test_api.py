@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import pytest
 
-from harness.models._api import PLACEHOLDER_KEY, ApiBackend, as_they_finish, clean, cut_at, is_loopback
+from harness.models._api import ApiBackend, as_they_finish
+from harness.models._http import PLACEHOLDER_KEY, is_loopback
+from harness.models._replies import clean, cut_at
 from harness.models.anthropic import AnthropicBackend
 from harness.models.base import Completion, Request, Sampling
 from harness.models.openai import OpenAIBackend
