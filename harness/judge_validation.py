@@ -14,7 +14,7 @@ from harness.judge_costs import GENERATIONS, VERDICTS, Payment
 from harness.judges.card import JudgedPair, against_reference, full_card
 from harness.judges.family import same_family
 from harness.judges.llm import Comparison, Form, Judgement, LLMJudge, Order, combine_orders, load_judge_template
-from harness.plan import JUDGING_VERSION, ROW_VERSION, failed, is_local, judge_form, judge_sampling
+from harness.plan import JUDGING_VERSION, ROW_VERSION, draws, failed, is_local, judge_form, judge_sampling
 from harness.reference import WRITER_TOKENS, LabelledPair, Writing
 from harness.rows import Generation, Verdict
 from harness.spec import EngineSpec, JudgeSpec, ModelSpec
@@ -292,11 +292,13 @@ def _card(
     prompts = prompts_for(judge, pairs)
     templates = {task: {"name": j.template.name, "hash": j.template.hash} for task, j in prompts.items()}
     paths = {path: {"path": path} for pair in pairs for path in pair.models}
+    form = next(iter(prompts.values())).form
     return {
         "judge": judge.name,
         "model": judge.path,
         "style": judge.model.style,
-        "form": next(iter(prompts.values())).form,
+        "form": form,
+        "draws": draws(form, judge.sampling(form, 0, repeats)),
         "templates": templates,
         "reference": reference,
         "level": level,

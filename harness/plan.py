@@ -51,7 +51,7 @@ MODEL_CODE_VERSION = 2
 """Enters the fingerprint of a trained model; a change of the training code that changes weights raises it."""
 RELEVANCE_VERSION = 1
 """Enters the fingerprint of a relevance; a change of what the scorer reads raises it."""
-JUDGING_VERSION = 3
+JUDGING_VERSION = 4
 """Enters the fingerprint of a verdict; a change of how a judge is asked, shown text or read, or of a check, raises it."""
 JUDGE_SAMPLING = Sampling(max_new_tokens=300, max_prompt_tokens=8192)
 """How a judge that writes does so: a few sentences of reasoning and the verdict."""
@@ -734,6 +734,13 @@ class Plan:
         assert spec.model is not None
         return judge_sampling(self.judge_form(name), self.spec.seed, spec, self.spec.models[spec.model])
 
+    def judge_draws(self, name: str) -> bool:
+        """Whether a judge that is asked twice may say another thing."""
+        if self.spec.judges[name].kind == "verifiable":
+            return False
+        form = self.judge_form(name)
+        return draws(form, self.judge_sampling(name))
+
     def _verdicts(self, judge: str, a: str, b: str, measure: Kind) -> Iterator[VerdictUnit]:
         spec = self.spec.judges[judge]
         orders: tuple[Literal["ab", "ba"], ...] = ("ab",) if spec.kind == "verifiable" else ("ab", "ba")
@@ -914,6 +921,11 @@ def judge_sampling(
         return wanted
     said = {**model.sampling.given(), **(judge.given() if judge else {})}
     return for_model(wanted, model.path, said)
+
+
+def draws(form: Form, sampling: Sampling) -> bool:
+    """Whether a judge's answers are drawn: it writes them, at a temperature above 0 or at its provider's own."""
+    return form != "choice" and (sampling.temperature > 0 or "temperature" in sampling.omit)
 
 
 _OWN_ADDRESS = {

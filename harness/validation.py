@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from harness.judges.checks import validate_check
 from harness.judges.llm import load_judge_template
-from harness.models._api import check_base_url, resolve_key, variables_of
+from harness.models._http import check_base_url, resolve_key, variables_of
 from harness.models.recorded import answers_file, read_answers
 from harness.plan import EMBEDDED_SCORER
 from harness.spec import (

@@ -117,6 +117,7 @@ class ApiBackend(ABC):
         self.left_out: dict[str, str] = {}
         """Fields that the model refused, which its requests leave out, with what the provider said."""
         self._notes: list[str] = []
+        self._told: list[str] = []
         self._limit: str | None = None
         self._learning = threading.Lock()
         self.family = family_of(f"{self.package}/{model}")
@@ -236,6 +237,10 @@ class ApiBackend(ABC):
                     f"model '{self.name}': its style is '{self.style}', but the prompt of '{request.id}' is a "
                     f"{request.prompt.style} prompt; set the model's 'style' to match"
                 )
+        omitted = [name for name in self._full_body(todo[0].prompt, sampling) if name in sampling.omit] if todo else []
+        if omitted and omitted != self._told:
+            self._notes.append(f"{self.name}: {' and '.join(omitted)} left out of its requests, as is set for this model")
+            self._told = omitted
         return todo
 
     def _answers(self, todo: list[Request], sampling: Sampling) -> Iterator[list[Completion]]:
@@ -261,7 +266,7 @@ class ApiBackend(ABC):
         about: dict[str, Any] = {"latency_s": round(time.perf_counter() - started, 3)}
         if tries > 1:
             about["tries"] = tries
-        return replace(made, usage={**summed(usages), **self._about(sampling), **about})
+        return replace(made, usage={**summed(usages), **self._about(request.prompt, sampling), **about})
 
     def _paid(self, request: Request, sampling: Sampling, usages: list[dict[str, Any]]) -> Answer:
         """One try within the budget, again without each field that the model refuses; adds what was paid to `usages`.
@@ -312,9 +317,10 @@ class ApiBackend(ABC):
         """The usage of a request that is known to have been made, and of which no count came back."""
         return {**dict(zip(self.counts, most_tokens(prompt, sampling), strict=True)), "estimated": True}
 
-    def _about(self, sampling: Sampling) -> dict[str, Any]:
+    def _about(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         """What a row's usage says of the request besides tokens: the fields that were left out."""
-        left_out = sorted({*sampling.omit, *self.left_out})
+        wanted = self._full_body(prompt, sampling)
+        left_out = [name for name in wanted if name in sampling.omit or name in self.left_out]
         return {"left_out": left_out} if left_out else {}
 
     def _completion(self, request: Request, sampling: Sampling, answer: Answer) -> Completion:

@@ -217,7 +217,7 @@ class _Driver:
             made = self.backend._completion(request, sampling, self.backend._read_checked(result))
         except RequestError as error:
             made = self.backend._failure(request, error)
-        return replace(made, usage={**cost, **self.backend._about(sampling), "batch": True})
+        return replace(made, usage={**cost, **self.backend._about(request.prompt, sampling), "batch": True})
 
     def _lines(self, pending: deque[Request]) -> list[tuple[Request, dict[str, Any], str]]:
         taken: list[tuple[Request, dict[str, Any], str]] = []
