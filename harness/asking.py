@@ -168,7 +168,7 @@ def ask(
     """
     if not missing:
         return
-    control = backend.control_tokens() if isinstance(backend, LocalBackend) else ()
+    control: Sequence[str] = getattr(backend, "control_tokens", tuple)()
     prompts = {c.id: judges[c.id].prompt(c, control) for c in comparisons}
     if judges[comparisons[0].id].form == "choice":
         yield from _choices(cast(LocalBackend, backend), judges, comparisons, prompts, missing)

@@ -597,7 +597,9 @@ class Plan:
                             key = (set_name, query.id, constitution.id, split, epoch)
                             units[key] = GenerationUnit(
                                 fingerprint(["generation", model, task, *key])[:24],
-                                fingerprint([*decides, prompt.hash, epoch, *(["own seed"] if own_seeds and epoch else [])]),
+                                fingerprint(
+                                    [*decides, prompt.hash, epoch, *(["own seed"] if own_seeds and epoch else [])]
+                                ),
                                 task,
                                 query,
                                 constitution,

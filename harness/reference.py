@@ -295,7 +295,8 @@ class Writing:
                     Request(i, prompt) for i, (contrast, _, prompt) in self._places.items() if contrast.stop == stop
                 ]
                 sampling = for_model(
-                    Sampling(max_new_tokens=WRITER_TOKENS, max_prompt_tokens=1024, stop=stop, seed=self.seed), self.writer.path
+                    Sampling(max_new_tokens=WRITER_TOKENS, max_prompt_tokens=1024, stop=stop, seed=self.seed),
+                    self.writer.path,
                 )
                 batches = file.path.parent / "batches" / f"{file.path.stem}-{fingerprint(stop)[:8]}"
                 for batch in terms.answers(
@@ -319,8 +320,8 @@ class Writing:
         return Generation(
             id=one.id, fingerprint=self._fingerprints[one.id], model=self.writer.path, task=contrast.query.task,
             query_id=contrast.query.id, constitution_id=side.id, principle_set="verifiable",
-            split=side.elements[0].principle.split, prompt_hash=prompt.hash, prompt=one.prompt, text=one.text, reasoning=one.reasoning,
-            finish_reason=one.finish_reason, n_prompt_tokens=one.n_prompt_tokens, n_tokens=one.n_tokens,
+            split=side.elements[0].principle.split, prompt_hash=prompt.hash, prompt=one.prompt, text=one.text,
+            reasoning=one.reasoning, finish_reason=one.finish_reason, n_prompt_tokens=one.n_prompt_tokens, n_tokens=one.n_tokens,
             truncated=one.truncated, error=one.error,
             usage={name: value for name, value in one.usage.items() if name != "latency_s"},
         )  # fmt: skip

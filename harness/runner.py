@@ -496,7 +496,9 @@ class _Runner:
         """No verdict, for want of a response, with the reason of that."""
         for model, response in zip(stage.pair, (unit.a, unit.b), strict=True):
             if response.id not in texts:
-                row = self.plan.stage("generate", model=model, task=response.task).all_rows(self.folder).get(response.id)
+                row = (
+                    self.plan.stage("generate", model=model, task=response.task).all_rows(self.folder).get(response.id)
+                )
                 why = row.error if row is not None and row.error else "there is none"
                 # A recorded response that is missing will be missing again.
                 kind = "note" if self._is_recorded(model) else "error"
@@ -706,10 +708,14 @@ class _Runner:
                 stage=stage.name,
                 fingerprint=stage.fingerprint or self.plan.fingerprint,
                 inputs={
-                    "kind": stage.kind, "model": stage.model, "task": stage.task, "judge": stage.judge,
+                    "kind": stage.kind,
+                    "model": stage.model,
+                    "task": stage.task,
+                    "judge": stage.judge,
                     "left_out": sorted(
                         {name for row in stage.all_rows(self.folder).values() for name in left_out_of(row)}
-                        if stage.kind in ("generate", "judge") else ()
+                        if stage.kind in ("generate", "judge")
+                        else ()
                     ),
                 },
                 versions=environment(),

@@ -180,7 +180,8 @@ class ModelSpec(_Part):
         default=6, description="API models: tries after a failed one"
     )
     timeout_s: Annotated[float, Field(strict=True, gt=0)] | None = Field(
-        default=None, description="API models: seconds for one try; null: 60, and 600 for models that are known to reason"
+        default=None,
+        description="API models: seconds for one try; null: 60, and 600 for models that are known to reason",
     )
     sampling: RequestOptions = Field(default=RequestOptions(), description="how this model is asked, as a judge too")
 

@@ -380,7 +380,9 @@ def _check_models(spec: Spec, found: _Problems, to_run: bool) -> None:
             _refuse(model, _LOCAL_ONLY, "an API model", location, found)
             _check_api_model(name, model, backend, name in _used(spec), found, to_run)
         elif backend == "recorded":
-            _refuse(model, (*_API_ONLY, *_LOCAL_ONLY, "sampling"), "a model whose answers are recorded", location, found)
+            _refuse(
+                model, (*_API_ONLY, *_LOCAL_ONLY, "sampling"), "a model whose answers are recorded", location, found
+            )
             with found.at((*location, "path")):
                 read_answers(answers_file(model.path or ""))
         else:

@@ -78,9 +78,13 @@ examples:
     what.add_argument(
         "--structured", choices=("auto", "on", "off"), metavar="X", help="JSON by schema: auto (default), on, off"
     )
-    what.add_argument("--max-new-tokens", type=count, metavar="N", help="tokens of an answer at most, reasoning included")
+    what.add_argument(
+        "--max-new-tokens", type=count, metavar="N", help="tokens of an answer at most, reasoning included"
+    )
     what.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy; 1 with --epochs above 1")
-    what.add_argument("--reasoning", type=_reasoning, metavar="R", help="API models: none, low, medium, high, or tokens")
+    what.add_argument(
+        "--reasoning", type=_reasoning, metavar="R", help="API models: none, low, medium, high, or tokens"
+    )
     what.add_argument("--base-url", metavar="URL", help="API models: another server's address")
     pairs = validate.add_argument_group("the pairs")
     pairs.add_argument("--reference", metavar="FILE", help="labelled pairs, a JSON object a line (docs/judges.md)")
@@ -284,7 +288,9 @@ def _judge(options: argparse.Namespace) -> Judge:
     )
     if given and not is_api and (spec.form != "text" or options.reasoning is not None):
         name = "reasoning" if options.reasoning is not None else next(iter(given))
-        hint = "is for API models; leave it out" if options.reasoning is not None else "needs --form text of a local model"
+        hint = (
+            "is for API models; leave it out" if options.reasoning is not None else "needs --form text of a local model"
+        )
         raise UserError(f"--{name.replace('_', '-')} {hint}")
     if problem := reasoning_problem(options.judge, spec) if is_api else None:
         raise UserError(f"--reasoning: {problem}")

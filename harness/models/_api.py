@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
-import queue
 import re
 import threading
 import time
@@ -24,6 +23,7 @@ from typing import Any, ClassVar, TypeVar
 from harness.models._http import PLACEHOLDER_KEY, check_base_url, http_client, resolve_key, variables_of
 from harness.models._http import is_loopback as is_loopback
 from harness.models._pace import LONGEST_PAUSE_S, Pace, retry_after
+from harness.models._pool import as_they_finish
 from harness.models._replies import (
     Answer,
     Ended,
@@ -53,7 +53,9 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _UNKNOWN = re.compile(r"support|unknown|unrecogni|not permitted|extra|deprecated", re.IGNORECASE)
-_OUT_OF_RANGE = re.compile(r"too (?:large|small|high|low)|less than|greater than|at (?:most|least)|between|range|exceed|maximum", re.IGNORECASE)
+_OUT_OF_RANGE = re.compile(
+    r"too (?:large|small|high|low)|less than|greater than|at (?:most|least)|between|range|exceed|maximum", re.IGNORECASE
+)
 
 _T = TypeVar("_T")
 
@@ -239,7 +241,9 @@ class ApiBackend(ABC):
                 )
         omitted = [name for name in self._full_body(todo[0].prompt, sampling) if name in sampling.omit] if todo else []
         if omitted and omitted != self._told:
-            self._notes.append(f"{self.name}: {' and '.join(omitted)} left out of its requests, as is set for this model")
+            self._notes.append(
+                f"{self.name}: {' and '.join(omitted)} left out of its requests, as is set for this model"
+            )
             self._told = omitted
         return todo
 
@@ -287,7 +291,9 @@ class ApiBackend(ABC):
                 problem = error if isinstance(error, RequestError) else self._typed(error)
                 if problem.may_be_paid:
                     cost = self._most(request.prompt, sampling)
-                if not self._learn({name: value for name, value in body.items() if name not in sampling.extra}, problem):
+                if not self._learn(
+                    {name: value for name, value in body.items() if name not in sampling.extra}, problem
+                ):
                     raise problem from None
             finally:
                 if self.budget is not None:
@@ -358,9 +364,10 @@ class ApiBackend(ABC):
         return replace(sampling, seed=sampling.seed + request.sample) if request.sample else sampling
 
     def _learn(self, body: Mapping[str, Any], problem: RequestError) -> bool:
-        """Whether a refusal names a field of `body` that is the harness's, and without which, or under another name, it is worth asking again.
+        """Whether a refusal names a field of `body` without which, or under another name, it is worth asking again.
 
-        Later requests leave the field out. A value out of range is the user's to change.
+        `body` has the fields that the user did not set in `extra`. Later requests leave the field out. A value out of range
+        is the user's to change.
         """
         said = str(problem)
         if problem.status not in (400, 422) or _OUT_OF_RANGE.search(said):
@@ -374,7 +381,9 @@ class ApiBackend(ABC):
             for old, new in zip(self.limits, self.limits[::-1], strict=True):
                 if is_named(old) and self._limit in (None, new) and (new in said or _UNKNOWN.search(said)):
                     if self._limit is None:
-                        self._notes.append(f"{self.name}: the limit of tokens is sent as {new}; the model refuses {old}")
+                        self._notes.append(
+                            f"{self.name}: the limit of tokens is sent as {new}; the model refuses {old}"
+                        )
                     self._limit = new
                     return True
             field = next((name for name in self.optional if is_named(name)), None)
@@ -420,7 +429,9 @@ class ApiBackend(ABC):
         if not isinstance(status, int):
             problem = RequestError(reason, said)
             problem.may_be_paid = was_sent(error)
-            problem.most_tries = 2 if reason == "malformed" and "DecodingError" in type(error.__cause__).__name__ else None
+            problem.most_tries = (
+                2 if reason == "malformed" and "DecodingError" in type(error.__cause__).__name__ else None
+            )
             return problem
         headers = error.response.headers  # type: ignore[attr-defined]
         if 300 <= status < 400:
@@ -462,63 +473,3 @@ class _NotAllowed(Exception):
     def __init__(self, problem: RequestError | None = None) -> None:
         super().__init__()
         self.problem = problem
-
-
-def as_they_finish(
-    requests: Sequence[Request], complete: Callable[[Request], Completion | None], connections: int
-) -> Iterator[list[Completion]]:
-    """Run `complete` on `connections` threads and yield what is ready, in batches of whatever has arrived.
-
-    A request for which `complete` gives None is passed over. At most 2 x `connections` requests are ahead of the
-    consumer, so that stopping loses little of what was paid for. An exception of `complete` is raised here, after what
-    had already finished. The threads are daemons: an interrupted run does not wait for slow answers.
-    """
-    waiting = iter(requests)
-    take = threading.Lock()
-    stop = threading.Event()
-    room = threading.Semaphore(2 * connections)
-    finished: queue.SimpleQueue[Completion | BaseException | None] = queue.SimpleQueue()
-
-    def work() -> None:
-        while True:
-            room.acquire()
-            with take:
-                request = None if stop.is_set() else next(waiting, None)
-            if request is None:
-                return
-            try:
-                finished.put(complete(request))
-            except BaseException as error:  # noqa: BLE001 - carried over to the consumer's thread
-                finished.put(error)
-                return
-
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(connections, len(requests)))]
-    for worker in workers:
-        worker.start()
-    left = len(requests)
-    try:
-        while left:
-            batch: list[Completion] = []
-            failure: BaseException | None = None
-            item = finished.get()
-            while True:
-                room.release()
-                if isinstance(item, BaseException):
-                    failure = failure or item
-                else:
-                    left -= 1
-                    batch += [item] if item is not None else []
-                try:
-                    item = finished.get_nowait()
-                except queue.Empty:
-                    break
-            if failure:
-                stop.set()
-            if batch:
-                yield batch
-            if failure:
-                raise failure
-    finally:
-        stop.set()
-        for _ in workers:
-            room.release()

@@ -261,8 +261,9 @@ class _Driver:
         try:
             return self.backend._patiently(ask, self.pace)[0]
         except RequestError as error:
+            said = clean(str(error), self.backend._secret)
             raise UserError(
-                f"model '{self.backend.name}': the provider did not {what} ({error.reason}: {clean(str(error), self.backend._secret)}); "
+                f"model '{self.backend.name}': the provider did not {what} ({error.reason}: {said}); "
                 "run the same command again, or without --batch where it has no batch interface"
             ) from error
 

@@ -249,9 +249,10 @@ def _checked(value: Any, depth: int) -> dict[str, Any]:
         if isinstance(one, dict):
             if depth and (inner := _checked(one, depth - 1)):
                 found[name] = inner
-        elif isinstance(one, bool) or (isinstance(one, int | float) and 0 <= one < _MOST):
-            found[name] = one
-        elif isinstance(one, str) and len(one) <= 60:
+        elif isinstance(one, str):
+            if len(one) <= 60:
+                found[name] = one
+        elif isinstance(one, int | float) and 0 <= one < _MOST:
             found[name] = one
     return found
 

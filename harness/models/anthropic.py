@@ -68,7 +68,10 @@ class AnthropicBackend(ApiBackend):
             if self.family.none != "":  # where it does not reason unasked, nothing is said
                 options["thinking"] = {"type": "disabled"}
         elif sampling.reasoning is not None and self.family.reasoning == "budget":
-            options["thinking"] = {"type": "enabled", "budget_tokens": thinking(f"anthropic/{self._model}", sampling.reasoning)}
+            options["thinking"] = {
+                "type": "enabled",
+                "budget_tokens": thinking(f"anthropic/{self._model}", sampling.reasoning),
+            }
         elif sampling.reasoning is not None:
             options["thinking"], output["effort"] = {"type": "adaptive"}, sampling.reasoning
         return {**options, "output_config": output} if output else options

@@ -160,7 +160,3 @@ class LocalBackend(Backend, Protocol):
     def fits(self, prompt: Prompt, max_tokens: int) -> bool:
         """Whether a prompt has at most `max_tokens` tokens once its body is shortened."""
         ...
-
-    def control_tokens(self) -> tuple[str, ...]:
-        """The texts that its tokenizer reads as control tokens."""
-        ...

@@ -192,7 +192,7 @@ class TransformersBackend:
             return mean_logprobs(self.model, self.tokenizer, queries, responses, style, max_prompt_tokens)
 
     def control_tokens(self) -> tuple[str, ...]:
-        """See `LocalBackend.control_tokens`: those that the tokenizer marks as special, and those added to its vocabulary."""
+        """The texts that its tokenizer reads as control tokens: the special ones, and those added to its vocabulary."""
         added = (str(token) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values())
         return tuple(dict.fromkeys((*self.tokenizer.all_special_tokens, *added)))
 
