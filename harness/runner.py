@@ -252,7 +252,7 @@ class _Runner:
 
     def _told_of_failures(self, stage: Stage) -> str | None:
         """What to tell of a stage's failures: how many, the commonest with its count, and whether another run tries again."""
-        found = troubles(stage.all_rows(self.folder).values())
+        found = troubles(stage.all_rows(self.folder).values() if stage.kind in ("generate", "judge") else ())
         if not found:
             return None
         sentence, n = found.most_common(1)[0]

@@ -305,10 +305,10 @@ class ApiBackend(ABC):
         """The answer in a decoded body. Raises RequestError where it is not there, UserError where none will be."""
         try:
             raise_error_in(body)
-            return self._read(body)
         except RequestError as problem:
             self._check_account(problem.status, str(problem))
             raise
+        return self._read(body)
 
     def _cost(self, body: Any, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         """The usage that a body tells. What it does not tell counts for the most that it can be, except beside an error."""
