@@ -467,11 +467,9 @@ class _Runner:
             for row in self._generations(model, task).values()
         }
         can_be_judged = {u.id for u in stage.units if isinstance(u, VerdictUnit) and {u.a.id, u.b.id} <= texts.keys()}
-        rows = [
-            self._verdict(stage, unit, self._no_response(stage, unit, texts), 0.0)
-            for unit in missing
-            if unit.id not in can_be_judged
-        ]
+        untold = [unit for unit in missing if unit.id not in can_be_judged]
+        why = self._why_missing(stage) if untold else {}
+        rows = [self._verdict(stage, unit, self._no_response(stage, unit, texts, why), 0.0) for unit in untold]
         wanted = [unit for unit in missing if unit.id in can_be_judged]
         if self.spec.judges[stage.judge].kind == "verifiable":
             judged: Iterable[list[Row]] = (
@@ -492,18 +490,24 @@ class _Runner:
             stage.expected() - len(missing),
         )
 
-    def _no_response(self, stage: Stage, unit: VerdictUnit, texts: Mapping[str, Generation]) -> Judgement:
+    def _why_missing(self, stage: Stage) -> dict[str, str]:
+        """Why the responses that a stage of judging lacks are missing, by their ids."""
+        stages = [
+            self.plan.stage("generate", model=model, task=task)
+            for model in dict.fromkeys(stage.pair)
+            for task in self.plan.tasks
+        ]
+        return {i: row.error for s in stages for i, row in s.all_rows(self.folder).items() if row.error}
+
+    def _no_response(
+        self, stage: Stage, unit: VerdictUnit, texts: Mapping[str, Generation], why: Mapping[str, str]
+    ) -> Judgement:
         """No verdict, for want of a response, with the reason of that."""
-        for model, response in zip(stage.pair, (unit.a, unit.b), strict=True):
-            if response.id not in texts:
-                row = (
-                    self.plan.stage("generate", model=model, task=response.task).all_rows(self.folder).get(response.id)
-                )
-                why = row.error if row is not None and row.error else "there is none"
-                # A recorded response that is missing will be missing again.
-                kind = "note" if self._is_recorded(model) else "error"
-                return Judgement("unscored", "no_response", details={kind: f"no response of {model}: {why}"})
-        raise AssertionError
+        model, response = next((m, r) for m, r in zip(stage.pair, (unit.a, unit.b), strict=True) if r.id not in texts)
+        # A recorded response that is missing will be missing again.
+        kind = "note" if self._is_recorded(model) else "error"
+        told = f"no response of {model}: {why.get(response.id, 'there is none')}"
+        return Judgement("unscored", "no_response", details={kind: told})
 
     def _checked(self, stage: Stage, unit: VerdictUnit, texts: dict[str, Generation]) -> Row:
         outcome, details = compare(

@@ -282,7 +282,8 @@ class ApiBackend(ABC):
             reserved = self.budget.reserve(self.name, request.prompt, sampling) if self.budget is not None else 0.0
             if reserved is None:
                 raise _NotAllowed
-            body, cost = self._body(request.prompt, sampling), {}
+            body = self._body(request.prompt, sampling)
+            cost: dict[str, Any] = {}
             try:
                 answered = decoded(self._post(self._client(), body))
                 cost = self._cost(answered, request.prompt, sampling)

@@ -174,15 +174,17 @@ class _Driver:
         rows: list[Completion] = []
 
         def row(i: str, result: Any) -> None:
-            is_refused = isinstance(result, RequestError) and result.reason == "refused_request"
-            if is_refused and self._worth_another_try(chunk, wanted[i], result):
+            cost: Mapping[str, Any] = {}
+            if (
+                isinstance(result, RequestError)
+                and result.reason == "refused_request"
+                and self._worth_another_try(chunk, wanted[i], result)
+            ):
                 self.again.append(wanted[i])
-                made = None
             else:
-                made = self._completion(wanted[i], result)
-                rows.append(made)
+                rows.append(self._completion(wanted[i], result))
+                cost = rows[-1].usage
             if self.backend.budget is not None:
-                cost = made.usage if made is not None else {}
                 self.backend.budget.settle(self.backend.name, self.reserved.pop(i, 0.0), cost)
 
         for custom_id, result in end.found:
@@ -209,7 +211,8 @@ class _Driver:
         return self.backend._learn(sent, problem) or not self.backend.left_out.keys() <= set(chunk.left_out)
 
     def _completion(self, request: Request, result: Any) -> Completion:
-        sampling, cost = self.backend.sampled(request, self.sampling), {}
+        sampling = self.backend.sampled(request, self.sampling)
+        cost: dict[str, Any] = {}
         try:
             if isinstance(result, RequestError):
                 raise result

@@ -84,6 +84,7 @@ def _unzipped(chunks: Any) -> Iterator[bytes]:
         while data:
             yield unzip.decompress(data, _PIECE)
             data = unzip.unconsumed_tail
+    yield unzip.flush()
 
 
 class _Clock(threading.local):
