@@ -4,6 +4,7 @@ for `harness judge validate`.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -16,6 +17,7 @@ from harness.judges.llm import CHOICES, Comparison, Judgement, LLMJudge
 from harness.models._api import ApiBackend
 from harness.models._batch import open_requests
 from harness.models.base import Backend, Completion, LocalBackend, Request, Sampling
+from harness.models.reasoning import without_reasoning
 from sami_train.errors import UserError
 from sami_train.prompts import Prompt
 
@@ -53,24 +55,46 @@ class Terms:
             what: is asked for, in messages.
             folder: where its batches are written down; each `repeat` has a folder of its own, beside it.
 
+        What a model thought before its answer is in a completion's `reasoning` and no part of its text.
+
         Raises:
             CostLimitReached: after the last answer that the limit allows.
-            UserError: requests are in a batch that was handed in before, and this is to ask one by one.
+            UserError: requests are in a batch that was handed in before, and this is to ask one by one; or the first requests of
+                an API model all failed alike.
         """
+        for batch in self._asked(backend, requests, sampling, done, what, folder, repeat):
+            yield [without_reasoning(made) for made in batch]
+
+    def _asked(
+        self,
+        backend: Backend,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        done: AbstractSet[str],
+        what: str,
+        folder: Path,
+        repeat: int,
+    ) -> Iterator[list[Completion]]:
         if not isinstance(backend, ApiBackend):
             yield from backend.generate(requests, sampling, done=done)
             return
         if repeat:
             folder = folder.with_name(f"{folder.name}--repeat-{repeat}")
         if self.batch:
-            yield from backend.generate_in_batches(requests, sampling, done=done, folder=folder, say=self.say)
+            answers = backend.generate_in_batches(requests, sampling, done=done, folder=folder, say=self.say)
         elif n := open_requests(folder):
             raise UserError(
                 f"{folder}: {n:,} requests are in a batch at the provider; run again with --batch to wait for it, "
                 "or delete that folder to ask and pay for them again"
             )
         else:
-            yield from backend.generate(requests, sampling, done=done)
+            answers = backend.generate(requests, sampling, done=done)
+        failures = _Failures(backend, what, len(requests), bool(done))
+        for batch in answers:
+            yield batch
+            for sentence in backend.take_notes():
+                self.say(sentence)
+            failures.add(batch)
         if self.allowance is not None and self.allowance.exhausted:
             raise CostLimitReached(
                 f"stopped at --max-cost {self.allowance.limit:g}: ${self.allowance.spent:,.4f} are spent, and the next "
@@ -78,6 +102,39 @@ class Terms:
             )
 
 
+class _Failures:
+    """Ends a stage whose first requests all fail alike, so that the rest is not sent, and paid for, in vain."""
+
+    def __init__(self, backend: ApiBackend, what: str, n: int, has_rows: bool) -> None:
+        self._backend, self._what, self._n = backend, what, n
+        self._goes_on = has_rows
+        self._seen: list[str] = []
+
+    def add(self, batch: Sequence[Completion]) -> None:
+        """Raises UserError when these are the last that are needed to tell."""
+        if self._goes_on or self._backend.has_answered:
+            return
+        self._seen += [made.error for made in batch if made.error is not None]
+        if not self._seen:
+            return
+        first, kinds = self._seen[0], {_shape(error) for error in self._seen}
+        is_whole = len(self._seen) == self._n and first.partition(":")[0] in _PERMANENT
+        if len(kinds) == 1 and (len(self._seen) >= FAILURES_ALIKE or is_whole):
+            raise UserError(
+                f"model '{self._backend.name}': the first {len(self._seen)} requests of '{self._what}' all failed ({first}); "
+                "fix that and run the same command again, what is there is kept"
+            )
+
+
+def _shape(error: str) -> str:
+    """An error without what differs from request to request: numbers and ids."""
+    return re.sub(r"\b(?=\w*\d)[\w-]+\b", "#", error)
+
+
+FAILURES_ALIKE = 8
+"""Requests that failed alike, and none that was answered, after which a stage ends."""
+_PERMANENT = ("refused_request", "truncated")
+"""Why requests fail that will fail again; a stage of fewer than `FAILURES_ALIKE` ends when all do."""
 ONE_BY_ONE = Terms()
 
 
@@ -111,7 +168,8 @@ def ask(
     """
     if not missing:
         return
-    prompts = {c.id: judges[c.id].prompt(c) for c in comparisons}
+    control: Sequence[str] = getattr(backend, "control_tokens", tuple)()
+    prompts = {c.id: judges[c.id].prompt(c, control) for c in comparisons}
     if judges[comparisons[0].id].form == "choice":
         yield from _choices(cast(LocalBackend, backend), judges, comparisons, prompts, missing)
     else:
@@ -166,6 +224,8 @@ def _texts(
             judgement = judges[made.id].read_text(
                 by_id[made.id], made.text, truncated=made.finish_reason == "length", error=made.error
             )
+            if made.reasoning:
+                judgement = replace(judgement, details={**judgement.details, "reasoning": made.reasoning})
             usage = dict(made.usage)
             rows.append(Asked(made.id, judgement, float(usage.pop("latency_s", 0.0)), usage))
         yield rows

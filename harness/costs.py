@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.judges.llm import Comparison
-from harness.models._api import is_loopback
-from harness.models.base import Sampling
+from harness.models._http import is_loopback
+from harness.models.base import Sampling, most_tokens
 from harness.plan import JUDGE_SAMPLING, GenerationUnit, Plan, Stage, VerdictUnit, is_api, is_local
 from harness.rows import Generation, Verdict
 from harness.spec import ModelSpec, model_backend
@@ -153,8 +153,9 @@ def tokens(usage: Mapping[str, Any]) -> Tokens:
 def spent(plan: Plan, folder: Path, prices: Prices) -> dict[str, Any]:
     """What the rows of a run's folder cost, failed and replaced ones included.
 
-    ``{"models": {name: {requests, input_tokens, cached_input_tokens, output_tokens, dollars, price}}, "dollars"}``; dollars
-    are null where no price is known. Rows from the cache cost nothing here.
+    ``{"models": {name: {requests, estimated, input_tokens, cached_input_tokens, output_tokens, dollars, price}},
+    "dollars"}``; dollars are null where no price is known. `estimated` counts requests whose tokens the provider did not tell:
+    they count for the most that they can have taken. Rows from the cache cost nothing here.
     """
     return spent_by({name: (model, _usages(plan, folder, name)) for name, model in api_models(plan).items()}, prices)
 
@@ -165,14 +166,16 @@ def spent_by(models: Mapping[str, tuple[ModelSpec, Iterable[Mapping[str, Any]]]]
     for name, (model, usages) in models.items():
         price = prices.of(model)
         sums = {False: Tokens(), True: Tokens()}  # by batch
-        requests = 0
+        requests = estimated = 0
         for usage in usages:
             requests += 1
+            estimated += usage.get("estimated") is True
             sums[usage.get("batch") is True] += tokens(usage)
         every = sums[False] + sums[True]
         found[name] = {
             "path": model.path,
             "requests": requests,
+            "estimated": estimated,
             "input_tokens": every.input + every.cache_write,
             "cached_input_tokens": every.cached_input,
             "output_tokens": every.output,
@@ -270,16 +273,10 @@ def allow(limit: float, models: Mapping[str, ModelSpec], before: Mapping[str, An
 
 
 def at_most(price: Price, prompt: Prompt, sampling: Sampling, *, batch: bool = False) -> float:
-    """The most that a request can cost, in dollars: a token for each byte of the prompt, and the longest answer.
-
-    No tokenizer of bytes or of characters makes more tokens than there are bytes; 16 a message and 64 more are for what
-    the provider puts around them, and a schema counts twice with 512 for its explanation.
-    """
-    size = 64 + sum(16 + len(text.encode("utf-8", "replace")) for text in _texts(prompt))
-    if sampling.json_schema is not None:
-        size += 512 + 2 * len(str(dict(sampling.json_schema)).encode())
+    """The most that a request can cost, in dollars; see `most_tokens`."""
+    size, answer = most_tokens(prompt, sampling)
     dearest = price.model_copy(update={"input": max(price.input, price.cache_write or 0.0)})
-    return Tokens(input=size, output=sampling.max_new_tokens).dollars(dearest, batch=batch)
+    return Tokens(input=size, output=answer).dollars(dearest, batch=batch)
 
 
 def _texts(prompt: Prompt) -> list[str]:
@@ -407,12 +404,13 @@ def _judgements(left: list[VerdictUnit], plan: Plan, stage: Stage, folder: Path,
     lengths: dict[str, int] = {}
     for task in plan.tasks:
         for model in dict.fromkeys(stage.pair):
-            lengths[model] = plan.sampling(model, task).max_new_tokens
+            options = plan.spec.models[model].sampling.given()
+            lengths[model] = options.get("max_new_tokens", plan.spec.sampling.max_new_tokens)  # without reasoning
             answers |= {
                 i: row.text for i, row in plan.stage("generate", model=model, task=task).finished_rows(folder).items()
             }
     judges = {task: plan.judge(stage.judge, task) for task in plan.tasks}
-    longest = plan.judge_sampling(next(iter(judges.values())).form).max_new_tokens
+    longest = plan.judge_sampling(stage.judge).max_new_tokens
     prompts: list[Prompt] = []
     low = high = 0  # tokens of answers that are not there yet
     written = 0

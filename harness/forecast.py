@@ -381,11 +381,11 @@ def _tokens(plan: Plan, stage: Stage) -> _Tokens:
 
 def _written(plan: Plan, stage: Stage) -> int:
     """The most tokens that a model writes for a row of a stage: none where probabilities are read."""
-    if stage.kind == "generate":
-        return plan.spec.sampling.max_new_tokens
-    if stage.kind != "judge" or stage.model is None or (form := plan.judge_form(stage.judge)) == "choice":
+    if stage.kind == "generate" and stage.model is not None:
+        return plan.sampling(stage.model, stage.task).max_new_tokens
+    if stage.kind != "judge" or stage.model is None or plan.judge_form(stage.judge) == "choice":
         return 0
-    return plan.judge_sampling(form).max_new_tokens
+    return plan.judge_sampling(stage.judge).max_new_tokens
 
 
 def _about(text: str) -> int:

@@ -14,8 +14,8 @@ from harness.engine import machine_has_bfloat16
 from harness.judge_costs import GENERATIONS, VERDICTS, Payment
 from harness.judges.card import JudgedPair, against_reference, full_card
 from harness.judges.family import same_family
-from harness.judges.llm import Comparison, Judgement, LLMJudge, Order, combine_orders, load_judge_template
-from harness.plan import JUDGE_SAMPLING, JUDGING_VERSION, ROW_VERSION, failed, is_local, judge_form, judge_sampling
+from harness.judges.llm import Comparison, Form, Judgement, LLMJudge, Order, combine_orders, load_judge_template
+from harness.plan import JUDGING_VERSION, ROW_VERSION, draws, failed, is_local, judge_form, judge_sampling
 from harness.reference import WRITER_TOKENS, LabelledPair, Writing
 from harness.rows import Generation, Verdict
 from harness.spec import EngineSpec, JudgeSpec, ModelSpec
@@ -24,7 +24,7 @@ from sami_train.errors import UserError
 from sami_train.models import Source, check_source, parse_source, source_fingerprint
 
 if TYPE_CHECKING:
-    from harness.models.base import Backend, Budget
+    from harness.models.base import Backend, Budget, Sampling
     from sami_train.prompts import Prompt
 
 SCORE: dict[str, float] = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -50,6 +50,10 @@ class Judge:
         """The name of its model."""
         assert self.spec.model is not None
         return self.spec.model
+
+    def sampling(self, form: Form, repeat: int = 0, repeats: int = 1) -> Sampling:
+        """How it writes, at one of its `repeats`."""
+        return judge_sampling(form, self.seed + repeat, self.spec, self.model, repeats=repeats)
 
     def open(self, budget: Budget | None = None) -> Backend:
         """Its model, with what it may cost."""
@@ -153,7 +157,7 @@ def _units(judge: Judge, judges: dict[str, LLMJudge], pairs: Sequence[LabelledPa
         one = judges[pair.task]
         shown = [pair.principles, pair.query, pair.a, pair.b]
         for repeat in range(repeats):
-            sampling = None if one.form == "choice" else judge_sampling(one.form, judge.seed + repeat).settings
+            sampling = None if one.form == "choice" else judge.sampling(one.form, repeat, repeats).settings
             asked = [judge.model_fingerprint, one.template.hash, one.form, one.style, sampling]
             for order in orders:
                 content = [ROW_VERSION, JUDGING_VERSION, asked, shown, order, repeat]
@@ -193,7 +197,7 @@ def _verdicts_left(
     judge: Judge, shortest: Sequence[LabelledPair], longest: Sequence[LabelledPair], folder: Path, repeats: int
 ) -> tuple[int, costs.Tokens, costs.Tokens]:
     form = next(iter(prompts_for(judge, longest).values())).form
-    least, most = (0, 0) if form == "choice" else (costs.SHORTEST_VERDICT, JUDGE_SAMPLING.max_new_tokens)
+    least, most = (0, 0) if form == "choice" else (costs.SHORTEST_VERDICT, judge.sampling(form).max_new_tokens)
     left = [_prompts_left(judge, pairs, folder, repeats) for pairs in (shortest, longest)]
     n, (low, high) = len(left[1]), (sum(costs.estimated_tokens(prompts)) for prompts in left)
     return n, costs.Tokens(low, output=n * least), costs.Tokens(high, output=n * most)
@@ -252,7 +256,7 @@ def _verdicts(
                         backend,
                         by_id,
                         [units[i].comparison for i in ids],
-                        judge_sampling(form, judge.seed + repeat),
+                        judge.sampling(form, repeat, repeats),
                         missing=missing.intersection(ids),
                         generate=partial(generate, repeat=repeat),
                     ):
@@ -292,11 +296,13 @@ def _card(
     prompts = prompts_for(judge, pairs)
     templates = {task: {"name": j.template.name, "hash": j.template.hash} for task, j in prompts.items()}
     paths = {path: {"path": path} for pair in pairs for path in pair.models}
+    form = next(iter(prompts.values())).form
     return {
         "judge": judge.name,
         "model": judge.path,
         "style": judge.model.style,
-        "form": next(iter(prompts.values())).form,
+        "form": form,
+        "draws": draws(form, judge.sampling(form, 0, repeats)),
         "templates": templates,
         "reference": reference,
         "level": level,

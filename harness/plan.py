@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 from harness.engine import auto_is_bfloat16
 from harness.judges.llm import VERDICT_SCHEMA, Form, JudgeTemplate, LLMJudge, load_judge_template
 from harness.models.base import Sampling
+from harness.models.families import family_of, for_model
 from harness.models.recorded import answers_fingerprint
 from harness.rows import Generation, Likelihood, Relevance, Row, Verdict
 from harness.sampling_order import seeded_order
@@ -53,10 +53,12 @@ MODEL_CODE_VERSION = 2
 """Enters the fingerprint of a trained model; a change of the training code that changes weights raises it."""
 RELEVANCE_VERSION = 1
 """Enters the fingerprint of a relevance; a change of what the scorer reads raises it."""
-JUDGING_VERSION = 3
+JUDGING_VERSION = 4
 """Enters the fingerprint of a verdict; a change of how a judge is asked, shown text or read, or of a check, raises it."""
 JUDGE_SAMPLING = Sampling(max_new_tokens=300, max_prompt_tokens=8192)
 """How a judge that writes does so: a few sentences of reasoning and the verdict."""
+REPEATED_TEMPERATURE = 1.0
+"""That of a judge that is asked more than once: the distribution that its model has by itself."""
 BLOCK_ROWS = 512
 """Rows, in the order of the queries, of which a local model's batches are composed where no rule says when to stop: few
 enough that what is there is a sample of the queries, enough that batches stay full and of like length."""
@@ -580,15 +582,16 @@ class Plan:
 
     def sampling(self, model: str, task: str) -> Sampling:
         """How a model generates on a task."""
-        chosen = self.spec.sampling
-        return Sampling(
+        chosen, asked = self.spec.sampling, self.spec.models[model]
+        wanted = Sampling(
             max_new_tokens=chosen.max_new_tokens,
             max_prompt_tokens=chosen.max_prompt_tokens,
             temperature=chosen.temperature,
             top_p=chosen.top_p,
-            stop=self.templates[task].stop(self.spec.models[model].style, reasoning=chosen.reasoning),
+            stop=self.templates[task].stop(asked.style, reasoning=chosen.reasoning),
             seed=self.spec.seed,
         )
+        return for_model(wanted, asked.path, asked.sampling.given())
 
     @cached_property
     def _generations(self) -> dict[tuple[str, str], dict[tuple[str, str, str, str, int], GenerationUnit]]:
@@ -599,6 +602,7 @@ class Plan:
                 units = found.setdefault((model, task), {})
                 sampling = self.sampling(model, task)
                 decides = [ROW_VERSION, self.model_fingerprints[model], model_spec.style, sampling.settings]
+                own_seeds = is_api(model_spec)  # of each sample; a local model draws all of a batch's from one
                 if self.spec.sampling.reasoning:
                     decides += self.templates[task].answer_bounds()
                 for _, query, set_name, split, drawn in self._given(task):
@@ -615,7 +619,9 @@ class Plan:
                             key = (set_name, query.id, constitution.id, split, epoch)
                             units[key] = GenerationUnit(
                                 fingerprint(["generation", model, task, *key])[:24],
-                                fingerprint([*decides, prompt.hash, epoch]),
+                                fingerprint(
+                                    [*decides, prompt.hash, epoch, *(["own seed"] if own_seeds and epoch else [])]
+                                ),
                                 task,
                                 query,
                                 constitution,
@@ -728,7 +734,7 @@ class Plan:
             judge.form,
             judge.style,
             constitution.lines(),
-            None if judge.form == "choice" else self.judge_sampling(judge.form).settings,
+            None if judge.form == "choice" else self.judge_sampling(name).settings,
         ]
 
     def settled(self) -> Spec:
@@ -746,9 +752,18 @@ class Plan:
             measures = measures.model_copy(update={"relevance": relevance})
         return self.spec.model_copy(update={"judges": judges, "measures": measures})
 
-    def judge_sampling(self, form: Form) -> Sampling:
-        """How a judge that writes does so."""
-        return judge_sampling(form, self.spec.seed)
+    def judge_sampling(self, name: str) -> Sampling:
+        """How an LLM judge that writes does so."""
+        spec = self.spec.judges[name]
+        assert spec.model is not None
+        return judge_sampling(self.judge_form(name), self.spec.seed, spec, self.spec.models[spec.model])
+
+    def judge_draws(self, name: str) -> bool:
+        """Whether a judge that is asked twice may say another thing."""
+        if self.spec.judges[name].kind == "verifiable":
+            return False
+        form = self.judge_form(name)
+        return draws(form, self.judge_sampling(name))
 
     def _verdicts(self, judge: str, a: str, b: str, measure: Kind) -> Iterator[VerdictUnit]:
         spec = self.spec.judges[judge]
@@ -915,20 +930,32 @@ def is_api(model: ModelSpec) -> bool:
     return model.path is not None and model_backend(model.path) in ("openai", "anthropic")
 
 
-def judge_sampling(form: Form, seed: int) -> Sampling:
-    """How a judge that writes does so: by itself, or held to the schema of a verdict."""
-    return replace(JUDGE_SAMPLING, seed=seed, json_schema=VERDICT_SCHEMA if form == "structured" else None)
+def judge_sampling(
+    form: Form, seed: int, judge: JudgeSpec | None = None, model: ModelSpec | None = None, *, repeats: int = 1
+) -> Sampling:
+    """How a judge that writes does so: by itself, or held to the schema of a verdict; as it and its model are set.
+
+    A judge that is asked several times (`epochs`, or `repeats`) has the temperature `REPEATED_TEMPERATURE` unless it is set
+    otherwise: at 0 its answers to one question would be alike, and tell nothing of its noise.
+    """
+    wanted = replace(JUDGE_SAMPLING, seed=seed, json_schema=VERDICT_SCHEMA if form == "structured" else None)
+    if max(repeats, judge.epochs if judge else 1) > 1:
+        wanted = replace(wanted, temperature=REPEATED_TEMPERATURE)
+    if model is None:
+        return wanted
+    said = {**model.sampling.given(), **(judge.given() if judge else {})}
+    return for_model(wanted, model.path, said)
+
+
+def draws(form: Form, sampling: Sampling) -> bool:
+    """Whether a judge's answers are drawn: it writes them, at a temperature above 0 or at its provider's own."""
+    return form != "choice" and (sampling.temperature > 0 or "temperature" in sampling.omit)
 
 
 _OWN_ADDRESS = {
     "openai": ("OPENAI_BASE_URL", "api.openai.com"),
     "anthropic": ("ANTHROPIC_BASE_URL", "api.anthropic.com"),
 }
-_WITHOUT_SCHEMAS = re.compile(
-    r"openai/(?:gpt-3|gpt-4(?![.o])|gpt-4o-2024-05-13|chatgpt-|o1-(?:mini|preview)|davinci|babbage)"
-    r"|anthropic/claude-(?:instant|[123][.-]|(?:opus|sonnet)-4-(?:0|2))"
-)
-"""Models whose provider refuses a schema: OpenAI's before gpt-4o-2024-08-06, Anthropic's before Claude 4.1 (their manuals)."""
 
 
 def judge_form(judge: JudgeSpec, model: ModelSpec, template: JudgeTemplate) -> Form:
@@ -946,7 +973,7 @@ def judge_form(judge: JudgeSpec, model: ModelSpec, template: JudgeTemplate) -> F
     variable, host = _OWN_ADDRESS[model_backend(model.path or "")]
     address = model.base_url or os.environ.get(variable)
     is_own = not address or urlsplit(address).hostname == host
-    return "structured" if is_own and not _WITHOUT_SCHEMAS.match(model.path or "") else "text"
+    return "structured" if is_own and family_of(model.path).json_schema else "text"
 
 
 def build_plan(spec: Spec) -> Plan:

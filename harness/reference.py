@@ -17,6 +17,7 @@ from harness.asking import ONE_BY_ONE, Terms
 from harness.judges.llm import identical
 from harness.judges.verifiable import compare
 from harness.models.base import Backend, Budget, Completion, Request, Sampling
+from harness.models.families import for_model
 from harness.rows import Generation, Text
 from harness.store import RowFile, fingerprint
 from harness.tasks import TaskSpec, load_task
@@ -283,7 +284,10 @@ class Writing:
                 requests = [
                     Request(i, prompt) for i, (contrast, _, prompt) in self._places.items() if contrast.stop == stop
                 ]
-                sampling = Sampling(max_new_tokens=WRITER_TOKENS, max_prompt_tokens=1024, stop=stop, seed=self.seed)
+                sampling = for_model(
+                    Sampling(max_new_tokens=WRITER_TOKENS, max_prompt_tokens=1024, stop=stop, seed=self.seed),
+                    self.writer.path,
+                )
                 batches = file.path.parent / "batches" / f"{file.path.stem}-{fingerprint(stop)[:8]}"
                 for batch in terms.answers(
                     backend, requests, sampling, set(made), what=self.writer.path, folder=batches
@@ -307,7 +311,7 @@ class Writing:
             id=one.id, fingerprint=self._fingerprints[one.id], model=self.writer.path, task=contrast.query.task,
             query_id=contrast.query.id, constitution_id=side.id, principle_set="verifiable",
             split=side.elements[0].principle.split, prompt_hash=prompt.hash, prompt=one.prompt, text=one.text,
-            finish_reason=one.finish_reason, n_prompt_tokens=one.n_prompt_tokens, n_tokens=one.n_tokens,
+            reasoning=one.reasoning, finish_reason=one.finish_reason, n_prompt_tokens=one.n_prompt_tokens, n_tokens=one.n_tokens,
             truncated=one.truncated, error=one.error,
             usage={name: value for name, value in one.usage.items() if name != "latency_s"},
         )  # fmt: skip

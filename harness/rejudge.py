@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.plan import Plan, is_api
 from harness.rescore import plan_in, plan_of_run
-from harness.spec import JudgeSpec, ModelSpec, Spec, is_there, model_backend
+from harness.spec import JudgeSpec, ModelSpec, RequestOptions, Spec, is_there, model_backend
 from harness.validation import check_judging
 from sami_train.errors import UserError, nearest
 from sami_train.models import has_chat_template, parse_source
@@ -146,7 +146,9 @@ def parse_judge(text: str, spec: Spec) -> NamedJudge:
 
 def _same(there: JudgeSpec, wanted: JudgeSpec) -> bool:
     """Whether a judge of the run is the wanted one; what is `auto` there was decided when the run was made."""
-    fields = ["kind", "model", "template", "form"] + ["structured"] * (wanted.structured != "auto")
+    fields = ["kind", "model", "template", "form", *RequestOptions.model_fields] + ["structured"] * (
+        wanted.structured != "auto"
+    )
     return all(getattr(there, field) == getattr(wanted, field) for field in fields)
 
 

@@ -85,7 +85,10 @@ def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
             }
             for name, model in spec.models.items()
         },
-        judges={name: {"kind": judge.kind, "model": judge.model} for name, judge in spec.judges.items()},
+        judges={
+            name: {"kind": judge.kind, "model": judge.model, "draws": plan.judge_draws(name)}
+            for name, judge in spec.judges.items()
+        },
         verdicts=rows["judge"],
         facts=_facts(plan, rows["generate"]),
         relevance=relevance_by_response(rows["relevance"]),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from harness import costs
 from harness.asking import Terms, ask
 from harness.engine import FILE, auto_is_bfloat16, machine_has_bfloat16, read_engine
+from harness.judges.card import left_out_of, troubles
 from harness.judges.llm import Comparison, Judgement
 from harness.judges.verifiable import compare
 from harness.looks import as_it_stopped, decided
@@ -246,10 +247,24 @@ class _Runner:
             self._write_manifest(stage, started, after)
             if after > before and self.cache:
                 remember_rate(rate_key(self.plan, stage), (time.monotonic() - began) / (after - before))
-            if after < stage.expected():
-                what = "verdicts" if stage.kind == "judge" else "responses"
-                self.display.note(f"{stage.name}: {stage.expected() - after} {what} failed; run again to retry them")
+            if sentence := self._told_of_failures(stage):
+                self.display.note(sentence)
         self.display.finish(stage.name)
+
+    def _told_of_failures(self, stage: Stage) -> str | None:
+        """What to tell of a stage's failures: how many, the commonest with its count, and whether another run tries again."""
+        found = troubles(stage.all_rows(self.folder).values() if stage.kind in ("generate", "judge") else ())
+        if not found:
+            return None
+        sentence, n = found.most_common(1)[0]
+        what = "verdicts are unscored" if stage.kind == "judge" else "responses failed"
+        told = f"{stage.name}: {found.total()} of {stage.expected()} {what}, {n} of them: {sentence}"
+        is_in_vain = stage.kind == "generate" and stage.model is not None and self._is_recorded(stage.model)
+        again = stage.done(self.folder) < stage.expected() and not is_in_vain
+        return f"{told}; run again to retry what failed" if again else told
+
+    def _is_recorded(self, model: str) -> bool:
+        return model_backend(self.spec.models[model].path or "") == "recorded"
 
     # Stages
 
@@ -340,7 +355,7 @@ class _Runner:
         backend = self._model(stage.model)
 
         template, style = self.plan.templates[stage.task], self.spec.models[stage.model].style
-        recorded = model_backend(self.spec.models[stage.model].path or "") == "recorded"  # answers alone, as they came
+        recorded = self._is_recorded(stage.model)  # answers alone, as they came
         reasons = self.spec.sampling.reasoning and not recorded
 
         def row(made: Completion) -> Generation:
@@ -355,7 +370,7 @@ class _Runner:
                 prompt_hash=unit.prompt.hash,
                 prompt=made.prompt,
                 text=text if end is None else text[:end].rstrip(),
-                reasoning=reasoning,
+                reasoning="\n\n".join(part for part in (made.reasoning, reasoning) if part),
                 tail="" if end is None else text[end:],
                 finish_reason=made.finish_reason if stopped is None and end is None else "stop",
                 n_prompt_tokens=made.n_prompt_tokens,
@@ -456,11 +471,9 @@ class _Runner:
             for row in self._generations(model, task).values()
         }
         can_be_judged = {u.id for u in stage.units if isinstance(u, VerdictUnit) and {u.a.id, u.b.id} <= texts.keys()}
-        rows = [
-            self._verdict(stage, unit, Judgement("unscored", "no_response", details={"error": "no response"}), 0.0)
-            for unit in missing
-            if unit.id not in can_be_judged
-        ]
+        untold = [unit for unit in missing if unit.id not in can_be_judged]
+        why = self._why_missing(stage) if untold else {}
+        rows = [self._verdict(stage, unit, self._no_response(stage, unit, texts, why), 0.0) for unit in untold]
         wanted = [unit for unit in missing if unit.id in can_be_judged]
         if self.spec.judges[stage.judge].kind == "verifiable":
             judged: Iterable[list[Row]] = (
@@ -480,6 +493,25 @@ class _Runner:
             (batch for part in ([rows] if rows else [], judged) for batch in part),
             stage.expected() - len(missing),
         )
+
+    def _why_missing(self, stage: Stage) -> dict[str, str]:
+        """Why the responses that a stage of judging lacks are missing, by their ids."""
+        stages = [
+            self.plan.stage("generate", model=model, task=task)
+            for model in dict.fromkeys(stage.pair)
+            for task in self.plan.tasks
+        ]
+        return {i: row.error for s in stages for i, row in s.all_rows(self.folder).items() if row.error}
+
+    def _no_response(
+        self, stage: Stage, unit: VerdictUnit, texts: Mapping[str, Generation], why: Mapping[str, str]
+    ) -> Judgement:
+        """No verdict, for want of a response, with the reason of that."""
+        model, response = next((m, r) for m, r in zip(stage.pair, (unit.a, unit.b), strict=True) if r.id not in texts)
+        # A recorded response that is missing will be missing again.
+        kind = "note" if self._is_recorded(model) else "error"
+        told = f"no response of {model}: {why.get(response.id, 'there is none')}"
+        return Judgement("unscored", "no_response", details={kind: told})
 
     def _checked(self, stage: Stage, unit: VerdictUnit, texts: dict[str, Generation]) -> Row:
         outcome, details = compare(
@@ -504,7 +536,7 @@ class _Runner:
         Each repeat has a seed of its own, so that a server which honours seeds does not give one answer again and again.
         """
         judges = {task: self.plan.judge(stage.judge, task) for task in self.plan.tasks}
-        sampling = self.plan.judge_sampling(next(iter(judges.values())).form)
+        sampling = self.plan.judge_sampling(stage.judge)
         for block, seeded in self._blocks(stage, units, replace(sampling, seed=sampling.seed + repeat)):
             yield from self._asked_together(stage, block, missing, texts, repeat, judges, seeded)
 
@@ -692,7 +724,17 @@ class _Runner:
             Manifest(
                 stage=stage.name,
                 fingerprint=stage.fingerprint or self.plan.fingerprint,
-                inputs={"kind": stage.kind, "model": stage.model, "task": stage.task, "judge": stage.judge},
+                inputs={
+                    "kind": stage.kind,
+                    "model": stage.model,
+                    "task": stage.task,
+                    "judge": stage.judge,
+                    "left_out": sorted(
+                        {name for row in stage.all_rows(self.folder).values() for name in left_out_of(row)}
+                        if stage.kind in ("generate", "judge")
+                        else ()
+                    ),
+                },
                 versions=environment(),
                 git=git,
                 dirty=dirty,
@@ -771,6 +813,10 @@ def best_threads() -> int:
     return count if seconds(count) < seconds(1) else 1
 
 
+LONGEST_RATE_S = 1e9
+"""Seconds per unit; what is not below it is not a rate that a stage had."""
+
+
 def remember_rate(key: str, seconds: float) -> None:
     """Keep the seconds per unit of a kind of stage for the next plan's estimate. Never a reason to stop."""
     rates = known_rates()
@@ -786,9 +832,10 @@ def known_rates() -> dict[str, float]:
     """Seconds per unit from earlier runs on this machine, by `rate_key`."""
     try:
         value = json.loads((cache_folder() / "rates.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return {str(k): float(v) for k, v in value.items()} if isinstance(value, dict) else {}
+    rates = value.items() if isinstance(value, dict) else ()
+    return {k: float(v) for k, v in rates if type(v) in (int, float) and 0 <= v < LONGEST_RATE_S}
 
 
 def _link_tree(source: Path, target: Path) -> None:

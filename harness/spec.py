@@ -14,9 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -104,6 +106,45 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+Auto = Literal["auto"]
+_FORBIDDEN = frozenset(
+    ("model", "messages", "prompt", "system", "stream", "n", "best_of", "max_tokens", "max_completion_tokens")
+)
+
+
+def _extra(value: dict[str, Any]) -> dict[str, Any]:
+    if taken := sorted(_FORBIDDEN & value.keys()):
+        hint = "set max_new_tokens" if taken[0].startswith("max_") else "leave it out"
+        raise ValueError(f"'{taken[0]}' is set by the harness; {hint}")
+    return value
+
+
+class RequestOptions(_Part):
+    """How one model is asked. `auto` is what the run's `sampling`, the judge's defaults and `harness/models/models.yaml` say."""
+
+    max_new_tokens: Count | Auto = Field(
+        default="auto", description="tokens of an answer at most, reasoning included; auto: room for reasoning is added"
+    )
+    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | Auto | None = Field(
+        default="auto", description="0 is greedy; null (API models): a request leaves it out"
+    )
+    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] | Auto | None = Field(
+        default="auto", description="nucleus: probability kept; null (API models): a request leaves it out"
+    )
+    reasoning: Literal["none", "low", "medium", "high"] | Count | None = Field(
+        default=None, description="API models: how much it reasons, in words or tokens; null: as it does by itself"
+    )
+    extra: Annotated[dict[str, Any], AfterValidator(_extra)] = Field(
+        default_factory=dict, description="API models: further fields of a request; one that is null is left out"
+    )
+
+    def given(self) -> dict[str, Any]:
+        """What is said here, by name; see `harness.models.families.for_model`."""
+        names = RequestOptions.model_fields
+        found = {name: value for name in names if (value := getattr(self, name)) not in ("auto", {})}
+        return {name: value for name, value in found.items() if name != "reasoning" or value is not None}
+
+
 class TrainSpec(_Part):
     """How a model of the run is trained from another one."""
 
@@ -140,9 +181,11 @@ class ModelSpec(_Part):
     max_retries: Annotated[int, Field(strict=True, ge=0)] = Field(
         default=6, description="API models: tries after a failed one"
     )
-    timeout_s: Annotated[float, Field(strict=True, gt=0)] = Field(
-        default=60, description="API models: seconds per request"
+    timeout_s: Annotated[float, Field(strict=True, gt=0)] | None = Field(
+        default=None,
+        description="API models: seconds for one try; null: 60, and 600 for models that are known to reason",
     )
+    sampling: RequestOptions = Field(default=RequestOptions(), description="how this model is asked, as a judge too")
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSpec:
@@ -155,6 +198,17 @@ class ModelSpec(_Part):
             )
         if (self.iteration_of is None) != (self.iteration is None):
             raise ValueError("'iteration_of' and 'iteration' go together; give both, or neither")
+        backend = model_backend(self.path or "")
+        if backend not in ("openai", "anthropic") and (option := api_only(self.sampling)):
+            raise ValueError(f"'sampling.{option}' is for API models; leave it out")
+        if problem := reasoning_problem(self.path, self.sampling):
+            raise ValueError(problem)
+        address = urlsplit(self.base_url or "")
+        if "@" in address.netloc or address.query:
+            raise ValueError(
+                "'base_url' holds a user name, a password or a query, which the run's folder would keep; leave it out and put "
+                f"the key into {(backend if backend in ('openai', 'anthropic') else 'openai').upper()}_API_KEY"
+            )
         return self
 
 
@@ -190,8 +244,31 @@ class PrinciplesSpec(_Part):
     polarity: Polarity = Field(default="both", description="sides taken: principle, antithesis, both, random")
 
 
-class JudgeSpec(_Part):
-    """Who says which of two responses follows the constitution better."""
+def api_only(options: RequestOptions) -> str | None:
+    """The name of the first option that only an API model has; None where there is no such option."""
+    for name, value in options.given().items():
+        if name in ("reasoning", "extra") or value is None:
+            return name
+    return None
+
+
+def reasoning_problem(path: str | None, options: RequestOptions) -> str | None:
+    """Why a model cannot reason as its options say; None where it can."""
+    from harness.models.families import family_of, thinking
+
+    how, wanted = family_of(path).reasoning, options.reasoning
+    if isinstance(wanted, int) and how != "budget":
+        return f"'reasoning' is {wanted}, and '{path}' takes no number of tokens; write none, low, medium or high"
+    most = options.max_new_tokens
+    if how == "budget" and wanted not in (None, "none") and isinstance(most, int) and most <= thinking(path, wanted):
+        return f"'max_new_tokens' is {most}, and reasoning alone may take {thinking(path, wanted)}; raise it"
+    if how == "budget" and isinstance(wanted, int) and wanted < 1024:
+        return f"'reasoning' is {wanted}, and '{path}' takes at least 1024 tokens; raise it"
+    return None
+
+
+class JudgeSpec(RequestOptions):
+    """Who says which of two responses follows the constitution better, and how it is asked."""
 
     kind: Literal["verifiable", "llm"] = Field(description="verifiable: programs score the text; llm: a model compares")
     model: str | None = Field(default=None, description="llm: the model of this specification that judges")
@@ -219,8 +296,10 @@ class JudgeSpec(_Part):
             raise ValueError("a judge of kind 'llm' needs 'model'; name one of the models")
         if self.form == "choice" and self.structured == "on":
             raise ValueError("with 'form: choice' nothing is written; leave 'structured' out, or set form: text")
-        for option in ("model", "template", "form", "structured"):
-            if self.kind == "verifiable" and getattr(self, option) != JudgeSpec.model_fields[option].default:
+        for option in ("model", "template", "form", "structured", *RequestOptions.model_fields):
+            if self.kind == "verifiable" and getattr(self, option) != JudgeSpec.model_fields[option].get_default(
+                call_default_factory=True
+            ):
                 raise ValueError(f"a verifiable judge has no '{option}'; leave it out, or set kind: llm")
         if self.kind == "verifiable" and self.epochs > 1:
             raise ValueError("a verifiable judge says the same each time; leave 'epochs' out, or set kind: llm")
@@ -421,7 +500,11 @@ class Spec(_Part):
 
 def _without_nulls(data: Any) -> Any:
     if isinstance(data, dict):
-        return {key: _without_nulls(value) for key, value in data.items() if value is not None}
+        return {
+            key: value if key == "extra" else _without_nulls(value)
+            for key, value in data.items()
+            if value is not None or key in ("temperature", "top_p")  # whose default is another
+        }
     return data
 
 

@@ -20,10 +20,21 @@ from pydantic import ValidationError
 
 from harness.judges.checks import validate_check
 from harness.judges.llm import load_judge_template
-from harness.models._api import check_base_url, resolve_key, variables_of
+from harness.models._http import check_base_url, resolve_key, variables_of
 from harness.models.recorded import answers_file, read_answers
 from harness.plan import EMBEDDED_SCORER
-from harness.spec import JudgeSpec, ModelSpec, Spec, SpecError, is_there, model_backend, one_line
+from harness.spec import (
+    JudgeSpec,
+    ModelSpec,
+    RequestOptions,
+    Spec,
+    SpecError,
+    api_only,
+    is_there,
+    model_backend,
+    one_line,
+    reasoning_problem,
+)
 from harness.tasks import TaskData, hh_rlhf, list_tasks, load_task, tldr
 from harness.tasks.base import BUNDLED, HUB
 from sami_train.config import Recipe, load_recipe
@@ -381,7 +392,9 @@ def _check_models(spec: Spec, found: _Problems, to_run: bool) -> None:
             _refuse(model, _LOCAL_ONLY, "an API model", location, found)
             _check_api_model(name, model, backend, name in _used(spec), found, to_run)
         elif backend == "recorded":
-            _refuse(model, (*_API_ONLY, *_LOCAL_ONLY), "a model whose answers are recorded", location, found)
+            _refuse(
+                model, (*_API_ONLY, *_LOCAL_ONLY, "sampling"), "a model whose answers are recorded", location, found
+            )
             with found.at((*location, "path")):
                 if to_run or not is_elsewhere(model.path or ""):
                     read_answers(answers_file(model.path or ""))
@@ -652,6 +665,17 @@ def _check_form(name: str, judge: JudgeSpec, model: ModelSpec, found: _Problems)
         which = f"the {'model in style completion' if is_api else 'local model'} '{judge.model}'"
         message = f"{which} is held to no schema; leave 'structured' out, and its last line is read"
         found.add(("judges", name, "structured"), message)
+    if not is_api and (given := list(judge.given())):
+        option = api_only(judge)
+        if judge.form != "text":
+            message = "a local model writes nothing in the form 'choice'; set form: text, or leave this out"
+            found.add(("judges", name, option or given[0]), message)
+        elif option is not None:
+            found.add(("judges", name, option), "this is for API models; leave it out")
+    elif is_api:
+        options = RequestOptions(**{**model.sampling.given(), **judge.given()})
+        if problem := reasoning_problem(model.path, options):
+            found.add(("judges", name, "reasoning"), problem)
 
 
 def _check_verifiable(spec: Spec, name: str, sets: dict[str, PrincipleSet], found: _Problems) -> None:

@@ -19,6 +19,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.models.base import Request, Sampling
+from harness.models.families import for_model
+from harness.models.reasoning import without_reasoning
 from harness.store import fingerprint
 from harness.store.files import make_folder, writing
 from sami_train.constitutions import (
@@ -309,7 +311,9 @@ class Answers:
     def _generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         if self._backend is None:
             self._backend = self.open_backend()
-        return next(c for batch in self._backend.generate([Request("0", prompt)], sampling) for c in batch)
+        asked = for_model(sampling, self.identity.get("path"))
+        made = next(c for batch in self._backend.generate([Request("0", prompt)], asked) for c in batch)
+        return without_reasoning(made)
 
 
 def _kept_replies(file: Path) -> dict[str, Reply]:

@@ -230,6 +230,18 @@ def test_ten_thousand_judgements_on_256_connections(bench: Callable[..., Bench])
     assert b.stats()["most_running"] <= 2 * 256  # requests of the killed process may still have been running
 
 
+def test_a_run_whose_first_requests_all_fail_alike_ends_with_the_providers_sentence(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench("--rate", "1", "--faults", "bad_request")
+    b.write(8, PROGRAMS)
+    said = b.run("-q", code=1)
+    assert "requests of 'one on dialogue' all failed (refused_request: HTTP 400: no)" in said
+    assert b.stats()["count"]["bad_request"] < 32
+    b.set(rate=0.0)
+    b.run("-q")
+
+
 # --- Limits of cost
 
 PRICES = """

@@ -209,6 +209,28 @@ def test_each_repeat_has_a_seed_of_its_own(server: Callable[[Says], Server], tmp
     assert {seed: seeds.count(seed) for seed in set(seeds)} == dict.fromkeys((0, 1, 2), len(seeds) // 3)
 
 
+def test_repeats_are_drawn_unless_they_are_told_not_to_be(server: Callable[[Says], Server], tmp_path: Path) -> None:
+    running = server(lambda _, prompt: f"Verdict: {shorter(prompt)}")
+    once = card_of(remote(running.url), tmp_path / "once", pairs(1))
+    drawn = card_of(remote(running.url), tmp_path / "drawn", pairs(1), repeats=2)
+    greedy = card_of(remote(running.url, temperature=0.0), tmp_path / "greedy", pairs(1), repeats=2)
+    assert [body["temperature"] for body in running.bodies] == [0.0] * 2 + [1.0] * 4 + [0.0] * 4
+    assert [card["draws"] for card in (once, drawn, greedy)] == [False, True, False]
+
+
+def test_a_judge_has_settings_of_its_own(server: Callable[[Says], Server], tmp_path: Path) -> None:
+    running = server(lambda _, prompt: f"<think>It is B.\nVerdict: B</think>\nVerdict: {shorter(prompt)}")
+    fields = {"max_new_tokens": 2000, "temperature": None, "reasoning": "low", "extra": {"seed": None, "top_k": 5}}
+    card = card_of(remote(running.url, **fields), tmp_path)
+    assert card["agreement"]["accuracy"] == 1.0
+    for body in running.bodies:
+        assert body.keys() == {"model", "messages", "max_tokens", "reasoning_effort", "top_k"}
+        assert body["max_tokens"] == 2000
+    asked = [row for row in verdicts(tmp_path).values() if not row.details.get("identical")]
+    assert {row.details["reasoning"] for row in asked} == {"It is B.\nVerdict: B"}
+    assert card["left_out"] == ["temperature"]
+
+
 def test_another_server_is_asked_for_text_unless_told_otherwise(
     server: Callable[[Says], Server], tmp_path: Path
 ) -> None:
@@ -222,6 +244,7 @@ def test_a_server_that_ignores_the_schema_gives_no_verdicts(server: Callable[[Sa
     running = server(lambda _, prompt: f"Verdict: {shorter(prompt)}")
     card = card_of(remote(running.url, structured="on"), tmp_path)
     assert card["unscored_reasons"] == {"not_json": 10}
+    assert (card["unscored_said"], card["n_retried"]) == ([{"said": "not_json", "n": 10}], 0)
     assert (card["agreement"]["n"], card["passed"]) == (0, False)
 
 

@@ -335,3 +335,25 @@ def test_an_unreadable_model_folder_is_one_sentence(tiny_model: Path, tmp_path: 
     assert "model.safetensors" in done.stderr
     assert "cut off" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"a": "fast", "b": [1], "c": null, "d": NaN, "e": -1, "f": true, "g": 1e999, "h": 0.5}',
+        "[" * 100_000,
+        "[1]",
+        "\x00",
+    ],
+)
+def test_remembered_rates_that_are_none_are_passed_over(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.runner import known_rates, remember_rate
+
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    (tmp_path / "rates.json").write_text(content)
+    before = {"h": 0.5} if "h" in content else {}
+    assert known_rates() == before
+    remember_rate("new", 2.0)
+    assert known_rates() == {**before, "new": 2.0}

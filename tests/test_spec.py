@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.spec import ENVIRONMENT, RelevanceSpec, Spec, SpecError, list_presets, load_spec, model_backend
+from harness.spec import ENVIRONMENT, ModelSpec, RelevanceSpec, Spec, SpecError, list_presets, load_spec, model_backend
 from harness.stats import StopRule
 from harness.validation import check, missing_for_run, validate
 from sami_train.data import Query
@@ -594,6 +594,42 @@ def test_a_specification_written_out_says_the_same(tmp_path: Path) -> None:
     again = load_spec(tmp_path / "again.yaml")
     assert again.model_dump() == spec.model_dump()
     assert validate(again) == []
+
+
+def test_what_is_left_out_of_requests_stays_left_out_when_written_out(tmp_path: Path) -> None:
+    asked = {"temperature": None, "max_new_tokens": 2000, "reasoning": "low", "extra": {"seed": None, "top_k": 5}}
+    file = write(tmp_path, ("path: embedded/smollm2-135m-instruct", "path: openai/gpt"))
+    spec = load_spec(
+        file, {"models.instruct.sampling": asked, "judges.smollm2.top_p": None, "judges.smollm2.form": "text"}
+    )
+    (tmp_path / "again.yaml").write_text(spec.dump(), encoding="utf-8")
+    again = load_spec(tmp_path / "again.yaml")
+    assert again.model_dump() == spec.model_dump()
+    assert again.models["instruct"].sampling.given() == asked
+    assert again.judges["smollm2"].given() == {"top_p": None}
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"path": "org/name", "sampling": {"temperature": None}}, "'sampling.temperature' is for API models"),
+        ({"path": "org/name", "sampling": {"reasoning": "low"}}, "'sampling.reasoning' is for API models"),
+        ({"path": "openai/gpt-5", "sampling": {"reasoning": 500}}, "takes no number of tokens"),
+        (
+            {"path": "anthropic/claude-haiku-4-5", "sampling": {"reasoning": 2000, "max_new_tokens": 300}},
+            "reasoning alone",
+        ),
+        ({"path": "anthropic/claude-haiku-4-5", "sampling": {"reasoning": 20}}, "at least 1024"),
+        ({"path": "openai/x", "sampling": {"extra": {"n": 3}}}, "'n' is set by the harness"),
+        ({"path": "openai/x", "sampling": {"extra": {"max_tokens": 9}}}, "set max_new_tokens"),
+        ({"path": "openai/x", "base_url": "https://me:secret@host/v1"}, "put the key into OPENAI_API_KEY"),
+        ({"path": "anthropic/x", "base_url": "https://host/v1?key=secret"}, "put the key into ANTHROPIC_API_KEY"),
+    ],
+)
+def test_what_a_model_cannot_be_asked_is_told(model: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)) as error:
+        ModelSpec(style="chat", **model)
+    assert "secret" not in str(error.value).partition("[type=")[0]
 
 
 def test_text_that_looks_like_a_number_is_still_text_when_written_out(tmp_path: Path) -> None:

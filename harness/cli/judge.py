@@ -24,6 +24,8 @@ WRITER = "embedded/gemma-3-270m"
 LIMIT = 50
 """Pairs that are written when nothing else is said."""
 JUDGE, WRITE = "judge", "write responses"
+_OPTIONS = ("max_new_tokens", "temperature", "reasoning")
+"""Options with a field of the judge each."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -75,6 +77,13 @@ examples:
     what.add_argument("--form", choices=("auto", "text", "choice"), metavar="FORM", help="auto (default), text, choice")
     what.add_argument(
         "--structured", choices=("auto", "on", "off"), metavar="X", help="JSON by schema: auto (default), on, off"
+    )
+    what.add_argument(
+        "--max-new-tokens", type=count, metavar="N", help="tokens of an answer at most, reasoning included"
+    )
+    what.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy; 1 with --epochs above 1")
+    what.add_argument(
+        "--reasoning", type=_reasoning, metavar="R", help="API models: none, low, medium, high, or tokens"
     )
     what.add_argument("--base-url", metavar="URL", help="API models: another server's address")
     pairs = validate.add_argument_group("the pairs")
@@ -137,6 +146,7 @@ def execute(options: argparse.Namespace) -> int:
 
 def _validate(options: argparse.Namespace, job: _Job) -> None:
     from harness.cli._screen import console, print_json
+    from harness.cli.run import commonest, is_retried
     from harness.judge_validation import prompts_for, validate_judge
     from harness.progress import Display
     from harness.report.terminal import print_judge_card
@@ -167,8 +177,9 @@ def _validate(options: argparse.Namespace, job: _Job) -> None:
         screen.print(f"\nverdicts: {job.folder / 'verdicts.jsonl'}", markup=False, soft_wrap=True)
     if not card["passed"]:
         raise QualityError(
-            f"{card['unscored_rate']:.1%} of the verdicts are unscored (--max-unscored allows {options.max_unscored:.1%}); "
-            "run again to retry failed requests"
+            f"{card['unscored_rate']:.1%} of the verdicts are unscored (--max-unscored allows {options.max_unscored:.1%})"
+            f"{commonest({'judge': card})}"
+            f"{'; run again to retry failed requests' if is_retried({'judge': card}) else ''}"
         )
 
 
@@ -206,6 +217,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _reasoning(text: str) -> str | int:
+    """A word, or a number of tokens."""
+    if text in ("none", "low", "medium", "high"):
+        return text
+    return count(text)
+
+
 def _check_options(options: argparse.Namespace) -> None:
     if (options.reference is None) == (options.on is None):
         raise UserError("say what the judge is held against: --reference FILE, or --on verifiable")
@@ -218,7 +236,7 @@ def _check_options(options: argparse.Namespace) -> None:
         if given:
             raise UserError(f"--{given[0]} is for responses that are yet to be written; leave it out beside --run")
     if options.spec is not None:
-        fields = ("template", "style", "form", "structured", "base_url")
+        fields = ("template", "style", "form", "structured", "base_url", *_OPTIONS)
         given = [name for name in fields if getattr(options, name) is not None]
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} is set in the specification; leave one of the two out")
@@ -243,7 +261,7 @@ def _job(options: argparse.Namespace) -> _Job:
 def _judge(options: argparse.Namespace) -> Judge:
     """The judge that the options name."""
     from harness.judge_validation import judge_of_path
-    from harness.spec import EngineSpec, JudgeSpec, ModelSpec, model_backend
+    from harness.spec import EngineSpec, JudgeSpec, ModelSpec, model_backend, reasoning_problem
 
     if options.spec is not None:
         return _judge_of_spec(options)
@@ -256,6 +274,9 @@ def _judge(options: argparse.Namespace) -> Judge:
     if options.structured == "on" and (not is_api or options.style == "completion"):
         raise UserError("--structured on is for API models in chat style; leave it out, and the last line is read")
     style = options.style or style_of(options.judge)
+    given = {name: value for name in _OPTIONS if (value := getattr(options, name)) is not None}
+    if given.get("temperature", 0) < 0 or given.get("temperature", 0) > 2:
+        raise UserError(f"--temperature is {options.temperature}; choose a number from 0 to 2")
     model = ModelSpec(path=options.judge, style=style, base_url=options.base_url, **api_settings(options))
     spec = JudgeSpec(
         kind="llm",
@@ -263,7 +284,16 @@ def _judge(options: argparse.Namespace) -> Judge:
         template=options.template,
         form=options.form or "auto",
         structured=options.structured or "auto",
+        **given,
     )
+    if given and not is_api and (spec.form != "text" or options.reasoning is not None):
+        name = "reasoning" if options.reasoning is not None else next(iter(given))
+        hint = (
+            "is for API models; leave it out" if options.reasoning is not None else "needs --form text of a local model"
+        )
+        raise UserError(f"--{name.replace('_', '-')} {hint}")
+    if problem := reasoning_problem(options.judge, spec) if is_api else None:
+        raise UserError(f"--reasoning: {problem}")
     if spec.form == "choice" and spec.structured == "on":
         raise UserError("--form choice writes nothing; leave --structured out")
     judge = judge_of_path(options.judge, model, spec, EngineSpec(device=options.device), options.seed)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from harness.cli._arguments import add_json, add_verb
 from harness.cli._errors import QualityError, running
@@ -97,5 +99,20 @@ def shortfall(outcome: RunOutcome) -> str:
     quality = outcome.results["quality"]
     return (
         f"finished, but {quality['unscored_rate']:.1%} of the verdicts are unscored (statistics.max_unscored allows "
-        f"{quality['max_unscored']:.1%}); see {outcome.folder / 'report.md'}, or run again to retry failed requests"
+        f"{quality['max_unscored']:.1%}){commonest(outcome.results.get('judges') or {})}; see {outcome.folder / 'report.md'}"
+        f"{', or run again to retry failed requests' if is_retried(outcome.results.get('judges') or {}) else ''}"
     )
+
+
+def commonest(cards: Mapping[str, Any]) -> str:
+    """``, most often 'refused_request: HTTP 404: ...' (8)``; nothing where there is no reason."""
+    said: Counter[str] = Counter()
+    for card in cards.values():
+        for one in card.get("unscored_said") or ():
+            said[one["said"]] += one["n"]
+    return "".join(f", most often '{sentence}' ({n})" for sentence, n in said.most_common(1))
+
+
+def is_retried(cards: Mapping[str, Any]) -> bool:
+    """Whether another run would ask for any unscored verdict again."""
+    return any(card.get("n_retried") for card in cards.values())

@@ -50,7 +50,8 @@ def judge_card(verdicts: Iterable[Verdict]) -> dict[str, Any]:
 
     Pairs of equal texts, which the judge never saw, are counted (`n_identical`) and left out of everything else.
     `repeat_agreement` is the share of two judgings of one pair in one order that say the same, over the `n_repeated`
-    pairs and orders that were judged more than once.
+    pairs and orders that were judged more than once. `unscored_said` has the commonest reasons as they were told, `n_retried`
+    how many of the unscored verdicts another run asks for again, `left_out` the fields that requests left out.
     """
     rows = list(verdicts)
     asked = [v for v in rows if not v.details.get("identical")]
@@ -64,6 +65,9 @@ def judge_card(verdicts: Iterable[Verdict]) -> dict[str, Any]:
         "n_identical": len(rows) - len(asked),
         "unscored_rate": _share(len(asked) - len(scored), len(asked)),
         "unscored_reasons": dict(reasons.most_common()),
+        "unscored_said": [{"said": said, "n": n} for said, n in troubles(asked).most_common(SENTENCES)],
+        "n_retried": sum("error" in v.details for v in asked if v.outcome == "unscored"),
+        "left_out": sorted({name for v in asked for name in left_out_of(v)}),
         "n_scored": len(scored),
         "ties": _share(len(scored) - len(decided), len(scored)),
         "n_decided": len(decided),
@@ -73,6 +77,27 @@ def judge_card(verdicts: Iterable[Verdict]) -> dict[str, Any]:
         "n_repeated": len(repeated),
         "repeat_agreement": sum(agree for _, agree in repeated) / len(repeated) if repeated else None,
     }
+
+
+SENTENCES = 3
+"""Of the commonest reasons for no verdict that a card has in full."""
+
+
+def troubles(rows: Iterable[Any]) -> Counter[str]:
+    """Why rows (responses, verdicts) have no content, in the provider's own words where there are any; with counts."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        if isinstance(row, Verdict) and row.outcome == "unscored":
+            found[str(row.details.get("error") or row.details.get("note") or row.reason)] += 1
+        elif getattr(row, "error", None):
+            found[row.error] += 1
+    return found
+
+
+def left_out_of(row: Any) -> list[str]:
+    """The fields that the request for a row left out, because the model refuses them or they are set so."""
+    found = row.usage.get("left_out")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def full_card(pairs: Sequence[JudgedPair], level: float) -> dict[str, Any]:

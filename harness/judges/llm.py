@@ -10,13 +10,15 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.models.reasoning import split_reasoning
 from sami_train.errors import UserError, nearest
 from sami_train.prompts import BODY as BODY
 from sami_train.prompts import Prompt, Style
@@ -107,27 +109,32 @@ class LLMJudge:
         """The tie of two equal texts, which no judge needs to see; None for all others."""
         return Judgement("tie", details={"identical": True}) if identical(comparison.a, comparison.b) else None
 
-    def prompt(self, comparison: Comparison) -> Prompt:
-        """What the model is asked."""
+    def prompt(self, comparison: Comparison, control: Sequence[str] = ()) -> Prompt:
+        """What the model is asked; `control` are the control tokens of its own tokenizer, where they are known."""
         a, b = comparison.a, comparison.b
         first, second = (a, b) if comparison.order == "ab" else (b, a)
         return build_judge_prompt(
-            self.template, comparison.principles, comparison.query, first, second, style=self.style, form=self.form
-        )
+            self.template, comparison.principles, comparison.query, first, second, style=self.style, form=self.form,
+            control=control,
+        )  # fmt: skip
 
     def read_text(
         self, comparison: Comparison, text: str, *, truncated: bool = False, error: str | None = None
     ) -> Judgement:
         """The judgement in what the model wrote. `error` is that of a failed request, ``reason: message``."""
         if error is not None:
-            return Judgement("unscored", reason=error.partition(":")[0], details={"error": error})
+            reason = error.partition(":")[0]
+            # What did not fit into its tokens will not fit when it is asked again.
+            return Judgement("unscored", reason, details={"note" if reason == "truncated" else "error": error})
+        found = split_reasoning(text)
+        details = {"reasoning": found.reasoning} if found.reasoning else {}
         if self.form == "structured":
-            return _judgement(parse_structured(text, truncated=truncated), comparison.order, raw=text)
+            return _judgement(parse_structured(text, truncated=truncated), comparison.order, raw=text, details=details)
         said = text
         if self.style == "completion" and (end := _first_verdict_line(text)) is not None:
             # A base model goes on after its answer, with a text of its own: its answer ends with its first verdict line.
             said, truncated = text[:end], False
-        return _judgement(parse_verdict(said, truncated=truncated), comparison.order, raw=text)
+        return _judgement(parse_verdict(said, truncated=truncated), comparison.order, raw=text, details=details)
 
     def read_choice(self, comparison: Comparison, p_first: float, p_second: float) -> Judgement:
         """The judgement in the probabilities of the two letters."""
@@ -160,10 +167,19 @@ def identical(first: str, second: str) -> bool:
 # --- Asking -----------------------------------------------------------------------------------------------------------
 
 PLACEHOLDERS = ("{principles}", "{query}", "{first}", "{second}")
-_VERDICT_WORD = re.compile(r"""(?<![^\W_])(verdict[*_`"'\\\s]{0,8})[:：]""", re.IGNORECASE)
-# What chat models read as the end of a turn, not as text: <|im_end|>, <end_of_turn>, </s>, [/INST] and their like.
+# A verdict as any reader below sees it begins so; what is under judgement has no such beginning left.
+_VERDICT_WORD = re.compile(r"""(?<![^\W_])(verdict[*_`"'\\\s]*):""", re.IGNORECASE)
+# What chat models read as the end of a turn, as reasoning or as a call of a tool, not as text. A blank after the first
+# character breaks each of them.
 _CONTROL = re.compile(
-    r"<(?=[|｜]|/?(?:s|bos|eos|pad|unk|(?:start|end)_of_turn)>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])|<(?=</?SYS>>)",
+    r"<(?=[|｜]|[/\w]{1,40}[|｜]>)"  # <|im_end|>, <|channel>, <turn|>
+    r"|<(?=/?(?:s|bos|eos|pad|unk|sop|eop|(?:start|end)_of_turn|(?:beginning|end)_of_sentence|extra_id_\d+|SPECIAL_\d+)>)"
+    r"|<(?=/?(?:think|thinking|thought|seed:think|tool_call|tool_response|arg_key|arg_value|minimax:\w+)>)"
+    r"|<(?=</?SYS>>)"
+    r"|\[(?=[|｜]|e~\[|gMASK\])"  # [|endofturn|], [e~[
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|THINK|IMG|PREFIX|SUFFIX"
+    r"|MIDDLE|MODEL_SETTINGS)\])"
+    r"|\](?=~!?b[\]\[])",  # ]~b], ]~!b[
     re.IGNORECASE,
 )
 
@@ -215,6 +231,7 @@ def build_judge_prompt(
     *,
     style: Style,
     form: Form,
+    control: Sequence[str] = (),
 ) -> Prompt:
     """The prompt that compares `first` (shown as A) and `second` (shown as B) under numbered principles.
 
@@ -226,7 +243,7 @@ def build_judge_prompt(
     token = fence_token(template)
 
     def fenced(letter: str, answer: str) -> str:
-        return f"<<{token} {letter}>>\n{neutralised(answer, token).strip()}\n<</{token} {letter}>>"
+        return f"<<{token} {letter}>>\n{neutralised(answer, token, control).strip()}\n<</{token} {letter}>>"
 
     lines = [line.replace("\x00", "") for line in constitution_lines]
     fill = {
@@ -239,7 +256,7 @@ def build_judge_prompt(
     if wanted is None:
         raise UserError(f"the judge prompt '{template.name}' has no form '{form}'; add it, or set structured: off")
     content = re.sub("|".join(map(re.escape, PLACEHOLDERS)), lambda match: fill[match.group()], wanted).strip()
-    body = neutralised(query, token).strip()
+    body = neutralised(query, token, control).strip()
     if style == "chat":
         return Prompt("chat", (("user", content),), body)
     return Prompt("completion", (("text", content + ("\n\nReasoning:" if form == "text" else "")),), body)
@@ -250,25 +267,75 @@ def fence_token(template: JudgeTemplate) -> str:
     return hashlib.sha256(f"fence {template.hash}".encode()).hexdigest()[:8]
 
 
-def neutralised(text: str, token: str) -> str:
-    """`text` with the fence's token and the control tokens of chat models broken up, and no beginning of a verdict."""
+def neutralised(text: str, token: str, control: Sequence[str] = ()) -> str:
+    """`text` with the fence's token and the control tokens of chat models broken up, and no beginning of a verdict.
+
+    `control` are further tokens, those of the judge's own tokenizer. Characters that a reader may take for others (full-width and
+    mathematical letters, Cyrillic ones of the same look) count as these, and invisible ones as absent.
+    """
     text = text.replace("\x00", "")
     pattern = re.compile(re.escape(token), re.IGNORECASE)
     while pattern.search(text):  # again, because occurrences may overlap
         text = pattern.sub(lambda match: f"{match.group()[:4]}-{match.group()[4:]}", text)
-    return _VERDICT_WORD.sub(r"\1 -", _CONTROL.sub(r"\g<0> ", text))
+    if own := sorted((one for one in control if len(one) > 2 and one.strip() == one), key=len, reverse=True):
+        known = re.compile("|".join(map(re.escape, own)))
+        text = known.sub(lambda match: f"{match.group()[:1]} {match.group()[1:]}", text)
+    text = _broken(text, _CONTROL, lambda match: (match.end(), match.end(), " "))
+    return _broken(text, _VERDICT_WORD, lambda match: (match.end() - 1, match.end(), " -"))
+
+
+def _broken(text: str, pattern: re.Pattern[str], cut: Callable[[re.Match[str]], tuple[int, int, str]]) -> str:
+    """`text` with the part that `cut` names (start, end, what stands there instead) replaced at each match in its plain form."""
+    plain, places = _plain(text)
+    parts, end = [], 0
+    for match in pattern.finditer(plain):
+        start, stop, instead = cut(match)
+        at, to = places[start], places[stop]
+        parts += [text[end:at], instead]
+        end = max(to, at)
+    return "".join([*parts, text[end:]])
+
+
+def _plain(text: str) -> tuple[str, Sequence[int]]:
+    """`text` in the characters that it looks like, and where each of them, and the end, stands in it."""
+    if text.isascii():
+        return text, range(len(text) + 1)
+    characters: list[str] = []
+    places: list[int] = []
+    for place, character in enumerate(text):
+        if character.isascii():
+            shown = character
+        elif unicodedata.category(character) in ("Cf", "Mn", "Me"):
+            continue
+        else:
+            shown = unicodedata.normalize("NFKC", character).translate(_LOOKS_LIKE)
+        characters.append(shown)
+        places += [place] * len(shown)
+    return "".join(characters), [*places, len(text)]
+
+
+_LOOKS_LIKE = str.maketrans("ѵѴеЕгԁсСіІтТνеΕιΙτΤ∶꞉ː։", "vVeErdcCiItTveEiItT::::")
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 _MARKUP = r"[*_`]{0,3}"
+_QUOTE = r"[\"'“”‘’«»„]?"
+_WORD = r"(?:\[\[(?:a|b|tie)\]\]|\[(?:a|b|tie)\]|\((?:a|b|tie)\)|(?:a|b|tie))"
 _VERDICT = re.compile(
-    rf"(?:#{{1,6}} )?{_MARKUP}verdict{_MARKUP} ?: ?{_MARKUP} ?(a|b|tie){_MARKUP}\.?{_MARKUP}",
+    rf"(?:#{{1,6}} )?{_QUOTE}{_MARKUP}(?:final )?verdict{_MARKUP} ?[:：] ?{_MARKUP} ?{_QUOTE}(?P<word>{_WORD})"
+    rf"{_QUOTE}{_MARKUP}\.?{_MARKUP}{_QUOTE}",
     re.IGNORECASE | re.ASCII,
 )
-_LIKE_A_VERDICT = re.compile(r"[\s#*_`]{0,8}verdict\b", re.IGNORECASE)
+_LIKE_A_VERDICT = re.compile(r"[\s#*_`]{0,8}(?:final )?verdict\b", re.IGNORECASE)
+# Lines that say nothing: a fence of code, a rule.
+_DECORATION = re.compile(r"(?:`{3,}|~{3,})\w{0,20}|[-*_=]{3,}")
+# Ends of a turn that a server left in the text.
+_END = re.compile(
+    r"(?:<[|｜][\w▁]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>|<turn[|]>|\[[|]endofturn[|]\])\Z", re.IGNORECASE
+)
+_LONGEST_END = 48  # characters
 _SAID: dict[str, Shown] = {"a": "first", "b": "second", "tie": "tie"}
-_IN_SCHEMA: dict[str, Shown] = {"A": "first", "B": "second", "tie": "tie"}
 _NAMED = re.compile(r"\b(?:a|b|tie)\b", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"\b(?:can['’]?t|can ?not|won['’]?t|will not|(?:unable|not able|not going|decline|refuse) to)"
@@ -279,18 +346,21 @@ _REFUSAL = re.compile(
 
 
 def parse_verdict(text: str, *, truncated: bool = False) -> Shown | Unscored:
-    """What the judge decided, read from its own text alone: the last line that is not blank must be a verdict line.
+    """What the judge decided, read from its own text alone: the last line that says something must be a verdict line.
 
-    A verdict line is ``Verdict: A``, ``Verdict: B`` or ``Verdict: tie`` in any case, with Markdown emphasis or a full
-    stop at most. An earlier verdict line that says otherwise makes it ambiguous. `truncated` says that the judge ran
-    out of tokens: its last line may have gone on, so that it counts for nothing.
+    A verdict line is ``Verdict: A``, ``Verdict: B`` or ``Verdict: tie`` in any case, with Markdown emphasis, quotation marks,
+    brackets around the letter, ``Final`` before it or a full stop after it. Fences, rules and ends of a turn say nothing. An
+    earlier verdict line that says otherwise makes it ambiguous. What stands before the end of a block of reasoning is not read.
+    `truncated` says that the judge ran out of tokens: its last line may have gone on, so that it counts for nothing.
     """
-    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    if not lines:
-        return Unscored("empty")
-    if truncated:
+    thought, answer, is_closed = split_reasoning(text)
+    every = [" ".join(line.split()) for line in _without_ends(answer).splitlines() if line.strip()]
+    lines = [line for line in every if not _DECORATION.fullmatch(line)]
+    if truncated or not is_closed:
         return Unscored("truncated")
-    said = [_SAID[match.group(1).lower()] for line in lines if (match := _VERDICT.fullmatch(line))]
+    if not lines:
+        return Unscored("no_verdict" if thought else "empty")
+    said = [_SAID[match.group("word").strip("[]()").lower()] for line in lines if (match := _VERDICT.fullmatch(line))]
     if _VERDICT.fullmatch(lines[-1]):
         return said[-1] if len(set(said)) == 1 else Unscored("ambiguous")
     if _LIKE_A_VERDICT.match(lines[-1]):
@@ -298,7 +368,7 @@ def parse_verdict(text: str, *, truncated: bool = False) -> Shown | Unscored:
         return Unscored("ambiguous" if len(named) > 1 else "unreadable_verdict")
     if said:
         return Unscored("verdict_not_last")
-    return Unscored("refusal" if _REFUSAL.search(text.strip()) else "no_verdict")
+    return Unscored("refusal" if _REFUSAL.search(answer.strip()) else "no_verdict")
 
 
 def _first_verdict_line(text: str) -> int | None:
@@ -311,34 +381,53 @@ def _first_verdict_line(text: str) -> int | None:
     return None
 
 
-def parse_structured(text: str, *, truncated: bool = False) -> Shown | Unscored:
-    """What a judge decided that was to write JSON of `VERDICT_SCHEMA`: as strict as the schema, whoever held it to that.
+def _without_ends(text: str) -> str:
+    """`text` without the ends of a turn at its end."""
+    text = text.rstrip()
+    while end := _END.search(text, max(0, len(text) - _LONGEST_END)):
+        text = text[: end.start()].rstrip()
+    return text
 
-    The whole text must be one object with the text `reasoning` and then `verdict`, one of "A", "B" and "tie"; not a field
-    more, none twice.
+
+def _unfenced(text: str) -> str:
+    """What stands in the one fence of code that `text` consists of; `text` itself where it does not."""
+    first, _, rest = text.strip().partition("\n")
+    inside, _, last = rest.rpartition("\n")
+    fence = re.match(r"(`{3,}|~{3,})[\w-]{0,20}\s*\Z", first)
+    return inside if fence and last.strip() == fence.group(1) else text
+
+
+def parse_structured(text: str, *, truncated: bool = False) -> Shown | Unscored:
+    """What a judge decided that was to write JSON of `VERDICT_SCHEMA`, whoever held it to that.
+
+    The whole text, or all of it in one fence of code, must be one object with the text `reasoning` and `verdict`, which is A, B or
+    tie; case, order and further fields do not matter. The field must stand there as such: escapes in its name are not read,
+    because nothing under judgement can name it otherwise.
     """
-    if not text.strip():
-        return Unscored("empty")
-    if truncated:
+    thought, answer, is_closed = split_reasoning(text)
+    if truncated or not is_closed:
         return Unscored("truncated")
+    answer = _unfenced(_without_ends(answer))
+    if not answer.strip():
+        return Unscored("no_verdict" if thought else "empty")
     try:
-        found = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse)
+        found = json.loads(answer, object_pairs_hook=_Pairs, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        return Unscored("refusal" if _REFUSAL.search(text.strip()) else "not_json")
+        return Unscored("refusal" if _REFUSAL.search(answer.strip()) else "not_json")
     if not isinstance(found, _Pairs):
         return Unscored("not_the_schema")
-    verdicts = [value for key, value in found if key == "verdict"]
-    if not verdicts:
+    fields = [(key.strip().lower(), value) for key, value in found if key.strip().lower() in ("reasoning", "verdict")]
+    verdicts = [value for key, value in fields if key == "verdict"]
+    if not verdicts or not _VERDICT_WORD.search(answer):
         return Unscored("no_verdict")
-    if not all(isinstance(value, str) for _, value in found):
+    if not all(isinstance(value, str) for _, value in fields):
         return Unscored("not_the_schema")
-    if len(set(verdicts)) > 1:
+    said = {value.strip().lower() for value in verdicts}
+    if len(said) > 1:
         return Unscored("ambiguous")
-    if sorted(key for key, _ in found) != ["reasoning", "verdict"]:
+    if sorted(key for key, _ in fields) != ["reasoning", "verdict"]:
         return Unscored("not_the_schema")
-    if found[-1][0] != "verdict":
-        return Unscored("verdict_not_last")
-    return _IN_SCHEMA.get(verdicts[0], Unscored("unreadable_verdict"))
+    return _SAID.get(said.pop(), Unscored("unreadable_verdict"))
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -45,12 +45,14 @@ def open_model(
         from harness.models.recorded import RecordedBackend
 
         return RecordedBackend(name, model.path)
+    from harness.models.families import thinking
+
     remote = model.path.partition("/")[2]
     options = {
         "base_url": model.base_url,
         "max_connections": model.max_connections,
         "max_retries": model.max_retries,
-        "timeout_s": model.timeout_s,
+        "timeout_s": model.timeout_s or (600 if thinking(model.path, model.sampling.reasoning) else 60),
     }
     if kind == "openai":
         from harness.models.openai import OpenAIBackend as Opened

@@ -2,18 +2,14 @@
 is never shown.
 
 The SDKs' own repeats are off: each would wait for itself alone. Here all requests share one pace (see `_pace`), and each is
-tried a limited number of times.
+tried a limited number of times. A field that a model refuses by its name is left out of all later requests.
 """
 
 from __future__ import annotations
 
 import importlib
-import ipaddress
 import itertools
-import json
-import math
 import os
-import queue
 import re
 import threading
 import time
@@ -22,67 +18,46 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, TypeVar
 
+from harness.models._http import PLACEHOLDER_KEY, check_base_url, http_client, resolve_key, variables_of
+from harness.models._http import is_loopback as is_loopback
 from harness.models._pace import LONGEST_PAUSE_S, Pace, retry_after
-from harness.models.base import Budget, Completion, FinishReason, Request, Sampling
+from harness.models._pool import as_they_finish
+from harness.models._replies import (
+    Answer,
+    Ended,
+    RequestError,
+    checked_usage,
+    clean,
+    cut_at,
+    decoded,
+    error_reason,
+    failure,
+    masked,
+    provider_message,
+    raise_error_in,
+    summed,
+    was_sent,
+)
+from harness.models.base import Budget, Completion, Request, Sampling, most_tokens
+from harness.models.families import family_of
+from harness.models.reasoning import split_reasoning
 from sami_train.errors import MissingPackage, UserError
 from sami_train.prompts import Prompt, Style
 
-Reason = Literal[
-    "rate_limit",
-    "timeout",
-    "connection",
-    "server_error",
-    "refused_request",
-    "malformed",
-    "empty",
-    "expired",
-    "canceled",
-]
-"""Why a request failed; the last two come of batches only."""
-
-PLACEHOLDER_KEY = "no-key-needed"
-"""What a server on the loopback gets when no key is set: the SDKs refuse to start without one."""
-
-_MESSAGE_LIMIT = 300  # characters of an error message that are kept
-_TRIED_AGAIN = ("rate_limit", "timeout", "connection", "server_error", "malformed")
-_OVERLOADED = (429, 503, 529)
 _CONNECTIONS_PER_CLIENT = 32  # the HTTP libraries look through all connections of a client for each request
+_REFUSAL = re.compile(
+    r"support|unknown|unrecogni[sz]ed|unexpected|not permitted|extra|deprecated|allowed|cannot|can't|instead|only|invalid"
+    r"|must be|may not|no longer|does not|default",
+    re.IGNORECASE,
+)
+_UNKNOWN = re.compile(r"support|unknown|unrecogni|not permitted|extra|deprecated", re.IGNORECASE)
+_OUT_OF_RANGE = re.compile(
+    r"too (?:large|small|high|low)|less than|greater than|at (?:most|least)|between|range|exceed|maximum", re.IGNORECASE
+)
 
 _T = TypeVar("_T")
-
-
-class Answer(NamedTuple):
-    """What a provider answered, in the terms of `Completion`."""
-
-    text: str
-    finish_reason: FinishReason
-    n_prompt_tokens: int
-    n_tokens: int
-    usage: dict[str, Any]
-
-
-class RequestError(Exception):
-    """A request that failed for good: why, in a word, and what the provider said."""
-
-    def __init__(self, reason: Reason, message: str, usage: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.usage = usage or {}
-        self.tries = 1
-        self.again = reason in _TRIED_AGAIN
-        self.overloaded = False
-        self.retry_after_s: float | None = None
-
-
-class Ended(NamedTuple):
-    """A batch that is over: each request's answer, or why it has none, by custom id; and why others have none."""
-
-    found: Iterator[tuple[str, Any]]
-    """(custom id, the decoded body of an answer or a RequestError)"""
-    others: RequestError
 
 
 class ApiBackend(ABC):
@@ -112,6 +87,12 @@ class ApiBackend(ABC):
     """The SDK's class of clients."""
     batch_requests: ClassVar[int]
     batch_bytes: ClassVar[int]
+    optional: ClassVar[tuple[str, ...]]
+    """Fields of a request that can be left out; of two that a model refuses together the first is."""
+    limits: ClassVar[tuple[str, ...]] = ()
+    """The names that the limit of tokens may have, where there are several."""
+    counts: ClassVar[tuple[str, str]]
+    """The fields of `usage` with the tokens of prompts and of answers."""
     budget: Budget | None = None
 
     def __init__(
@@ -133,8 +114,18 @@ class ApiBackend(ABC):
             raise UserError(f"model '{name}': 'max_connections' is {max_connections}; it must be at least 1")
         self.name = name
         self.style = style
+        self.has_answered = False
+        """Whether any request of this model was answered."""
+        self.left_out: dict[str, str] = {}
+        """Fields that the model refused, which its requests leave out, with what the provider said."""
+        self._notes: list[str] = []
+        self._told: list[str] = []
+        self._limit: str | None = None
+        self._learning = threading.Lock()
+        self.family = family_of(f"{self.package}/{model}")
         self._model = model
         self._sdk = sdk
+        self._timeout_s = timeout_s
         self._variable, address = variables_of(self.package)
         self._base_url = check_base_url(base_url or os.environ.get(address) or None, name)
         self._key = resolve_key(api_key, variable=self._variable, base_url=self._base_url, name=name)
@@ -179,14 +170,30 @@ class ApiBackend(ABC):
 
         return in_batches(self, self._todo(requests, sampling, done), sampling, folder, say)
 
+    def take_notes(self) -> list[str]:
+        """What the user should be told that nobody has asked for yet."""
+        with self._learning:
+            notes, self._notes = self._notes, []
+        return notes
+
     def close(self) -> None:
         """Close the connections."""
         for client in self._clients:
             client.close()
 
     @abstractmethod
-    def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
-        """The request's JSON."""
+    def _full_body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        """The request's JSON with every field that is wanted."""
+
+    def _body(self, prompt: Prompt, sampling: Sampling, *, learned: bool = True) -> dict[str, Any]:
+        """The request's JSON; without `learned` as it would be had the model refused nothing."""
+        body = {name: value for name, value in self._full_body(prompt, sampling).items() if name not in sampling.omit}
+        if learned:
+            body = {name: value for name, value in body.items() if name not in self.left_out}
+            if self._limit in self.limits and (sent := next((n for n in self.limits if n in body), None)):
+                body = {(self._limit if name == sent else name): value for name, value in body.items()}
+        body |= sampling.extra
+        return {name: value for name, value in body.items() if name not in sampling.extra or value is not None}
 
     @abstractmethod
     def _post(self, client: Any, body: Mapping[str, Any]) -> Any:
@@ -232,6 +239,12 @@ class ApiBackend(ABC):
                     f"model '{self.name}': its style is '{self.style}', but the prompt of '{request.id}' is a "
                     f"{request.prompt.style} prompt; set the model's 'style' to match"
                 )
+        omitted = [name for name in self._full_body(todo[0].prompt, sampling) if name in sampling.omit] if todo else []
+        if omitted and omitted != self._told:
+            self._notes.append(
+                f"{self.name}: {' and '.join(omitted)} left out of its requests, as is set for this model"
+            )
+            self._told = omitted
         return todo
 
     def _answers(self, todo: list[Request], sampling: Sampling) -> Iterator[list[Completion]]:
@@ -243,50 +256,156 @@ class ApiBackend(ABC):
 
     def _complete(self, request: Request, sampling: Sampling, pace: Pace) -> Completion | None:
         """The answer to a request, or its failure; None when it may not be made."""
-        reserved = self.budget.reserve(self.name, request.prompt, sampling) if self.budget is not None else 0.0
-        if reserved is None:
-            return None
         started = time.perf_counter()
-        body = self._body(request.prompt, sampling)
+        usages: list[dict[str, Any]] = []
         try:
-            answer, tries = self._patiently(lambda: self._read(decoded(self._post(self._client(), body))), pace)
+            answer, tries = self._patiently(lambda: self._paid(request, sampling, usages), pace)
             made = self._completion(request, sampling, answer)
+        except _NotAllowed as stop:
+            if stop.problem is None:
+                return None
+            made, tries = self._failure(request, stop.problem), stop.problem.tries
         except RequestError as error:
             made, tries = self._failure(request, error), error.tries
-        if self.budget is not None:
-            self.budget.settle(self.name, reserved, made.usage)
-        latency = {"latency_s": round(time.perf_counter() - started, 3)}
-        return replace(made, usage={**made.usage, **latency, **({"tries": tries} if tries > 1 else {})})
+        about: dict[str, Any] = {"latency_s": round(time.perf_counter() - started, 3)}
+        if tries > 1:
+            about["tries"] = tries
+        return replace(made, usage={**summed(usages), **self._about(request.prompt, sampling), **about})
+
+    def _paid(self, request: Request, sampling: Sampling, usages: list[dict[str, Any]]) -> Answer:
+        """One try within the budget, again without each field that the model refuses; adds what was paid to `usages`.
+
+        Raises _NotAllowed when the budget does not allow it.
+        """
+        sampling = self.sampled(request, sampling)
+        while True:
+            reserved = self.budget.reserve(self.name, request.prompt, sampling) if self.budget is not None else 0.0
+            if reserved is None:
+                raise _NotAllowed
+            body = self._body(request.prompt, sampling)
+            cost: dict[str, Any] = {}
+            try:
+                answered = decoded(self._post(self._client(), body))
+                cost = self._cost(answered, request.prompt, sampling)
+                return self._read_checked(answered)
+            except Exception as error:  # noqa: BLE001 - what is no request error is raised again
+                problem = error if isinstance(error, RequestError) else self._typed(error)
+                if problem.may_be_paid:
+                    cost = self._most(request.prompt, sampling)
+                if not self._learn(
+                    {name: value for name, value in body.items() if name not in sampling.extra}, problem
+                ):
+                    raise problem from None
+            finally:
+                if self.budget is not None:
+                    self.budget.settle(self.name, reserved, cost)
+                if cost:
+                    usages.append(cost)
+
+    def _read_checked(self, body: Any) -> Answer:
+        """The answer in a decoded body. Raises RequestError where it is not there, UserError where none will be."""
+        try:
+            raise_error_in(body)
+        except RequestError as problem:
+            self._check_account(problem.status, str(problem))
+            raise
+        return self._read(body)
+
+    def _cost(self, body: Any, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        """The usage that a body tells. What it does not tell counts for the most that it can be, except beside an error."""
+        usage = checked_usage(body.get("usage")) if isinstance(body, dict) else {}
+        untold = [name for name in self.counts if type(usage.get(name)) is not int]
+        if untold and not (isinstance(body, dict) and body.get("error")):
+            most = self._most(prompt, sampling)
+            usage |= {name: most[name] for name in (*untold, "estimated")}
+        return usage
+
+    def _most(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        """The usage of a request that is known to have been made, and of which no count came back."""
+        return {**dict(zip(self.counts, most_tokens(prompt, sampling), strict=True)), "estimated": True}
+
+    def _about(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        """What a row's usage says of the request besides tokens: the fields that were left out."""
+        wanted = self._full_body(prompt, sampling)
+        left_out = [name for name in wanted if name in sampling.omit or name in self.left_out]
+        return {"left_out": left_out} if left_out else {}
 
     def _completion(self, request: Request, sampling: Sampling, answer: Answer) -> Completion:
         """Raises RequestError for an answer without text."""
-        text, was_cut = cut_at(answer.text, sampling.stop)
+        thought, said, is_closed = split_reasoning(answer.text)
+        text, was_cut = cut_at(said, sampling.stop)
         if not text.strip():
-            what = f"the answer has no text (finish reason: {answer.finish_reason})"
-            raise RequestError("empty", what, answer.usage)
+            if answer.finish_reason == "length" or not is_closed:
+                what = f"there is no answer within {sampling.max_new_tokens:,} tokens; raise max_new_tokens"
+                raise RequestError("truncated", f"{what}, or ask for less reasoning")
+            raise RequestError("empty", f"the answer has no text (finish reason: {answer.finish_reason})")
+        self.has_answered = True
+        reasoning = "\n\n".join(part for part in (answer.reasoning.strip(), thought) if part)
         return Completion(
             id=request.id,
-            text=f"{request.prompt.prefill.lstrip()}{text}",
+            text=f"{request.prompt.prefill.lstrip()}{masked(text, self._secret)}",
             finish_reason="stop" if was_cut else answer.finish_reason,
             prompt=request.prompt.text,
             n_prompt_tokens=answer.n_prompt_tokens,
             n_tokens=answer.n_tokens,
-            usage=answer.usage,
+            reasoning=masked(reasoning, self._secret),
         )
 
     def _failure(self, request: Request, problem: RequestError) -> Completion:
-        message = f"{problem.reason}: {clean(str(problem), self._key)}"
-        return Completion(request.id, "", "error", request.prompt.text, 0, 0, error=message, usage=dict(problem.usage))
+        message = f"{problem.reason}: {clean(str(problem), self._secret)}"
+        return Completion(request.id, "", "error", request.prompt.text, 0, 0, error=message)
+
+    @property
+    def _secret(self) -> str:
+        """The key, which is kept out of what others read; empty where there is none."""
+        return "" if self._key == PLACEHOLDER_KEY else self._key
+
+    def sampled(self, request: Request, sampling: Sampling) -> Sampling:
+        """`sampling` with the seed of the request's sample."""
+        return replace(sampling, seed=sampling.seed + request.sample) if request.sample else sampling
+
+    def _learn(self, body: Mapping[str, Any], problem: RequestError) -> bool:
+        """Whether a refusal names a field of `body` without which, or under another name, it is worth asking again.
+
+        `body` has the fields that the user did not set in `extra`. Later requests leave the field out. A value out of range
+        is the user's to change.
+        """
+        said = str(problem)
+        if problem.status not in (400, 422) or _OUT_OF_RANGE.search(said):
+            return False
+
+        def is_named(field: str) -> bool:
+            names_it = re.search(rf"(?<![\w]){field}(?![\w])", said) and _REFUSAL.search(said)
+            return field in body and (problem.field == field or bool(names_it))
+
+        with self._learning:
+            for old, new in zip(self.limits, self.limits[::-1], strict=True):
+                if is_named(old) and self._limit in (None, new) and (new in said or _UNKNOWN.search(said)):
+                    if self._limit is None:
+                        self._notes.append(
+                            f"{self.name}: the limit of tokens is sent as {new}; the model refuses {old}"
+                        )
+                    self._limit = new
+                    return True
+            field = next((name for name in self.optional if is_named(name)), None)
+            if field is None:
+                return False
+            if field not in self.left_out:
+                self.left_out[field] = clean(said, self._secret)
+                self._notes.append(f"{self.name}: {field} is left out; the model refuses it ({self.left_out[field]})")
+            return True
 
     def _patiently(self, ask: Callable[[], _T], pace: Pace) -> tuple[_T, int]:
         """What `ask` gives, and at which try. Raises RequestError when it failed for good."""
+        problem: RequestError | None = None
         for tries in itertools.count(1):
-            problem: RequestError
             with pace.turn() as began:
                 try:
                     found = ask()
                 except RequestError as error:
                     problem = error
+                except _NotAllowed:
+                    raise _NotAllowed(problem) from None
                 except Exception as error:  # noqa: BLE001 - what is no request error is raised again
                     problem = self._typed(error)
                 else:
@@ -295,7 +414,7 @@ class ApiBackend(ABC):
             problem.tries = tries
             if problem.overloaded:
                 pace.overloaded(began, problem.retry_after_s)
-            if not problem.again or tries > self._retries:
+            if not problem.again or tries > self._retries or tries >= (problem.most_tries or tries + 1):
                 raise problem
             pace.wait(tries, problem.retry_after_s)
         raise AssertionError
@@ -303,258 +422,55 @@ class ApiBackend(ABC):
     def _typed(self, error: Exception) -> RequestError:
         """The error of an SDK as a typed failure. Raises UserError for what no later request could do better."""
         status = getattr(error, "status_code", None) if isinstance(error, self._sdk.APIStatusError) else None
+        self._check_account(status, str(getattr(error, "code", "")))
+        reason = error_reason(self._sdk, error)
+        if reason is None:
+            raise error
+        said = provider_message(error)
+        if not isinstance(status, int):
+            problem = RequestError(reason, said)
+            problem.may_be_paid = was_sent(error)
+            problem.most_tries = (
+                2 if reason == "malformed" and "DecodingError" in type(error.__cause__).__name__ else None
+            )
+            return problem
+        headers = error.response.headers  # type: ignore[attr-defined]
+        if 300 <= status < 400:
+            place = clean(headers.get("location", "elsewhere"), self._secret)
+            raise UserError(
+                f"model '{self.name}': the server sends its requests on to {place} (HTTP {status}), which is not followed; "
+                "if you trust that address, set base_url to it"
+            ) from None
+        inner = getattr(error, "body", None)
+        inner = inner.get("error", inner) if isinstance(inner, dict) else None
+        problem = failure(status, f"HTTP {status}: {said}", inner.get("param") if isinstance(inner, dict) else None)
+        problem.retry_after_s = pause = retry_after(headers)
+        problem.again &= headers.get("x-should-retry") != "false"
+        if problem.again and pause is not None and pause > LONGEST_PAUSE_S:
+            wanted = f"{pause / 60:,.0f} minutes" if pause < 1e8 else "more than a year"
+            raise UserError(
+                f"model '{self.name}': the provider asks for a pause of {wanted} (HTTP {status}); "
+                "run the same command again after it"
+            ) from None
+        return problem
+
+    def _check_account(self, status: int | None, code: str) -> None:
+        """Raises UserError where the key is refused or the account is empty: no later request could do better."""
         if status in (401, 403):
             raise UserError(
                 f"model '{self.name}': the provider does not accept the API key (HTTP {status}); "
                 f"check {self._variable} and what the key is allowed to use"
             ) from None
-        if status == 402 or getattr(error, "code", None) == "insufficient_quota":
+        if status == 402 or "insufficient_quota" in code:
             raise UserError(
                 f"model '{self.name}': the account has no credit left (HTTP {status}); "
                 "add some and run the same command again"
             ) from None
-        reason = error_reason(self._sdk, error)
-        if reason is None:
-            raise error
-        said = provider_message(error)
-        problem = RequestError(reason, f"HTTP {status}: {said}" if isinstance(status, int) else said)
-        if status is not None:
-            headers = error.response.headers  # type: ignore[attr-defined]
-            problem.overloaded = status in _OVERLOADED
-            problem.retry_after_s = pause = retry_after(headers)
-            problem.again &= headers.get("x-should-retry") != "false"
-            if problem.again and pause is not None and pause > LONGEST_PAUSE_S:
-                raise UserError(
-                    f"model '{self.name}': the provider asks for a pause of {pause / 60:,.0f} minutes (HTTP {status}); "
-                    "run the same command again after it"
-                ) from None
-        return problem
 
 
-def http_client(sdk: Any, connections: int, timeout_s: float) -> Any:
-    """An HTTP client as the SDK makes its own, with room for `connections`, whose answers end after `timeout_s`.
+class _NotAllowed(Exception):
+    """The budget allows no further try; `problem` is that of the last one, None where there was none."""
 
-    The HTTP libraries' own timeouts begin again with each byte, so that an answer that trickles in would never end.
-    """
-    limits = type(sdk.DEFAULT_CONNECTION_LIMITS)
-    http = importlib.import_module(limits.__module__.partition(".")[0])  # httpx, or what has taken its place
-
-    class Bounded(http.SyncByteStream):  # type: ignore[name-defined, misc]
-        def __init__(self, stream: Any, deadline: float) -> None:
-            self._stream, self._deadline = stream, deadline
-
-        def __iter__(self) -> Iterator[bytes]:
-            for chunk in self._stream:
-                if time.monotonic() > self._deadline:
-                    raise http.ReadTimeout("the answer did not end in time")
-                yield chunk
-
-        def close(self) -> None:
-            self._stream.close()
-
-    def begun(request: Any) -> None:
-        seconds = request.extensions.get("timeout", {}).get("read") or timeout_s
-        request.extensions["deadline"] = time.monotonic() + seconds
-
-    def answering(response: Any) -> None:
-        response.stream = Bounded(response.stream, response.request.extensions["deadline"])
-
-    return sdk.DefaultHttpxClient(
-        limits=limits(max_connections=connections, max_keepalive_connections=connections),
-        timeout=timeout_s,
-        event_hooks={"request": [begun], "response": [answering]},
-    )
-
-
-def as_they_finish(
-    requests: Sequence[Request], complete: Callable[[Request], Completion | None], connections: int
-) -> Iterator[list[Completion]]:
-    """Run `complete` on `connections` threads and yield what is ready, in batches of whatever has arrived.
-
-    A request for which `complete` gives None is passed over. At most 2 x `connections` requests are ahead of the
-    consumer, so that stopping loses little of what was paid for. An exception of `complete` is raised here, after what
-    had already finished. The threads are daemons: an interrupted run does not wait for slow answers.
-    """
-    waiting = iter(requests)
-    take = threading.Lock()
-    stop = threading.Event()
-    room = threading.Semaphore(2 * connections)
-    finished: queue.SimpleQueue[Completion | BaseException | None] = queue.SimpleQueue()
-
-    def work() -> None:
-        while True:
-            room.acquire()
-            with take:
-                request = None if stop.is_set() else next(waiting, None)
-            if request is None:
-                return
-            try:
-                finished.put(complete(request))
-            except BaseException as error:  # noqa: BLE001 - carried over to the consumer's thread
-                finished.put(error)
-                return
-
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(connections, len(requests)))]
-    for worker in workers:
-        worker.start()
-    left = len(requests)
-    try:
-        while left:
-            batch: list[Completion] = []
-            failure: BaseException | None = None
-            item = finished.get()
-            while True:
-                room.release()
-                if isinstance(item, BaseException):
-                    failure = failure or item
-                else:
-                    left -= 1
-                    batch += [item] if item is not None else []
-                try:
-                    item = finished.get_nowait()
-                except queue.Empty:
-                    break
-            if failure:
-                stop.set()
-            if batch:
-                yield batch
-            if failure:
-                raise failure
-    finally:
-        stop.set()
-        for _ in workers:
-            room.release()
-
-
-def error_reason(sdk: Any, error: Exception) -> Reason | None:
-    """What kind of failure an SDK's exception is (both SDKs name theirs alike); None for what is no failed request."""
-    status = getattr(error, "status_code", None)
-    if isinstance(error, sdk.APIStatusError) and isinstance(status, int):
-        known: dict[int, Reason] = {429: "rate_limit", 408: "timeout", 409: "server_error"}
-        return known.get(status, "server_error" if status >= 500 else "refused_request")
-    if isinstance(error, sdk.APITimeoutError):
-        return "timeout"
-    if isinstance(error, sdk.APIConnectionError):
-        return "connection"
-    if isinstance(error, (sdk.APIError, json.JSONDecodeError, UnicodeError)):  # an answer of another shape, or no text
-        return "malformed"
-    if type(error).__module__.split(".")[0].startswith("http"):  # httpx, whose errors pass through while a body is read
-        return "timeout" if "Timeout" in type(error).__name__ else "connection"
-    return None
-
-
-def provider_message(error: Exception) -> str:
-    """What the provider said, without the wrapping."""
-    body = getattr(error, "body", None)
-    inner = body.get("error", body) if isinstance(body, dict) else None
-    said = inner.get("message") if isinstance(inner, dict) else None
-    cause = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else ""
-    return str(said) if said else f"{error}{cause}"
-
-
-def clean(message: str, key: str) -> str:
-    """`message` on one line, short, and without the key or anything that looks like one."""
-    message = re.sub(r"\bsk-[\w*.-]{4,}", "[key]", message.replace(key, "[key]"))
-    message = " ".join(message.split())
-    return message if len(message) <= _MESSAGE_LIMIT else message[: _MESSAGE_LIMIT - 1] + "…"
-
-
-def cut_at(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """`text` up to the first of `stops`, and whether one was there. Providers take only some stop strings."""
-    ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
-    return (text[: min(ends)], True) if ends else (text, False)
-
-
-def variables_of(package: str) -> tuple[str, str]:
-    """The environment's variables of a provider's key and of another server's address, as its SDK names them."""
-    return f"{package.upper()}_API_KEY", f"{package.upper()}_BASE_URL"
-
-
-def resolve_key(given: str | None, *, variable: str, base_url: str | None, name: str) -> str:
-    """The key to use: the given one, else the environment's; a placeholder for a server on the loopback.
-
-    Raises UserError naming the variable when there is no key, or when it is not one (spaces inside).
-    """
-    key = (given or os.environ.get(variable, "")).strip()
-    if not key and base_url and is_loopback(base_url):
-        return PLACEHOLDER_KEY
-    if not key:
-        raise UserError(f"model '{name}': there is no API key; set the environment variable {variable}")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"model '{name}': the API key has characters that no key has; check {variable}")
-    return key
-
-
-def check_base_url(base_url: str | None, name: str) -> str | None:
-    """`base_url` unchanged. Raises UserError when it is no HTTP address."""
-    if base_url is not None and not (base_url.startswith(("http://", "https://")) and urlsplit(base_url).hostname):
-        raise UserError(
-            f"model '{name}': 'base_url' is '{base_url}'; write it as http://host:port/v1 or https://host/v1"
-        )
-    return base_url
-
-
-def is_loopback(base_url: str) -> bool:
-    """Whether an address is this machine's own."""
-    host = urlsplit(base_url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def decoded(raw: Any) -> Any:
-    """The JSON of an SDK's raw response. Raises RequestError when it is none."""
-    return parsed(raw.http_response.content)
-
-
-def parsed(data: bytes) -> Any:
-    """JSON without NaN and its like. Raises RequestError when it is none."""
-    try:
-        return json.loads(data.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise RequestError("malformed", f"the answer is not JSON ({error})") from None
-
-
-def _finite(text: str) -> float:
-    """A number of an answer. NaN and the infinities are no JSON, and no row takes them."""
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is no finite number")
-    return number
-
-
-def parsed_lines(data: bytes) -> Iterator[Any]:
-    """The objects of JSON lines; what is none of them is passed over."""
-    for line in data.split(b"\n"):
-        try:
-            found = parsed(line) if line.strip() else None
-        except RequestError:
-            continue
-        if isinstance(found, dict):
-            yield found
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    """An object of an answer; an empty one in the place of anything else."""
-    return value if isinstance(value, dict) else {}
-
-
-def known_id(value: Any) -> str:
-    """An id that a provider gave, which becomes a part of addresses. Raises RequestError when it is none."""
-    if not isinstance(value, str) or not re.fullmatch(r"[\w-]{1,200}", value, re.ASCII):
-        raise RequestError("malformed", "the answer has no id")
-    return value
-
-
-def answer_of_status(status: Any, message: str) -> RequestError:
-    """The failure of a request of a batch, by its HTTP status."""
-    if status == 429:
-        return RequestError("rate_limit", message)
-    is_refusal = isinstance(status, int) and 400 <= status < 500
-    return RequestError("refused_request" if is_refusal else "server_error", message)
-
-
-def count(usage: Any, *fields: str) -> int:
-    """The sum of the token counts in `fields`; one that is missing counts nothing."""
-    values = [usage.get(field) for field in fields] if isinstance(usage, dict) else []
-    return sum(v for v in values if isinstance(v, int) and v > 0)
+    def __init__(self, problem: RequestError | None = None) -> None:
+        super().__init__()
+        self.problem = problem

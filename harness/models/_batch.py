@@ -13,13 +13,14 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.models._api import ApiBackend, Ended, RequestError, clean
+from harness.models._api import ApiBackend
 from harness.models._pace import Pace
+from harness.models._replies import Ended, RequestError, clean
 from harness.models.base import Completion, Request, Sampling
 from harness.store.files import read_json, write_json
 from sami_train.errors import UserError
@@ -33,13 +34,17 @@ _T = TypeVar("_T")
 
 @dataclass
 class Chunk:
-    """What was, or is about to be, handed in together. `requests`: hash of the body by id."""
+    """What was, or is about to be, handed in together.
+
+    `requests`: hash of the body by id, as it is before fields that the model refuses are left out (`left_out`).
+    """
 
     token: str
     created: float
     requests: dict[str, str]
     batch: str | None = None
     collected: bool = False
+    left_out: list[str] = field(default_factory=list)
 
 
 def open_requests(folder: Path) -> int:
@@ -61,14 +66,19 @@ def in_batches(
     pending = deque(r for r in todo if not any(r.id in chunk.requests for _, chunk in under_way))
     pause = FIRST_POLL_S
     while True:
-        under_way += driver.hand_in(pending)
+        under_way += driver.hand_in(pending, len(under_way))
         if not under_way:
             return
         ended = [(file, chunk, end) for file, chunk in under_way if (end := driver.ended(chunk)) is not None]
         for file, chunk, end in ended:
+            under_way.remove((file, chunk))
+            if end.too_many and driver.can_be_smaller(chunk, len(under_way)):
+                pending.extendleft(driver.take_back(file, chunk, wanted))
+                continue
             yield from driver.collect(chunk, end, wanted)
             driver.keep(file, chunk, collected=True)  # after its rows are on disk
-            under_way.remove((file, chunk))
+            pending.extendleft(driver.again)
+            driver.again = []
         pause = FIRST_POLL_S if ended else min(LONGEST_POLL_S, 1.5 * pause)
         if under_way and not ended:
             time.sleep(pause)
@@ -79,6 +89,12 @@ class _Driver:
         self.backend, self.sampling, self.folder, self.say = backend, sampling, folder, say
         self.pace = Pace(1)
         self.reserved: dict[str, float] = {}
+        self.most = backend.batch_requests
+        """Requests in a batch."""
+        self.together: int | None = None
+        """Batches under way at once; None: as many as there are."""
+        self.again: list[Request] = []
+        """Requests of collected batches that are worth another try without what the model refused."""
 
     def take_up(self, wanted: Mapping[str, Request]) -> list[tuple[Path, Chunk]]:
         """The chunks of earlier calls that are still under way and wanted."""
@@ -103,13 +119,37 @@ class _Driver:
             found.append((file, chunk))
         return found
 
-    def hand_in(self, pending: deque[Request]) -> list[tuple[Path, Chunk]]:
+    def can_be_smaller(self, chunk: Chunk, others: int) -> bool:
+        """After the provider took no chunk of this size beside `others`: whether fewer requests at once are worth a try."""
+        if others:
+            self.together = others
+        elif len(chunk.requests) == 1:
+            return False
+        else:
+            self.together, self.most = 1, max(1, len(chunk.requests) // 2)
+        self.say(
+            f"{self.backend.name}: the provider took no more than is under way now; the rest follows in batches of at most "
+            f"{self.most:,} requests"
+        )
+        return True
+
+    def take_back(self, file: Path, chunk: Chunk, wanted: Mapping[str, Request]) -> list[Request]:
+        """The requests of a chunk that the provider did not take, last first; nothing was paid for them."""
+        file.unlink(missing_ok=True)
+        if self.backend.budget is not None:
+            for i in chunk.requests:
+                self.backend.budget.settle(self.backend.name, self.reserved.pop(i, 0.0), {})
+        return [wanted[i] for i in reversed(chunk.requests)]
+
+    def hand_in(self, pending: deque[Request], under_way: int) -> list[tuple[Path, Chunk]]:
         """Hand in as much of `pending` as the budget allows, in chunks as large as the provider takes."""
-        found = []
-        while pending and (lines := self._lines(pending)):
+        found: list[tuple[Path, Chunk]] = []
+        while pending and (self.together is None or under_way + len(found) < self.together):
+            if not (lines := self._lines(pending)):
+                break
             token = secrets.token_hex(4)
             keys = {request.id: key for request, _, key in lines}
-            chunk = Chunk(token, time.time(), keys)
+            chunk = Chunk(token, time.time(), keys, left_out=sorted(self.backend.left_out))
             file = self.folder / f"{len(list(self.folder.glob('*.json'))):04d}-{token}.json"
             data = [
                 json.dumps(self.backend._batch_line(f"{token}-{request.id}", body), ensure_ascii=False).encode()
@@ -134,10 +174,18 @@ class _Driver:
         rows: list[Completion] = []
 
         def row(i: str, result: Any) -> None:
-            made = self._completion(wanted[i], result)
+            cost: Mapping[str, Any] = {}
+            if (
+                isinstance(result, RequestError)
+                and result.reason == "refused_request"
+                and self._worth_another_try(chunk, wanted[i], result)
+            ):
+                self.again.append(wanted[i])
+            else:
+                rows.append(self._completion(wanted[i], result))
+                cost = rows[-1].usage
             if self.backend.budget is not None:
-                self.backend.budget.settle(self.backend.name, self.reserved.pop(i, 0.0), made.usage)
-            rows.append(made)
+                self.backend.budget.settle(self.backend.name, self.reserved.pop(i, 0.0), cost)
 
         for custom_id, result in end.found:
             i = custom_id.removeprefix(f"{chunk.token}-")
@@ -156,22 +204,31 @@ class _Driver:
         chunk.collected = collected
         write_json(file, asdict(chunk))
 
+    def _worth_another_try(self, chunk: Chunk, request: Request, problem: RequestError) -> bool:
+        """Whether the model refused a field that later requests leave out."""
+        body = self._body(request)
+        sent = {name: value for name, value in body.items() if name not in self.sampling.extra}
+        return self.backend._learn(sent, problem) or not self.backend.left_out.keys() <= set(chunk.left_out)
+
     def _completion(self, request: Request, result: Any) -> Completion:
+        sampling = self.backend.sampled(request, self.sampling)
+        cost: dict[str, Any] = {}
         try:
             if isinstance(result, RequestError):
                 raise result
-            made = self.backend._completion(request, self.sampling, self.backend._read(result))
+            cost = self.backend._cost(result, request.prompt, sampling)
+            made = self.backend._completion(request, sampling, self.backend._read_checked(result))
         except RequestError as error:
             made = self.backend._failure(request, error)
-        return replace(made, usage={**made.usage, "batch": True})
+        return replace(made, usage={**cost, **self.backend._about(request.prompt, sampling), "batch": True})
 
     def _lines(self, pending: deque[Request]) -> list[tuple[Request, dict[str, Any], str]]:
         taken: list[tuple[Request, dict[str, Any], str]] = []
         size = 0
         budget = self.backend.budget
-        while pending and len(taken) < self.backend.batch_requests:
+        while pending and len(taken) < min(self.most, self.backend.batch_requests):
             request = pending[0]
-            body = self.backend._body(request.prompt, self.sampling)
+            body = self._body(request)
             size += len(json.dumps(self.backend._batch_line("", body), ensure_ascii=False).encode()) + 128
             if taken and size > self.backend.batch_bytes:
                 break
@@ -181,7 +238,7 @@ class _Driver:
                     break
                 self.reserved[request.id] = reserved
             pending.popleft()
-            taken.append((request, body, _hash(body)))
+            taken.append((request, body, self._key(request)))
         return taken
 
     def _create(self, chunk: Chunk, prepared: Any) -> str:
@@ -198,14 +255,18 @@ class _Driver:
         return self.backend._batch_find(chunk.token, len(chunk.requests), chunk.created)
 
     def _key(self, request: Request) -> str:
-        return _hash(self.backend._body(request.prompt, self.sampling))
+        return _hash(self._body(request, learned=False))
+
+    def _body(self, request: Request, *, learned: bool = True) -> dict[str, Any]:
+        return self.backend._body(request.prompt, self.backend.sampled(request, self.sampling), learned=learned)
 
     def _ask(self, ask: Callable[[], _T], what: str) -> _T:
         try:
             return self.backend._patiently(ask, self.pace)[0]
         except RequestError as error:
+            said = clean(str(error), self.backend._secret)
             raise UserError(
-                f"model '{self.backend.name}': the provider did not {what} ({error.reason}: {clean(str(error), '')}); "
+                f"model '{self.backend.name}': the provider did not {what} ({error.reason}: {said}); "
                 "run the same command again, or without --batch where it has no batch interface"
             ) from error
 

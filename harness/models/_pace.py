@@ -77,7 +77,7 @@ class Pace:
                 self._limit = max(1.0, self._limit / 2)
                 self._cut_at = self._clock()
             if retry_after_s:
-                self._resume_at = max(self._resume_at, self._clock() + retry_after_s)
+                self._resume_at = max(self._resume_at, self._clock() + min(retry_after_s, LONGEST_PAUSE_S))
 
     def wait(self, tries: int, retry_after_s: float | None = None) -> None:
         """Wait before the next try after `tries` failed ones. Raises Stopped after `stop`."""
@@ -109,8 +109,16 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         try:
             seconds = float(text) / unit
         except ValueError:
-            parsed = email.utils.parsedate_tz(text) if unit == 1.0 else None
-            seconds = email.utils.mktime_tz(parsed) - time.time() if parsed else float("nan")
+            seconds = _until(text) if unit == 1.0 else float("nan")
         if 0 <= seconds < float("inf"):
             return seconds
     return None
+
+
+def _until(date: str) -> float:
+    """The seconds until a date; NaN for what is not one, or one that no calendar here has."""
+    try:
+        parsed = email.utils.parsedate_tz(date)
+        return email.utils.mktime_tz(parsed) - time.time() if parsed else float("nan")
+    except (ValueError, OverflowError, TypeError):
+        return float("nan")

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from harness.models._api import (
+from harness.models._api import ApiBackend
+from harness.models._pace import Pace
+from harness.models._replies import (
     Answer,
-    ApiBackend,
     Ended,
     Reason,
     RequestError,
@@ -16,11 +17,13 @@ from harness.models._api import (
     clean,
     count,
     known_id,
+    odd_shape,
     parsed,
     parsed_lines,
+    text_of_parts,
 )
-from harness.models._pace import Pace
 from harness.models.base import FinishReason, Sampling
+from harness.models.families import thinking
 from sami_train.errors import UserError
 from sami_train.prompts import Prompt, Style
 
@@ -36,13 +39,15 @@ class AnthropicBackend(ApiBackend):
     client = "Anthropic"
     batch_requests = 100_000
     batch_bytes = 256_000_000
+    optional = ("output_config", "thinking", "top_p", "temperature", "stop_sequences")
+    counts = ("input_tokens", "output_tokens")
 
     def __init__(self, name: str, model: str, style: Style, **options: Any) -> None:
         if style != "chat":
             raise UserError(f"model '{name}': Anthropic's interface has no style '{style}'; set 'style: chat'")
         super().__init__(name, model, style, **options)
 
-    def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+    def _full_body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         options: dict[str, Any] = {
             "model": self._model,
             "messages": [m for m in prompt.chat if m["role"] != "system"],
@@ -56,15 +61,26 @@ class AnthropicBackend(ApiBackend):
             options["stop_sequences"] = stops
         if sampling.top_p != 1.0:
             options["top_p"] = sampling.top_p
+        output: dict[str, Any] = {}
         if sampling.json_schema is not None:
-            options["output_config"] = {"format": {"type": "json_schema", "schema": dict(sampling.json_schema)}}
-        return options
+            output["format"] = {"type": "json_schema", "schema": dict(sampling.json_schema)}
+        if sampling.reasoning == "none":
+            if self.family.none != "":  # where it does not reason unasked, nothing is said
+                options["thinking"] = {"type": "disabled"}
+        elif sampling.reasoning is not None and self.family.reasoning == "budget":
+            options["thinking"] = {
+                "type": "enabled",
+                "budget_tokens": thinking(f"anthropic/{self._model}", sampling.reasoning),
+            }
+        elif sampling.reasoning is not None:
+            options["thinking"], output["effort"] = {"type": "adaptive"}, sampling.reasoning
+        return {**options, "output_config": output} if output else options
 
     def _post(self, client: Any, body: Mapping[str, Any]) -> Any:
-        # In the body, because some versions of the SDK have no such arguments; all take them there.
-        extra = {name: value for name, value in body.items() if name in ("temperature", "top_p", "output_config")}
-        rest = {name: value for name, value in body.items() if name not in extra}
-        return client.messages.with_raw_response.create(**rest, extra_body=extra)
+        # The rest in the body, because versions of the SDK differ in the arguments that they have.
+        named = {name: value for name, value in body.items() if name in ("model", "messages", "max_tokens")}
+        rest = {name: value for name, value in body.items() if name not in named}
+        return client.messages.with_raw_response.create(**named, extra_body=rest, timeout=self._timeout_s)
 
     def _read(self, body: Any) -> Answer:
         return read_answer(body)
@@ -84,7 +100,7 @@ class AnthropicBackend(ApiBackend):
                 return list(pool.map(number, prompts))
         except RequestError as error:
             raise UserError(
-                f"model '{self.name}': the provider does not count tokens ({clean(str(error), self._key)}); "
+                f"model '{self.name}': the provider does not count tokens ({clean(str(error), self._secret)}); "
                 "leave --count-tokens out"
             ) from error
 
@@ -130,24 +146,17 @@ def _batch_result(line: dict[str, Any]) -> tuple[str, Any]:
     error, message = str(said.get("type")), str(said.get("message") or "no reason given")
     refused = error in ("invalid_request_error", "not_found_error", "permission_error", "request_too_large")
     reason = "refused_request" if refused else _BATCH_ERRORS.get(error, "server_error")
-    return custom_id, RequestError(reason, f"{error}: {message}")
+    return custom_id, RequestError(reason, f"{error}: {message}", status=400 if refused else None)
 
 
 def read_answer(body: Any) -> Answer:
     """The answer in a decoded response. Raises RequestError when it is not there or was withheld."""
-    try:
-        text = "".join(block["text"] for block in body["content"] if block["type"] == "text")
-        reason = body.get("stop_reason")
-    except (KeyError, TypeError, AttributeError):
-        raise RequestError("malformed", "the answer has no 'content' with a text") from None
-    usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
+    if not isinstance(body, dict) or "content" not in body:
+        raise odd_shape("the answer has no 'content' with a text")
+    text, reasoning = text_of_parts(body["content"])
+    reason, usage = body.get("stop_reason"), body.get("usage")
     if reason == "refusal":
-        raise RequestError("refused_request", "the provider withheld the answer: refusal", usage)
+        raise RequestError("refused_request", "the provider withheld the answer: refusal")
     finish: FinishReason = "length" if reason in ("max_tokens", "model_context_window_exceeded") else "stop"
-    return Answer(
-        text,
-        finish,
-        count(usage, "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
-        count(usage, "output_tokens"),
-        usage,
-    )
+    n_prompt = count(usage, "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    return Answer(text, finish, n_prompt, count(usage, "output_tokens"), reasoning)

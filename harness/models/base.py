@@ -33,6 +33,11 @@ class Request:
     asked: Asked | None = None
     """None for what is no answer to a run's query: a judge's prompt, a principle writer's."""
 
+    @property
+    def sample(self) -> int:
+        """Number of the sample, from 0. An API model samples each with a seed of its own."""
+        return self.asked.epoch if self.asked is not None else 0
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -40,6 +45,10 @@ class Sampling:
 
     With `json_schema` the answer's text is JSON of that schema (API models in chat style only). The providers want an
     object whose properties are all in `required`, and `additionalProperties` false.
+
+    The last three are of API models: `omit` names fields that a request leaves out (temperature, top_p, seed, stop),
+    `reasoning` is none, low, medium, high or a number of tokens (None: as the model does by itself), and `extra` are
+    further fields of the request's JSON; a field whose value there is None is left out.
     """
 
     max_new_tokens: int
@@ -49,11 +58,30 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int = 0
     json_schema: Mapping[str, Any] | None = field(default=None, hash=False)
+    omit: tuple[str, ...] = ()
+    reasoning: str | int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What enters fingerprints: every field, `json_schema` only where there is one."""
-        return {name: value for name, value in vars(self).items() if name != "json_schema" or value is not None}
+        """What enters fingerprints: every field, those from `json_schema` on only where they are set."""
+        optional = ("json_schema", "omit", "reasoning", "extra")
+        return {
+            name: value for name, value in vars(self).items() if name not in optional or value not in (None, (), {})
+        }
+
+
+def most_tokens(prompt: Prompt, sampling: Sampling) -> tuple[int, int]:
+    """The most tokens that a request can take, of input and of output: a token for each byte of the prompt.
+
+    No tokenizer of bytes or of characters makes more tokens than there are bytes; 16 a message and 64 more are for what
+    the provider puts around them, and a schema counts twice with 512 for its explanation.
+    """
+    texts = [message["content"] for message in prompt.chat] if prompt.style == "chat" else [prompt.text]
+    size = 64 + sum(16 + len(text.encode("utf-8", "replace")) for text in texts)
+    if sampling.json_schema is not None:
+        size += 512 + 2 * len(str(dict(sampling.json_schema)).encode())
+    return size, sampling.max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -61,6 +89,7 @@ class Completion:
     """What came back for a request: text without the stop string, or an error (never both).
 
     `truncated` says that the prompt's body was shortened to fit `max_prompt_tokens`; `prompt` is the text as sent.
+    `reasoning` is what the model thought before its answer; it is no part of `text`.
     """
 
     id: str
@@ -72,6 +101,7 @@ class Completion:
     truncated: bool = False
     error: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
+    reasoning: str = ""
 
 
 class Budget(Protocol):

@@ -191,6 +191,11 @@ class TransformersBackend:
         with self._enough_memory():
             return mean_logprobs(self.model, self.tokenizer, queries, responses, style, max_prompt_tokens)
 
+    def control_tokens(self) -> tuple[str, ...]:
+        """The texts that its tokenizer reads as control tokens: the special ones, and those added to its vocabulary."""
+        added = (str(token) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values())
+        return tuple(dict.fromkeys((*self.tokenizer.all_special_tokens, *added)))
+
     def close(self) -> None:
         """Drop the weights."""
         import gc

@@ -6,16 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness.models._api import (
+from harness.models._api import ApiBackend
+from harness.models._replies import (
     Answer,
-    ApiBackend,
     Ended,
     RequestError,
-    answer_of_status,
     as_dict,
     count,
+    failure,
     known_id,
+    odd_shape,
     parsed_lines,
+    raise_error_in,
+    text_of_parts,
 )
 from harness.models.base import FinishReason, Sampling
 from sami_train.prompts import Prompt, Style
@@ -32,13 +35,19 @@ class OpenAIBackend(ApiBackend):
     batch_requests = 50_000
     batch_bytes = 200_000_000
 
+    optional = (
+        "response_format", "reasoning_effort", "chat_template_kwargs", "top_p", "temperature", "seed", "stop",
+    )  # fmt: skip
+    counts = ("prompt_tokens", "completion_tokens")
+    limits = ("max_tokens", "max_completion_tokens")
+
     @property
     def _chat_limit(self) -> str:
         """OpenAI's newer models refuse `max_tokens` in chats; other servers may know nothing else."""
         is_openai = self._base_url is None or urlsplit(self._base_url).hostname == "api.openai.com"
-        return "max_completion_tokens" if is_openai else "max_tokens"
+        return self.family.limit or ("max_completion_tokens" if is_openai else "max_tokens")
 
-    def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+    def _full_body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         options: dict[str, Any] = {"model": self._model, "temperature": sampling.temperature, "seed": sampling.seed}
         if sampling.top_p != 1.0:
             options["top_p"] = sampling.top_p
@@ -46,6 +55,12 @@ class OpenAIBackend(ApiBackend):
             options["stop"] = list(sampling.stop[:_MAX_STOPS])
         if self.style == "chat":
             options[self._chat_limit] = sampling.max_new_tokens
+            if (wanted := sampling.reasoning) is not None and self.family.reasoning == "template":
+                options["chat_template_kwargs"] = {"enable_thinking": wanted != "none"}
+            elif wanted is not None and (effort := self.family.none if wanted == "none" else wanted):
+                options["reasoning_effort"] = effort
+            elif wanted is not None and not self.family.reasoning:
+                options["reasoning_effort"] = wanted
             if sampling.json_schema is not None:
                 schema = {"name": "answer", "strict": True, "schema": dict(sampling.json_schema)}
                 options["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -54,7 +69,10 @@ class OpenAIBackend(ApiBackend):
 
     def _post(self, client: Any, body: Mapping[str, Any]) -> Any:
         interface = client.chat.completions if self.style == "chat" else client.completions
-        return interface.with_raw_response.create(**body)
+        # The rest in the body, because versions of the SDK differ in the arguments that they have.
+        named = {name: value for name, value in body.items() if name in ("model", "messages", "prompt")}
+        rest = {name: value for name, value in body.items() if name not in named}
+        return interface.with_raw_response.create(**named, extra_body=rest)
 
     def _read(self, body: Any) -> Answer:
         return read_answer(body, self.style)
@@ -96,6 +114,9 @@ class OpenAIBackend(ApiBackend):
         }.get(found.status)
         if others is None:
             return None
+        code = str(problems[0].code) if problems else ""
+        if found.status == "failed" and (code == "token_limit_exceeded" or "nqueued token" in str(said)):
+            return Ended(iter(()), RequestError("rate_limit", str(others)), too_many=True)
         files = [known_id(file) for file in (found.output_file_id, found.error_file_id) if file]
         return Ended((_batch_result(line) for file in files for line in self._file_lines(file)), others)
 
@@ -115,29 +136,27 @@ def _batch_result(line: dict[str, Any]) -> tuple[str, Any]:
     message = str(inner.get("message") or "no reason given")
     if error.get("code") in ("batch_expired", "batch_cancelled"):
         return custom_id, RequestError("expired" if error["code"] == "batch_expired" else "canceled", message)
-    return custom_id, answer_of_status(status, f"HTTP {status}: {message}")
+    return custom_id, failure(status or "server", f"HTTP {status}: {message}", inner.get("param"))
 
 
 def read_answer(body: Any, style: Style) -> Answer:
     """The answer in a decoded response. Raises RequestError when it is not there or was withheld."""
     try:
         choice = body["choices"][0]
+        raise_error_in(choice)
         said = choice["message"] if style == "chat" else choice
-        text = said["content" if style == "chat" else "text"]
-        refusal = said.get("refusal")
-        reason = choice.get("finish_reason")
-        usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
+        text = said.get("content") if style == "chat" else said["text"]
+        refusal, reason = said.get("refusal"), choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise RequestError("malformed", "the answer has no 'choices' with a text") from None
+        raise odd_shape("the answer has no 'choices' with a text") from None
+    thoughts = [said.get(field) for field in ("reasoning_content", "reasoning")]
+    reasoning = next((thought for thought in thoughts if isinstance(thought, str)), "")
     if reason == "content_filter" or (refusal and not text):
-        raise RequestError("refused_request", f"the provider withheld the answer: {refusal or reason}", usage)
+        raise RequestError("refused_request", f"the provider withheld the answer: {refusal or reason}")
     if text is not None and not isinstance(text, str):
-        raise RequestError("malformed", f"the answer's text is of type {type(text).__name__}")
+        text, more = text_of_parts(text)
+        reasoning = reasoning or more
     finish: FinishReason = "length" if reason == "length" else "stop"
-    return Answer(
-        text or "",
-        finish,
-        count(usage, "prompt_tokens"),
-        count(usage, "completion_tokens"),
-        usage,
-    )
+    usage = body.get("usage")
+    n_prompt, n = count(usage, "prompt_tokens"), count(usage, "completion_tokens")
+    return Answer(text or "", finish, n_prompt, n, reasoning)

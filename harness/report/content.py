@@ -263,7 +263,12 @@ def cost_section(results: Results) -> Section:
         if dates
         else "Tokens as the providers count them."
     )
-    return Section("Cost", (said,), (Table(columns, rows, numbers=frozenset(columns[2:])),), (remark,))
+    untold = [
+        f"Of {name}, {model['estimated']:,} requests came back without a count; they count for the most that they can be."
+        for name, model in cost["models"].items()
+        if model.get("estimated")
+    ]
+    return Section("Cost", (said,), (Table(columns, rows, numbers=frozenset(columns[2:])),), (remark, *untold))
 
 
 def footnotes_section(results: Results) -> Section:

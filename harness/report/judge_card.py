@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.report.content import cost_section
-from harness.report.judges import worth_sentence
+from harness.report.judges import asked_otherwise, unscored_said, worth_sentence
 from harness.report.words import NONE, Results, Row, Section, Table, limits, number, percent, rate
 
 _SHARES = (
@@ -88,6 +88,8 @@ def _behaviour(card: Results) -> Section:
         f"Intervals are {percent(card['level'], 0)}, over queries. A judge without a lean prefers the first, and the longer, "
         "in half of what it decides.",
         *([f"Unscored: {reasons}."] if reasons else []),
+        *(f"Unscored {told}." for told in unscored_said(card)),
+        *asked_otherwise("the judge", card),
     ]
     table = Table(columns, cells, numbers=frozenset({"n"}))
     return Section("How it judges", (), (table,), tuple(remarks)) if cells else Section(NONE)

@@ -53,6 +53,8 @@ def judges_section(results: Results) -> Section:
     for name, card in cards.items():
         if reasons := card.get("unscored_reasons"):
             remarks.append(f"Unscored by {name}: {', '.join(f'{reason} {n}' for reason, n in reasons.items())}.")
+            remarks += [f"{name}, {told}." for told in unscored_said(card)]
+        remarks += asked_otherwise(name, card)
         if card.get("n_repeated"):
             remarks.append(
                 f"Asked again, {name} says the same {percent(card['repeat_agreement'])} of the time "
@@ -73,6 +75,24 @@ def judges_section(results: Results) -> Section:
         )
     tables = (*tables, *_agreements(cards), *([noise] if noise.rows else ()))
     return Section("Judges", sentences, tables, tuple(remarks) if cells else ())
+
+
+def unscored_said(card: Row) -> list[str]:
+    """The commonest reasons for no verdict as they were told, with their counts: those that say more than a word."""
+    return [f"{one['n']} times: {one['said']}" for one in card.get("unscored_said") or () if " " in one["said"]]
+
+
+def asked_otherwise(name: str, card: Row) -> list[str]:
+    """What a reader of a card should know of how the judge was asked."""
+    found = []
+    if card.get("left_out"):
+        found.append(f"Requests to {name} left out: {', '.join(card['left_out'])}.")
+    if card.get("n_repeated") and card.get("draws") is False:
+        found.append(
+            f"{name[:1].upper()}{name[1:]} does not draw its answers (form choice, or temperature 0), so that its repeats tell "
+            "nothing of its noise."
+        )
+    return found
 
 
 def _of(card: Row, share: str, n: str) -> str:

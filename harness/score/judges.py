@@ -29,6 +29,7 @@ def judge_cards(inputs: ScoreInputs, pairs: list[Pair]) -> dict[str, Any]:
         cards[name] = {
             "kind": judge["kind"],
             "model": judge.get("model"),
+            "draws": judge.get("draws"),
             **card,
             "same_family": akin,
             "agreement": None,

@@ -221,8 +221,21 @@ class Connection:
         if not state.options.drop_created:
             self.reply(200, self.shown(batch))
 
+    def enqueued(self, batch: dict[str, Any]) -> int:
+        """Requests under way, this batch's included."""
+        ends = time.time() - self.state.options.batch_seconds
+        before = [b for b in self.state.batches.values() if b["at"] > ends and not b.get("too_many")]
+        return sum(b["n"] for b in before if b is not batch) + int(batch["n"])
+
     def shown(self, batch: dict[str, Any]) -> dict[str, Any]:
         options, n = self.state.options, batch["n"]
+        if options.batch_limit and batch.setdefault("too_many", self.enqueued(batch) > options.batch_limit):
+            problem = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}
+            return {
+                "id": batch["id"], "object": "batch", "endpoint": "x", "completion_window": "24h", "created_at": 1,
+                "input_file_id": "x", "metadata": batch["metadata"], "status": "failed",
+                "errors": {"object": "list", "data": [problem]},
+            }  # fmt: skip
         over = time.time() >= batch["at"] + options.batch_seconds
         if batch["kind"] == "msgbatch":
             counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
@@ -260,6 +273,9 @@ class Connection:
 
     def result(self, line: dict[str, Any]) -> dict[str, Any]:
         fault, body = self.fault_of(line), line["params"]
+        if self.state.options.refuse in body:
+            told = problem("", "invalid_request_error", f"{self.state.options.refuse}: Extra inputs are not permitted")
+            return {"custom_id": line["custom_id"], "result": {"type": "errored", "error": told}}
         if fault in ("expired", "canceled"):
             result: dict[str, Any] = {"type": fault}
         elif fault:
@@ -272,6 +288,9 @@ class Connection:
     def openai_result(self, line: dict[str, Any]) -> dict[str, Any]:
         fault, body = self.fault_of(line), line["body"]
         found: dict[str, Any] = {"id": "x", "custom_id": line["custom_id"], "response": None, "error": None}
+        if self.state.options.refuse in body:
+            told = problem("", "x", f"{self.state.options.refuse}: Extra inputs are not permitted")
+            return {**found, "response": {"status_code": 400, "body": told}}
         if fault in ("expired", "canceled"):
             code = "batch_expired" if fault == "expired" else "batch_cancelled"
             return {**found, "error": {"code": code, "message": "not done"}}
@@ -304,6 +323,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--capacity", type=int, default=0, help="requests at once above which it answers 429; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-seconds", type=float, default=0.5)
+    parser.add_argument("--batch-limit", type=int, default=0, help="requests under way at once; more fail; 0: no limit")
+    parser.add_argument("--refuse", default="", help="a field with which requests of a batch are refused")
     parser.add_argument("--batch-status", default="completed")
     parser.add_argument("--batch-fault-every", type=int, default=0)
     parser.add_argument("--drop-created", action="store_true", help="lose the answer to the first batch handed in")

@@ -16,9 +16,13 @@ from typing import Any, Literal
 
 import pytest
 
-from harness.models._api import PLACEHOLDER_KEY, ApiBackend, as_they_finish, clean, cut_at, is_loopback
+from harness.costs import Allowance, Price, Tokens, at_most, tokens
+from harness.models._api import ApiBackend, as_they_finish
+from harness.models._http import PLACEHOLDER_KEY, is_loopback
+from harness.models._replies import clean, cut_at
 from harness.models.anthropic import AnthropicBackend
-from harness.models.base import Completion, Request, Sampling
+from harness.models.base import Asked, Completion, Request, Sampling
+from harness.models.families import for_model
 from harness.models.openai import OpenAIBackend
 from sami_train.errors import MissingPackage, UserError
 from sami_train.prompts import Prompt
@@ -710,6 +714,347 @@ def test_the_number_of_connections_is_kept(faulty: Faulty) -> None:
 def test_cut_at() -> None:
     assert cut_at("one two", ()) == ("one two", False)
     assert cut_at("one two", ("x", "", "w", "two")) == ("one ", True)
+
+
+# --- What a model refuses ---------------------------------------------------------------------------------------------
+
+
+def refusing(
+    *fields: str, message: str = "Unsupported parameter: '{0}' is not supported with this model.", **told: Any
+) -> Step:
+    """Answers 400 as long as a request has one of these fields, and names it."""
+
+    def answer(handler: Handler) -> None:
+        sent = handler.faulty.bodies[-1]
+        field = next((name for name in fields if name in sent), None)
+        if field is None:
+            ok("anthropic" if "max_tokens" in sent and handler.path.endswith("messages") else "openai-chat")(handler)
+        else:
+            error = {"type": "invalid_request_error", "message": message.format(field), **told}
+            handler.reply(400, {"type": "error", "error": error})
+
+    return answer
+
+
+@pytest.mark.parametrize("protocol", ["openai-chat", "anthropic"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Unsupported value: '{0}' does not support 0.0 with this model. Only the default (1) value is supported.",
+        "`{0}` is deprecated for this model.",
+        "{0}: Extra inputs are not permitted",
+        "{0} must be 1",
+    ],
+)
+def test_a_refused_field_is_left_out_once_for_all(protocol: Protocol, message: str, faulty: Faulty) -> None:
+    faulty.steps = [refusing("temperature", message=message)]
+    backend = opened(protocol, faulty.url, max_retries=0, max_connections=1)
+    found = completions(backend, requests(protocol, 3))
+    assert [c.error for c in found] == [None] * 3
+    assert ["temperature" in sent for sent in faulty.bodies] == [True, False, False, False]
+    assert all(c.usage["left_out"] == ["temperature"] for c in found)
+    (note,) = backend.take_notes()
+    assert note.startswith("m: temperature is left out; the model refuses it (HTTP 400: ")
+    assert backend.take_notes() == []
+
+
+def test_every_refused_field_is_left_out_and_the_limit_is_renamed(faulty: Faulty) -> None:
+    faulty.steps = [refusing("max_tokens", "temperature", "seed", "top_p", "response_format", "stop")]
+    sampling = Sampling(12, 512, temperature=0.5, top_p=0.9, stop=("END",), json_schema=SCHEMA)
+    (found,) = completions(opened("openai-chat", faulty.url, max_retries=0), requests("openai-chat"), sampling)
+    assert found.text == "hello"
+    assert faulty.bodies[-1].keys() == {"model", "messages", "max_completion_tokens"}
+    assert faulty.bodies[-1]["max_completion_tokens"] == 12
+
+
+def test_the_provider_may_name_the_field_by_param_alone(faulty: Faulty) -> None:
+    faulty.steps = [refusing("seed", message="Bad request.", param="seed")]
+    (found,) = completions(opened("openai-chat", faulty.url, max_retries=0), requests("openai-chat"))
+    assert found.error is None
+    assert "seed" not in faulty.bodies[-1]
+
+
+def test_of_two_fields_that_are_refused_together_one_stays(faulty: Faulty) -> None:
+    def not_both(handler: Handler) -> None:
+        both = {"temperature", "top_p"} <= handler.faulty.bodies[-1].keys()
+        message = "`temperature` and `top_p` cannot both be specified for this model. Please use only one."
+        (status(400, message) if both else ok("anthropic"))(handler)
+
+    faulty.steps = [not_both]
+    sampling = Sampling(12, 512, temperature=0.7, top_p=0.9)
+    (found,) = completions(opened("anthropic", faulty.url, max_retries=0), requests("anthropic"), sampling)
+    assert found.error is None
+    assert (faulty.bodies[-1]["temperature"], "top_p" in faulty.bodies[-1]) == (0.7, False)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "temperature: must be less than or equal to 1",
+        "'max_tokens' or 'max_completion_tokens' is too large: 3000. This model's maximum context length is 2048 tokens",
+    ],
+)
+def test_a_value_out_of_range_is_the_users_to_change(message: str, faulty: Faulty) -> None:
+    faulty.steps = [status(400, message)]
+    (found,) = completions(opened("openai-chat", faulty.url), requests("openai-chat"))
+    assert message[:40] in (found.error or "")
+    assert len(faulty.bodies) == 1
+
+
+def test_a_field_of_the_users_own_is_not_left_out(faulty: Faulty) -> None:
+    faulty.steps = [refusing("seed", "top_k")]
+    sampling = Sampling(12, 512, extra={"seed": None, "top_k": 5})
+    (found,) = completions(opened("openai-chat", faulty.url), requests("openai-chat"), sampling)
+    assert (faulty.bodies[0].get("top_k"), "seed" in faulty.bodies[0], len(faulty.bodies)) == (5, False, 1)
+    assert (found.error or "").startswith("refused_request: HTTP 400")
+
+
+@pytest.mark.parametrize(
+    ("backend", "model", "reasoning", "expected"),
+    [
+        (OpenAIBackend, "gpt-5", "low", {"reasoning_effort": "low"}),
+        (OpenAIBackend, "gpt-5", "none", {"reasoning_effort": "minimal"}),
+        (OpenAIBackend, "gpt-5.1", "none", {"reasoning_effort": "none"}),
+        (OpenAIBackend, "org/Qwen3-8B", "none", {"chat_template_kwargs": {"enable_thinking": False}}),
+        (OpenAIBackend, "unknown", "high", {"reasoning_effort": "high"}),
+        (AnthropicBackend, "claude-haiku-4-5", 2000, {"thinking": {"type": "enabled", "budget_tokens": 2000}}),
+        (
+            AnthropicBackend,
+            "claude-opus-4-7",
+            "low",
+            {"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}},
+        ),
+        (AnthropicBackend, "claude-opus-5", "none", {"thinking": {"type": "disabled"}}),
+        (AnthropicBackend, "claude-opus-4-7", "none", {}),
+    ],
+)
+def test_reasoning_is_asked_for_as_the_model_takes_it(
+    backend: Any, model: str, reasoning: Any, expected: dict[str, Any], faulty: Faulty
+) -> None:
+    faulty.steps = [ok("anthropic" if backend is AnthropicBackend else "openai-chat")]
+    asked = for_model(SAMPLING, f"{backend.package}/{model}", {"reasoning": reasoning})
+    completions(backend("m", model, "chat", base_url=faulty.url), requests("openai-chat"), asked)
+    sent = faulty.bodies[0]
+    names = ("reasoning_effort", "chat_template_kwargs", "thinking", "output_config")
+    assert {name: sent[name] for name in names if name in sent} == expected
+
+
+def test_a_known_family_is_never_sent_what_it_refuses(faulty: Faulty) -> None:
+    faulty.steps = [ok("openai-chat")]
+    sampling = for_model(Sampling(12, 512, temperature=0.7, top_p=0.9, stop=("END",)), "openai/gpt-5")
+    backend = OpenAIBackend("m", "gpt-5", "chat", base_url=faulty.url)
+    (found,) = completions(backend, requests("openai-chat"), sampling)
+    assert faulty.bodies[0].keys() == {"model", "messages", "seed", "max_completion_tokens"}
+    assert faulty.bodies[0]["max_completion_tokens"] > 4000
+    assert found.usage["left_out"] == ["temperature", "top_p", "stop"]
+    assert "temperature" in backend.take_notes()[0]
+
+
+def test_each_sample_has_a_seed_of_its_own(faulty: Faulty) -> None:
+    faulty.steps = [ok("openai-chat")]
+    asked = [Request(f"r{n}", CHAT, Asked("q", "Say hello.", (), n)) for n in range(3)]
+    completions(opened("openai-chat", faulty.url, max_connections=1), asked, Sampling(12, 512, temperature=0.7, seed=5))
+    assert [sent["seed"] for sent in faulty.bodies] == [5, 6, 7]
+
+
+# --- What an answer holds ---------------------------------------------------------------------------------------------
+
+
+def with_usage(protocol: Protocol, content: Any, usage: Any, finish: str | None = None, **said: Any) -> Step:
+    found = body_of(protocol, "", finish)
+    found["usage"] = usage
+    if protocol == "anthropic":
+        found["content"] = content
+    else:
+        found["choices"][0]["message"] = {"role": "assistant", "content": content, **said}
+    return body(found)
+
+
+USAGE = {"prompt_tokens": 400, "completion_tokens": 200}
+
+
+def test_parts_of_type_text_are_joined_and_thinking_is_reasoning(faulty: Faulty) -> None:
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "A is "}]
+    faulty.steps = [with_usage("openai-chat", [*parts, {"type": "text", "text": "short."}], USAGE)]
+    (found,) = completions(opened("openai-chat", faulty.url), requests("openai-chat"))
+    assert (found.text, found.reasoning, len(faulty.bodies)) == ("A is short.", "Hm.", 1)
+    faulty.steps = [
+        with_usage(
+            "anthropic", [{"type": "thinking", "thinking": "Hm."}, parts[1]], {"input_tokens": 1, "output_tokens": 2}
+        )
+    ]
+    (found,) = completions(opened("anthropic", faulty.url), requests("anthropic"))
+    assert (found.text, found.reasoning) == ("A is ", "Hm.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>\nMaybe B.\n</think>\n\nNo, I will not.",
+        "Maybe B.\n</think>\n\nNo, I will not.",
+        "<|channel|>analysis<|message|>Maybe B.<|end|><|start|>assistant<|channel|>final<|message|>No, I will not.<|return|>",
+        "[THINK]Maybe B.[/THINK]No, I will not.",
+    ],
+)
+def test_what_stands_before_the_end_of_thinking_is_no_part_of_the_answer(text: str, faulty: Faulty) -> None:
+    faulty.steps = [ok("openai-chat", text)]
+    (found,) = completions(opened("openai-chat", faulty.url), requests("openai-chat"))
+    assert found.text == "No, I will not."
+    assert "Maybe B." in found.reasoning
+    assert "<" not in found.reasoning
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        ok("openai-chat", "<think>Maybe B, because", "length"),
+        ok("openai-chat", "<think>Maybe B, because"),
+        with_usage("openai-chat", None, USAGE, "length", reasoning_content="Maybe B"),
+    ],
+)
+def test_thinking_without_an_end_is_truncated_and_says_what_to_raise(step: Step, faulty: Faulty) -> None:
+    faulty.steps = [step]
+    (found,) = completions(opened("openai-chat", faulty.url), requests("openai-chat"))
+    assert (found.error or "").startswith("truncated: there is no answer within 12 tokens; raise max_new_tokens")
+    assert len(faulty.bodies) == 1
+
+
+@pytest.mark.parametrize("protocol", ["openai-chat", "anthropic"])
+def test_every_try_is_paid_for(protocol: Protocol, faulty: Faulty) -> None:
+    usage = USAGE if protocol == "openai-chat" else {"input_tokens": 400, "output_tokens": 200}
+    odd = with_usage(protocol, [3], usage)
+    faulty.steps = [odd]
+    budget = Allowance(1000.0, 0.0, {"m": Price(input=1000, output=1000)})
+    backend = opened(protocol, faulty.url, max_retries=6)
+    backend.budget = budget
+    (found,) = completions(backend, requests(protocol))
+    assert (found.error or "").startswith("malformed: ")
+    assert len(faulty.bodies) == 2, "a shape that a server always has is not asked for seven times"
+    assert tokens(found.usage) == Tokens(800, 0, 0, 400)
+    assert budget.spent == pytest.approx(1.2)
+
+
+def test_no_try_begins_that_the_limit_does_not_allow(faulty: Faulty) -> None:
+    faulty.steps = [with_usage("openai-chat", [3], USAGE)]
+    most = at_most(Price(input=1000, output=1000), CHAT, SAMPLING)
+    backend = opened("openai-chat", faulty.url)
+    backend.budget = budget = Allowance(1.05 * most, 0.0, {"m": Price(input=1000, output=1000)})
+    found = completions(backend, requests("openai-chat", 4))
+    assert len(faulty.bodies) == 1
+    assert budget.exhausted
+    assert [c.id for c in found if c.error] == [c.id for c in found]
+
+
+@pytest.mark.parametrize("usage", [None, {}, "many", {"prompt_tokens": 10**400, "completion_tokens": -1}])
+def test_what_a_provider_does_not_tell_counts_for_the_most_that_it_can_be(usage: Any, faulty: Faulty) -> None:
+    faulty.steps = [with_usage("openai-chat", "hello", usage)]
+    backend = opened("openai-chat", faulty.url, max_connections=1)
+    price = Price(input=1000, output=1000)
+    most = at_most(price, CHAT, SAMPLING)
+    backend.budget = Allowance(2.5 * most, 0.0, {"m": price})
+    found = completions(backend, requests("openai-chat", 6))
+    assert len(found) == len(faulty.bodies) == 2
+    assert all(c.usage["estimated"] for c in found)
+    assert backend.budget.spent == pytest.approx(2 * most)
+
+
+@pytest.mark.parametrize("depth", [50, 210, 400])
+def test_of_a_usage_only_counts_are_kept(depth: int, faulty: Faulty) -> None:
+    deep = json.loads('{"a":' * depth + "1" + "}" * depth)
+    usage = {**USAGE, "deep": deep, "list": [1], "word": "x" * 999, "cached": {"tokens": 4}, "huge": 10**400}
+    faulty.steps = [with_usage("openai-chat", "hello", usage)]
+    (found,) = completions(opened("openai-chat", faulty.url), requests("openai-chat"))
+    kept = {name: value for name, value in found.usage.items() if name != "latency_s"}
+    assert kept == {**USAGE, "cached": {"tokens": 4}}
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "tries"),
+    [
+        (
+            {"message": "Upstream provider overloaded", "code": 502},
+            "server_error: 502: Upstream provider overloaded",
+            2,
+        ),
+        ({"message": "slow down", "code": 429}, "rate_limit: 429: slow down", 2),
+        ({"message": "slow down", "type": "rate_limit_error"}, "rate_limit: rate_limit_error: slow down", 2),
+        ({"message": "no such model", "code": "model_not_found"}, "refused_request: model_not_found: no such model", 1),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["openai-chat", "anthropic"])
+def test_an_error_with_status_200_is_typed_by_its_code(
+    protocol: Protocol, error: dict[str, Any], told: str, tries: int, faulty: Faulty
+) -> None:
+    faulty.steps = [body({"error": error})]
+    (found,) = completions(opened(protocol, faulty.url, max_retries=1), requests(protocol))
+    assert found.error == told
+    assert len(faulty.bodies) == tries
+    assert tokens(found.usage) == Tokens()
+
+
+def test_a_key_in_an_answer_is_masked(faulty: Faulty) -> None:
+    faulty.steps = [ok("openai-chat", f"<think>{KEY}</think>Your key is {KEY}.")]
+    (found,) = completions(opened("openai-chat", faulty.url, api_key=KEY), requests("openai-chat"))
+    assert (found.text, found.reasoning) == ("Your key is [key].", "[key]")
+    faulty.steps = [ok("openai-chat", "no x here")]
+    (found,) = completions(opened("openai-chat", faulty.url, api_key="x"), requests("openai-chat"))
+    assert found.text == "no x here", "what is too short for a key is a word"
+
+
+def test_an_empty_key_masks_nothing_and_a_password_in_an_address_is_masked() -> None:
+    assert clean("no key", "") == "no key"
+    assert clean("at https://me:secret@host/v1 failed", "") == "at https://[password]@host/v1 failed"
+
+
+# --- Bounds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["gzip", None, "br"])
+def test_an_answer_without_end_is_not_read_to_its_end(
+    encoding: str | None, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gzip
+
+    from harness.models import _http
+
+    monkeypatch.setattr(_http, "MOST_BYTES", 2**20)
+    data = b'{"choices": "' + b" " * 2**24
+    found_headers = {"Content_Encoding": encoding} if encoding else {}
+    faulty.steps = [
+        lambda handler: handler.reply(200, gzip.compress(data) if encoding == "gzip" else data, **found_headers)
+    ]
+    (found,) = completions(opened("openai-chat", faulty.url, max_retries=0), requests("openai-chat"))
+    assert (found.error or "").startswith("malformed: ")
+    assert ("more than 1,048,576 bytes" if encoding != "br" else "compressed") in (found.error or "")
+
+
+def test_a_compressed_answer_is_read(faulty: Faulty) -> None:
+    import gzip
+
+    data = gzip.compress(json.dumps(body_of("openai-chat", "hello " * 50_000)).encode())
+    faulty.steps = [lambda handler: handler.reply(200, data, Content_Encoding="gzip")]
+    (found,) = completions(opened("openai-chat", faulty.url), requests("openai-chat"))
+    assert found.text == "hello " * 50_000
+
+
+def test_headers_that_trickle_in_are_a_timeout(faulty: Faulty) -> None:
+    def trickle(handler: Handler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while not faulty.released.wait(0.05):
+            handler.wfile.write(b"X-More: 1\r\n")
+
+    faulty.steps = [trickle]
+    began = time.monotonic()
+    (found,) = completions(opened("openai-chat", faulty.url, max_retries=0, timeout_s=0.5), requests("openai-chat"))
+    assert (found.error or "").startswith("timeout: ")
+    assert time.monotonic() - began < 10
+
+
+def test_a_redirection_is_not_followed(faulty: Faulty) -> None:
+    faulty.steps = [lambda handler: handler.reply(307, {}, Location="https://elsewhere.example/v1")]
+    with pytest.raises(UserError, match=r"sends its requests on to https://elsewhere.example/v1 .*set base_url"):
+        completions(opened("openai-chat", faulty.url), requests("openai-chat"))
+    assert len(faulty.bodies) == 1
 
 
 # --- The pool ---------------------------------------------------------------------------------------------------------

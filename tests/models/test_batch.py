@@ -182,6 +182,38 @@ def test_a_batch_that_failed_as_a_whole(
     assert all((c.error or "").startswith(error) for c in found)
 
 
+@pytest.mark.parametrize("most", [3, 1])
+def test_a_batch_beyond_what_the_account_may_have_under_way_is_handed_in_smaller(
+    most: int, serve: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, said, requests = serve("--batch-limit", str(most)), list[str](), asked(8)
+    monkeypatch.setattr("harness.models._batch.FIRST_POLL_S", 0.05)
+    found = collected(opened("openai", url), requests, tmp_path, say=said.append)
+    assert {c.id for c in found} == {r.id for r in requests}
+    assert len(found) == 8
+    assert [c.error for c in found] == [None] * 8
+    assert any("the provider took no more than is under way" in line for line in said)
+    assert open_requests(tmp_path) == 0
+
+
+def test_a_request_that_is_too_much_by_itself_fails_with_the_reason(serve: Callable[..., str], tmp_path: Path) -> None:
+    url = serve("--batch-limit", "-1")
+    (found,) = collected(opened("openai", url), asked(1), tmp_path)
+    assert found.error == "rate_limit: the batch failed: Enqueued token limit reached"
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_field_that_a_batch_is_refused_for_is_left_out_of_the_next(
+    provider: Provider, serve: Callable[..., str], tmp_path: Path
+) -> None:
+    url = serve("--refuse", "temperature")
+    backend = opened(provider, url)
+    found = collected(backend, asked(4), tmp_path)
+    assert [(c.error, c.usage["left_out"]) for c in found] == [(None, ["temperature"])] * 4
+    assert [b["n"] for b in stats(url)["batches"]] == [4, 4]
+    assert "temperature is left out" in backend.take_notes()[0]
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_server_without_batches_is_one_sentence(
     provider: Provider, serve: Callable[..., str], tmp_path: Path

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from harness.models._pace import Pace, Stopped, retry_after
+from harness.models._pace import LONGEST_PAUSE_S, Pace, Stopped, retry_after
 
 
 class Clock:
@@ -130,6 +130,7 @@ def test_the_end_frees_who_waits() -> None:
         ({"retry-after": "-1"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),
+        ({"retry-after": "Fri, 31 Dec 99999 23:59:59 GMT"}, None),
     ],
 )
 def test_retry_after(headers: dict[str, str], expected: float | None) -> None:
@@ -141,3 +142,12 @@ def test_retry_after_as_a_date() -> None:
     assert found is not None
     assert 55 < found <= 61
     assert retry_after({"retry-after": email.utils.formatdate(time.time() - 60, usegmt=True)}) is None
+
+
+def test_no_pause_is_longer_than_the_longest() -> None:
+    clock = Clock()
+    pace = Pace(1, clock=clock)
+    pace.overloaded(0.0, retry_after_s=1e300)
+    clock.now = LONGEST_PAUSE_S
+    with pace.turn():
+        pass

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from harness import run
+from harness.cli.run import shortfall
 from harness.models.base import Asked, Completion, Request, Sampling
 from harness.models.recorded import RecordedBackend, answers_fingerprint
 from harness.spec import load_spec
@@ -159,6 +162,35 @@ def test_missing_answers_are_unscored_and_come_with_a_later_import(
     assert (row["n"], row["unscored"], row["win_rate"], outcome.passed) == (9, 3, 1.0, False)
     again = run(load_spec(put_run(tmp_path, theirs=12)), quiet=True)
     assert (again.results["comparisons"][0]["n"], again.passed) == (12, True)
+
+
+def test_what_is_missing_is_told_with_its_reason_and_no_run_again_is_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    screen = Console(file=io.StringIO(), width=400)
+    outcome = run(load_spec(put_run(tmp_path, theirs=9)), console=screen)
+    said = screen.file.getvalue()  # type: ignore[attr-defined]
+    reason = "missing_response: no answer to this query is recorded"
+    assert f"theirs on asked: 3 of 12 responses failed, 3 of them: {reason}\n" in said
+    assert f"3 of 12 verdicts are unscored, 3 of them: no response of theirs: {reason}\n" in said
+    assert "run again" not in said
+    card = outcome.results["judges"]["program"]
+    assert card["unscored_said"] == [{"said": f"no response of theirs: {reason}", "n": 3}]
+    assert reason in (tmp_path / "run" / "report.md").read_text().replace("\\", "")
+    assert "run again" not in shortfall(outcome)
+    assert f"most often 'no response of theirs: {reason}' (3)" in shortfall(outcome)
+
+
+def test_thinking_in_a_recorded_answer_is_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    spec = load_spec(put_run(tmp_path, theirs=12))
+    thought = "<think>\nShould I ask?\n</think>\n\nIt is a number."
+    write(tmp_path / "theirs", [{"query": f"What is number {n}?", "text": thought} for n in range(12)])
+    (row,) = run(spec, quiet=True).results["comparisons"]
+    assert (row["win_rate"], row["mean_length_a"]) == (0.5, 4)
+    rows = (tmp_path / "run" / "generations" / "theirs" / "asked.jsonl").read_text().splitlines()
+    assert {json.loads(line)["reasoning"] for line in rows} == {"Should I ask?"}
 
 
 def test_what_a_recorded_model_cannot_be_is_found_before_the_run(tmp_path: Path) -> None:
