@@ -6,7 +6,6 @@ already, in the run's folder or in the cache, is told from what is still to do b
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from bisect import bisect_right
@@ -17,11 +16,11 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 from harness.judges.llm import VERDICT_SCHEMA, Form, JudgeTemplate, LLMJudge, load_judge_template
 from harness.models.base import Sampling
 from harness.models.recorded import answers_fingerprint
+from harness.models.served import address_of, is_own, served
 from harness.rows import Generation, Likelihood, Relevance, Row, Verdict
 from harness.sampling_order import seeded_order
 from harness.score import ExpectedPair, Kind
@@ -215,9 +214,11 @@ class Plan:
         spec: Spec,
         known: Mapping[str, Mapping[str, str]] | None = None,
         load: Callable[[str, TaskSpec], TaskData] = load_task,
+        last_seen: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        """`known`: of models whose rows are there already, their fingerprint under `model` and under `asked_for` what
-        was asked for then. A model of which the same is asked for now is not looked at again. `load` gives a task's queries; a
+        """`known`: of models whose rows exist already, their fingerprint under `model` and under `asked_for` what
+        was asked for then. A model of which the same is asked for now is not looked at again. `last_seen`: the same, for API
+        models whose server says nothing now; `address` is the hash of where it was. `load` gives a task's queries; a
         forecast has one that never fails for want of a network.
         """
         self.spec = spec
@@ -233,6 +234,7 @@ class Plan:
         """Of how many queries, the first of the order, this plan is; None: of all."""
         self._judges: dict[tuple[str, str], LLMJudge] = {}
         self._weights: dict[str, str] = {}
+        self._last_seen = last_seen or {}
         self.scorers: dict[str, str] = {
             name: scorer for name in spec.models if self._used(name) and (scorer := self._scorer(name))
         }
@@ -411,7 +413,9 @@ class Plan:
         elif model_backend(model.path or "") == "recorded":
             found = answers_fingerprint(model.path or "")
         else:
-            found = fingerprint([model.path, model.base_url or ""])
+            last = self._last_seen.get(name, {})
+            is_same = last.get("address") == fingerprint(address_of(model)) and self._known(name, last) is not None
+            found = api_fingerprint(model, last["model"] if is_same else None)
         self._weights[name] = found
         return found
 
@@ -898,10 +902,17 @@ def judge_sampling(form: Form, seed: int) -> Sampling:
     return replace(JUDGE_SAMPLING, seed=seed, json_schema=VERDICT_SCHEMA if form == "structured" else None)
 
 
-_OWN_ADDRESS = {
-    "openai": ("OPENAI_BASE_URL", "api.openai.com"),
-    "anthropic": ("ANTHROPIC_BASE_URL", "api.anthropic.com"),
-}
+def api_fingerprint(model: ModelSpec, last: str | None = None) -> str:
+    """The hash of what is known of an API model: its name, where requests go, and what the server there says of it.
+
+    `last` stands in for it while the server says nothing.
+    """
+    said = served(model)
+    if said is None and last is not None and not is_own(model):
+        return last
+    return fingerprint([model.path, address_of(model), *([said] if said else [])])
+
+
 _WITHOUT_SCHEMAS = re.compile(
     r"openai/(?:gpt-3|gpt-4(?![.o])|gpt-4o-2024-05-13|chatgpt-|o1-(?:mini|preview)|davinci|babbage)"
     r"|anthropic/claude-(?:instant|[123][.-]|(?:opus|sonnet)-4-(?:0|2))"
@@ -921,10 +932,17 @@ def judge_form(judge: JudgeSpec, model: ModelSpec, template: JudgeTemplate) -> F
         return "text"
     if judge.structured == "on":
         return "structured"
-    variable, host = _OWN_ADDRESS[model_backend(model.path or "")]
-    address = model.base_url or os.environ.get(variable)
-    is_own = not address or urlsplit(address).hostname == host
-    return "structured" if is_own and not _WITHOUT_SCHEMAS.match(model.path or "") else "text"
+    return "structured" if is_own(model) and not _WITHOUT_SCHEMAS.match(model.path or "") else "text"
+
+
+def models_record(plan: Plan) -> dict[str, Any]:
+    """What later plans in the same folder take for `known` or `last_seen`, by field."""
+    models = {name: plan.model(name) for name in plan.model_fingerprints}
+    return {
+        "models": plan.model_fingerprints,
+        "models_asked_for": {name: plan.asked_for(name) for name in models},
+        "models_addresses": {name: fingerprint(address_of(model)) for name, model in models.items() if is_api(model)},
+    }
 
 
 def build_plan(spec: Spec) -> Plan:

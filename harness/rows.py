@@ -82,7 +82,7 @@ class Generation(Row):
     error: Text | None = None
     """What went wrong; None unless `finish_reason` is "error"."""
     usage: JsonObject = {}
-    """Tokens that an API model used, by kind, as its provider counts them; empty for what was paid in another run."""
+    """Tokens that an API model used, by kind, as its provider counts them."""
 
     @model_validator(mode="after")
     def _error_is_told(self) -> Self:

@@ -31,9 +31,9 @@ from harness.plan import (
     Stage,
     UnitT,
     VerdictUnit,
-    build_plan,
     is_api,
     is_local,
+    models_record,
     rate_key,
     trained_for,
 )
@@ -103,15 +103,19 @@ def run(
             full. Everything finished is kept.
     """
     spec = spec if isinstance(spec, Spec) else load_spec(str(spec), {})
+    from harness.rescore import models_seen
+
     check(spec)
-    plan = build_plan(spec)
-    folder = plan.folder
+    folder = Path(spec.output)
+    plan = Plan(spec, last_seen=models_seen(folder))
     known = costs.load_prices(prices)
     if batch and not costs.api_models(plan):
         raise costs.InvalidCosts("--batch: no model of this run is behind an API; leave it out")
     with RunLock(folder):
         kept = _finished_results(plan, folder)
-        if kept is None:
+        if kept is not None:
+            _record(plan)  # the folder may say that a changed run was begun in it, and stopped
+        else:
             allowance = None if max_cost is None else costs.allowance(plan, folder, max_cost, known)
             with Display(console, quiet=quiet) as display:
                 kept = _Runner(plan, folder, display, cache, known, allowance, batch).results()
@@ -145,6 +149,19 @@ def judge_again(
         stages = [stage for stage in plan.stages if stage.judge in judges]
         results = _Runner(plan, plan.folder, display, True, known, allowance, batch).results(stages)
     return RunOutcome(results, plan.folder, bool(results["quality"]["passed"]))
+
+
+def _record(plan: Plan) -> None:
+    """Write down which plan the folder's rows are made by, unless that is what it says."""
+    from harness.rescore import PLAN_FILE, plan_record
+
+    record = {"spec_fingerprint": plan.fingerprint, **models_record(plan)}
+    if plan_record(plan.folder) != record:
+        write_json(plan.folder / PLAN_FILE, record)
+    spec = plan.settled().dump()
+    file = plan.folder / "spec.yaml"
+    if not file.is_file() or file.read_bytes() != spec.encode():
+        write_atomic(file, spec)
 
 
 def _finished_results(plan: Plan, folder: Path) -> dict[str, Any] | None:
@@ -182,7 +199,7 @@ class _Runner:
         from harness.report.markdown import render_markdown
         from harness.rescore import results_of
 
-        write_atomic(self.folder / "spec.yaml", self.plan.settled().dump())
+        _record(self.plan)
         self._tell_of_other_judges()
         self.display.plan({s.name: s.expected() for s in (self.plan.stages if stages is None else stages)})
         if stages is None:
@@ -598,8 +615,14 @@ class _Runner:
                 file.append(batch)
                 done += len(batch)
                 self.display.advance(stage.name, done)
-        if self.cache and stage.kind not in ("judge", "relevance"):
+        if self._is_shared(stage):
             self._shared(stage).give(stage.finished_rows(self.folder).values())
+
+    def _is_shared(self, stage: Stage) -> bool:
+        """Whether other runs may take a stage's rows: not those of a model behind an API, which may change under its name."""
+        if not self.cache or stage.model is None or stage.kind not in ("generate", "likelihood"):
+            return False
+        return not is_api(self.spec.models[stage.model])
 
     def _shared(self, stage: Stage) -> SharedRows[Row]:
         assert stage.model is not None
@@ -608,12 +631,12 @@ class _Runner:
 
     def _take_from_cache(self, stage: Stage) -> None:
         """Copy rows that another run made, under the ids and names of this one."""
-        if not self.cache or stage.kind in ("judge", "relevance"):
+        if not self._is_shared(stage):
             return
         missing = self._missing(stage)
         taken = {row.fingerprint: row for row in self._shared(stage).take({unit.fingerprint for unit in missing})}
         rows = [
-            taken[unit.fingerprint].model_copy(update={**_names(stage, unit), **_paid_elsewhere(stage)})
+            taken[unit.fingerprint].model_copy(update=_names(stage, unit))
             for unit in missing
             if unit.fingerprint in taken
         ]
@@ -705,8 +728,7 @@ class _Runner:
             "versions": environment(),
             "git": git,
             "dirty": dirty,
-            "models": self.plan.model_fingerprints,
-            "models_asked_for": {name: self.plan.asked_for(name) for name in self.plan.model_fingerprints},
+            **models_record(self.plan),
             "tasks": {
                 name: {"source": data.source, "hash": data.hash, "dropped": data.dropped}
                 for name, data in self.plan.tasks.items()
@@ -729,11 +751,6 @@ def _names(stage: Stage, unit: Any) -> dict[str, Any]:
         constitutions = [response.constitution.id for response in unit.responses]
         return {**names, "query_id": unit.query_id, "constitution_ids": constitutions}
     return {**names, "query_id": unit.query.id, "constitution_id": unit.constitution.id, "epoch": unit.epoch}
-
-
-def _paid_elsewhere(stage: Stage) -> dict[str, Any]:
-    """What changes in a row that another run paid for."""
-    return {"usage": {}} if stage.kind == "generate" else {}
 
 
 def _read_engine(file: Path) -> dict[str, Any]:
