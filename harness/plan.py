@@ -12,16 +12,16 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from harness.judges.llm import VERDICT_SCHEMA, Form, JudgeTemplate, LLMJudge, load_judge_template
 from harness.models.base import Sampling
 from harness.models.recorded import answers_fingerprint
 from harness.models.served import address_of, is_own, served
-from harness.rows import Generation, Likelihood, Relevance, Row, Verdict
+from harness.rows import Generation, Likelihood, Relevance, Row, RowOnTexts, Verdict, text_hash
 from harness.sampling_order import seeded_order
 from harness.score import ExpectedPair, Kind
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
@@ -75,6 +75,7 @@ class GenerationUnit:
     split: str
     epoch: int
     prompt: Prompt
+    responses: ClassVar[tuple[GenerationUnit, ...]] = ()
 
     @property
     def place(self) -> Place:
@@ -107,6 +108,10 @@ class RelevanceUnit:
     others: tuple[Query, ...]
 
     @property
+    def responses(self) -> tuple[GenerationUnit, ...]:
+        return (self.response,)
+
+    @property
     def place(self) -> Place:
         return self.response.place
 
@@ -124,6 +129,10 @@ class VerdictUnit:
     repeat: int = 0
 
     @property
+    def responses(self) -> tuple[GenerationUnit, ...]:
+        return self.a, self.b
+
+    @property
     def judged_by(self) -> str | None:
         """The id of the constitution that is judged by, where `a` was given another one; None where it is the same."""
         return None if self.constitution == self.a.constitution else self.constitution.id
@@ -133,6 +142,7 @@ class VerdictUnit:
         return self.a.place
 
 
+Unit = GenerationUnit | LikelihoodUnit | RelevanceUnit | VerdictUnit
 UnitT = TypeVar("UnitT", GenerationUnit, VerdictUnit)
 
 
@@ -150,7 +160,7 @@ class Stage:
     judge: str = ""
     pair: tuple[str, str] = ("", "")
     measure: Kind = "win_rate"
-    units: tuple[GenerationUnit | LikelihoodUnit | RelevanceUnit | VerdictUnit, ...] = ()
+    units: tuple[Unit, ...] = ()
     fingerprint: str = ""
 
     @property
@@ -167,16 +177,44 @@ class Stage:
         return 1 if self.kind == "train" else len(self.units)
 
     def all_rows(self, folder: Path) -> dict[str, Any]:
-        """The rows of this stage's units that are there, failures included, by id; rows of an older plan are passed over."""
-        wanted = {unit.id: unit.fingerprint for unit in self.units}
-        rows = RowFile(folder / self.path, self.row_type).read()
-        return {i: row for i, row in rows.items() if wanted.get(i) == row.fingerprint}
+        """The rows of this stage's units, failures included, by id. Rows of an older plan, and on other texts, are passed over."""
+        return self._rows(folder)[0]
 
     def older_rows(self, folder: Path) -> dict[str, Any]:
-        """The rows, without failures, that an older plan left in the places of this stage's units, by id."""
-        wanted = {unit.id: unit.fingerprint for unit in self.units}
-        rows = RowFile(folder / self.path, self.row_type).read()
-        return {i: r for i, r in rows.items() if i in wanted and r.fingerprint != wanted[i] and not failed(r)}
+        """The rows, without failures, that are passed over in the places of this stage's units, by id."""
+        return {i: row for i, row in self._rows(folder)[1].items() if not failed(row)}
+
+    def _rows(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The rows in the places of this stage's units that count, and those that do not."""
+        units = {unit.id: unit for unit in self.units}
+        counted: dict[str, Any] = {}
+        others: dict[str, Any] = {}
+        is_on_texts = self.on_texts_of(folder)
+        for i, row in RowFile(folder / self.path, self.row_type).read().items():
+            if (unit := units.get(i)) is not None:
+                is_counted = row.fingerprint == unit.fingerprint and is_on_texts(unit, row)
+                (counted if is_counted else others)[i] = row
+        return counted, others
+
+    def on_texts_of(self, folder: Path) -> Callable[[Unit, Row], bool]:
+        """A function that says whether a unit's row is on the responses that a run's folder holds now.
+
+        A response that was deleted may have been made again, with another text. Rows of earlier versions do not say.
+        """
+        models = set(self.pair) if self.kind == "judge" else {self.writer or self.model or ""}
+        found: dict[str, tuple[str, str]] = {}
+        for task in {unit.place[0] for unit in self.units if unit.responses}:
+            for model in models:
+                found |= _texts_in(folder / generations_file(model, task))
+
+        def is_on_texts(unit: Unit, row: Row) -> bool:
+            if not isinstance(row, RowOnTexts) or not row.texts:
+                return True
+            return [found.get(r.id) for r in unit.responses] == [
+                (r.fingerprint, text) for r, text in zip(unit.responses, row.texts, strict=False)
+            ]
+
+        return is_on_texts
 
     def finished_rows(self, folder: Path) -> dict[str, Any]:
         """The rows that are there and did not fail, by id."""
@@ -189,6 +227,26 @@ class Stage:
                 (folder / self.path / "summary.json").is_file() and trained_for(folder / self.path) == self.fingerprint
             )
         return len(self.finished_rows(folder))
+
+
+def generations_file(model: str, task: str) -> Path:
+    """The file, below a run's folder, of a model's responses on a task."""
+    return Path("generations") / model / f"{task}.jsonl"
+
+
+def _texts_in(file: Path) -> Mapping[str, tuple[str, str]]:
+    """Fingerprint and `text_hash` of each response in a file that did not fail, by id."""
+    try:
+        state = file.stat()
+    except OSError:
+        return {}
+    return _texts_read(file, (state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=256)
+def _texts_read(file: Path, _: tuple[int, int, int]) -> Mapping[str, tuple[str, str]]:
+    rows = RowFile(file, Generation).read().values()
+    return {row.id: (row.fingerprint, text_hash(row.text)) for row in rows if not failed(row)}
 
 
 def failed(row: Any) -> bool:
@@ -613,7 +671,7 @@ class Plan:
         return Stage(
             "generate",
             f"{model} on {task}",
-            Path("generations") / model / f"{task}.jsonl",
+            generations_file(model, task),
             model,
             task=task,
             units=units,

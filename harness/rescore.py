@@ -204,7 +204,9 @@ def _not_counted(plan: Plan, older: Sequence[tuple[Stage, Mapping[str, Any]]]) -
     for stage, rows in older:
         for unit in stage.units:
             if isinstance(unit, VerdictUnit) and unit.id in rows:
-                why: WhyNotCounted = "rules" if {unit.a.id, unit.b.id} <= lasting else "responses"
+                is_of_plan = rows[unit.id].fingerprint == unit.fingerprint  # and so on a text that is gone
+                lasts = {unit.a.id, unit.b.id} <= lasting and not is_of_plan
+                why: WhyNotCounted = "rules" if lasts else "responses"
                 found[why, stage.judge, stage.measure, *stage.pair] += 1
     return [NotCounted(*place, n) for place, n in found.items()]
 

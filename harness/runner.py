@@ -38,7 +38,7 @@ from harness.plan import (
     trained_for,
 )
 from harness.progress import Display
-from harness.rows import Generation, Likelihood, Manifest, Relevance, Row, Verdict
+from harness.rows import Generation, Likelihood, Manifest, Relevance, Row, Verdict, text_hash
 from harness.spec import Spec, load_spec, model_backend
 from harness.store import (
     RowFile,
@@ -416,7 +416,7 @@ class _Runner:
                     responses = [ids or backend.response_ids("\n", style) for ids in responses]
                 yield [
                     Likelihood(
-                        **_names(stage, unit), fingerprint=unit.fingerprint,
+                        **_names(stage, unit), fingerprint=unit.fingerprint, texts=[text_hash(text) for text in texts],
                         logprob_sums=backend.logprob_sums(prompts, responses), n_tokens=[len(ids) for ids in responses],
                     )
                 ]  # fmt: skip
@@ -450,6 +450,7 @@ class _Runner:
                     Relevance(
                         **_names(stage, unit.response) | {"id": unit.id, "model": stage.writer},
                         fingerprint=unit.fingerprint,
+                        texts=[text_hash(generations[unit.response.id].text)],
                         scorer=scorer,
                         others=[other.id for other in others],
                         logprobs=logprobs,
@@ -470,7 +471,7 @@ class _Runner:
         }
         can_be_judged = {u.id for u in stage.units if isinstance(u, VerdictUnit) and {u.a.id, u.b.id} <= texts.keys()}
         rows = [
-            self._verdict(stage, unit, Judgement("unscored", "no_response", details={"error": "no response"}), 0.0)
+            self._verdict(stage, unit, {}, Judgement("unscored", "no_response", details={"error": "no response"}))
             for unit in missing
             if unit.id not in can_be_judged
         ]
@@ -502,7 +503,7 @@ class _Runner:
             given=unit.a.constitution,
             principle_set=unit.a.principle_set,
         )
-        return self._verdict(stage, unit, Judgement(outcome, details=details), 0.0)
+        return self._verdict(stage, unit, texts, Judgement(outcome, details=details))
 
     def _asked(
         self,
@@ -548,7 +549,7 @@ class _Runner:
             if judgement is None:
                 comparisons[unit.id] = (unit, comparison)
             elif unit.id in missing:
-                settled.append((len(comparisons), self._verdict(stage, unit, judgement, 0.0)))
+                settled.append((len(comparisons), self._verdict(stage, unit, texts, judgement)))
         if missing & comparisons.keys():
             backend = self._model(stage.model)
             places = {id_: number for number, id_ in enumerate(comparisons)}
@@ -564,7 +565,7 @@ class _Runner:
                 yield [
                     *(row for place, row in settled if place <= reached),
                     *(
-                        self._verdict(stage, comparisons[made.id][0], made.judgement, made.latency_s, made.usage)
+                        self._verdict(stage, comparisons[made.id][0], texts, made.judgement, made.latency_s, made.usage)
                         for made in batch
                     ),
                 ]
@@ -588,14 +589,15 @@ class _Runner:
         self,
         stage: Stage,
         unit: VerdictUnit,
+        texts: Mapping[str, Generation],
         judgement: Judgement,
-        latency_s: float,
+        latency_s: float = 0.0,
         usage: dict[str, Any] | None = None,
     ) -> Verdict:
         return Verdict(
             id=unit.id, fingerprint=unit.fingerprint, judge=stage.judge, kind=stage.measure, a=stage.pair[0], b=stage.pair[1],
             task=unit.a.task, query_id=unit.a.query.id, constitution_id=unit.a.constitution.id,
-            judged_by=unit.judged_by,
+            judged_by=unit.judged_by, texts=[text_hash(texts[r.id].text) for r in unit.responses if r.id in texts],
             principle_set=unit.a.principle_set, split=unit.a.split, epoch=unit.a.epoch, repeat=unit.repeat,
             order=unit.order,
             outcome=judgement.outcome, reason=judgement.reason, raw=judgement.raw, details=judgement.details,
@@ -635,10 +637,11 @@ class _Runner:
             return
         missing = self._missing(stage)
         taken = {row.fingerprint: row for row in self._shared(stage).take({unit.fingerprint for unit in missing})}
+        is_on_texts = stage.on_texts_of(self.folder)
         rows = [
             taken[unit.fingerprint].model_copy(update=_names(stage, unit))
             for unit in missing
-            if unit.fingerprint in taken
+            if unit.fingerprint in taken and is_on_texts(unit, taken[unit.fingerprint])
         ]
         with RowFile(self.folder / stage.path, stage.row_type) as file:
             file.append(rows)

@@ -20,6 +20,7 @@ from harness.cli import main
 from harness.models.base import Completion
 from harness.models.local import TransformersBackend
 from harness.plan import build_plan
+from harness.rescore import rescore
 from harness.spec import load_spec
 from sami_train.errors import UserError
 
@@ -390,3 +391,31 @@ def test_a_device_that_is_not_there_is_one_sentence(place: Path) -> None:
     with pytest.raises(UserError, match=r"engine\.json: the run was begun on 'cuda', but torch finds no GPU here"):
         go()
     assert go(engine__device="cpu")
+
+
+# --- Responses that were made again
+
+
+def test_a_response_that_is_made_again_is_judged_again(place: Path) -> None:
+    """The way out that the message names: delete the line. The text is another one then, and so are all rows on it."""
+    options: dict[str, Any] = {"cache": False, "measures__relevance": {"queries": 4, "others": 1, "embedded": False}}
+    before = go(**options)
+    file = place / "run" / "generations" / "base" / "dialogue.jsonl"
+    (row, *others) = rows(file)
+    assert row["text"]
+    file.write_text("".join(json.dumps(one) + "\n" for one in [{**row, "text": "Another text, word for word."}, *others]))
+    found = rescore(place / "run")
+    assert sum(kind["n"] for kind in found["not_counted"]) > 0, "verdicts on a text that is gone do not count"
+    assert {kind["why"] for kind in found["not_counted"]} == {"responses"}
+    after = go(**options)
+    assert after["not_counted"] == []
+    fresh = place / "fresh"
+    shutil.copytree(place / "run" / "generations", fresh / "generations")
+    assert go(output="fresh", **options)["comparisons"] == after["comparisons"] != before["comparisons"]
+    for kind in ("verdicts", "likelihoods", "relevance"):
+        for one in (place / "run" / kind).rglob("*.jsonl"):
+            last = {r["id"]: r for r in rows(one)}
+            made = {r["id"]: r for r in rows(fresh / one.relative_to(place / "run"))}
+            assert {i: r["texts"] for i, r in last.items()} == {i: r["texts"] for i, r in made.items()}
+    file.write_text("".join(json.dumps(one) + "\n" for one in others))
+    assert go(**options) == before
