@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from harness.judges.checks import code_of
 from harness.judges.llm import VERDICT_SCHEMA, Form, JudgeTemplate, LLMJudge, load_judge_template
 from harness.models.base import Sampling
 from harness.models.recorded import answers_fingerprint
@@ -25,10 +26,11 @@ from harness.rows import Generation, Likelihood, Relevance, Row, RowOnTexts, Ver
 from harness.sampling_order import seeded_order
 from harness.score import ExpectedPair, Kind
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
-from harness.store import RowFile, fingerprint
+from harness.store import RowFile, fingerprint, read_json
 from harness.tasks import TaskData, TaskSpec, load_task
 from sami_train.config import Recipe, load_recipe
 from sami_train.constitutions import (
+    Check,
     Constitution,
     Element,
     Principle,
@@ -223,9 +225,8 @@ class Stage:
     def done(self, folder: Path) -> int:
         """How many of `expected()` are done in a run's folder."""
         if self.kind == "train":
-            return int(
-                (folder / self.path / "summary.json").is_file() and trained_for(folder / self.path) == self.fingerprint
-            )
+            place = folder / self.path
+            return int(trained_for(place) == self.fingerprint and _is_trained(place))
         return len(self.finished_rows(folder))
 
 
@@ -262,6 +263,16 @@ def trained_for(folder: Path) -> str:
         return (folder / "fingerprint").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether a training has ended in a folder, and the models that it left are still there."""
+    if not (folder / "summary.json").is_file():
+        return False
+    summary = read_json(folder / "summary.json")
+    iterations = summary.get("iterations") or () if isinstance(summary, dict) else ()
+    models = [folder / f"iteration-{number}" / "model" for number in range(1, len(iterations) + 1)]
+    return all((model / "config.json").is_file() for model in models)
 
 
 class Plan:
@@ -753,10 +764,7 @@ class Plan:
             return [
                 "verifiable",
                 JUDGING_VERSION,
-                *(
-                    [e.follows, e.principle.check.model_dump() if e.principle.check else None]
-                    for e in constitution.elements
-                ),
+                *([e.follows, *check_key(e.principle.check)] for e in constitution.elements),
             ]
         assert spec.model is not None
         judge = self.judge(name, task)
@@ -770,6 +778,18 @@ class Plan:
             constitution.lines(),
             None if judge.form == "choice" else self.judge_sampling(judge.form).settings,
         ]
+
+    def judge_described(self, name: str, task: str) -> dict[str, Any]:
+        """What decides a judge's verdicts on a task, principles and seed aside, by what it is called in a sentence."""
+        spec = self.spec.judges[name]
+        if spec.model is None:
+            return {"kind": spec.kind, "rules": JUDGING_VERSION}
+        judge = self.judge(name, task)
+        sampling = {} if judge.form == "choice" else {**self.judge_sampling(judge.form).settings, "seed": None}
+        return {
+            "kind": spec.kind, "rules": JUDGING_VERSION, "model": self.model_fingerprints[spec.model],
+            "prompt": judge.template.hash, "form": judge.form, "style": judge.style, "sampling": fingerprint(sampling),
+        }  # fmt: skip
 
     def settled(self) -> Spec:
         """The specification with what the environment decided written out: judges held to a schema, the embedded scorer."""
@@ -991,6 +1011,14 @@ def judge_form(judge: JudgeSpec, model: ModelSpec, template: JudgeTemplate) -> F
     if judge.structured == "on":
         return "structured"
     return "structured" if is_own(model) and not _WITHOUT_SCHEMAS.match(model.path or "") else "text"
+
+
+def check_key(check: Check | None) -> list[Any]:
+    """All of a check that decides a score: its name and options, and the code of one that comes from another package."""
+    if check is None:
+        return [None]
+    code = code_of(check.name)
+    return [check.model_dump(), *([code] if code else [])]
 
 
 def models_record(plan: Plan) -> dict[str, Any]:

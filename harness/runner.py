@@ -9,10 +9,9 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +42,7 @@ from harness.spec import Spec, load_spec, model_backend
 from harness.store import (
     RowFile,
     RunLock,
+    SharedFolder,
     SharedRows,
     cache_folder,
     environment,
@@ -52,7 +52,7 @@ from harness.store import (
     write_json,
     write_manifest,
 )
-from harness.store.files import make_folder, writing
+from harness.store.files import writing
 from harness.validation import check
 from sami_train.errors import UserError
 from sami_train.launch import cores
@@ -271,35 +271,18 @@ class _Runner:
 
     def _train(self, stage: Stage) -> None:
         target = self.folder / stage.path
-        shared = self._shared_training(stage)
-        if shared is None:
-            if trained_for(target) != stage.fingerprint:  # what lies there was trained otherwise
-                with writing(target):
+        shared = SharedFolder("trained", stage.fingerprint) if self.cache else None
+        if shared is None or not shared.take(target):
+            if trained_for(target) != stage.fingerprint or (target / "summary.json").is_file():
+                with writing(target):  # what lies there was trained otherwise, or lost its model
                     (target / "fingerprint").unlink(missing_ok=True)
                     if target.exists():
                         shutil.rmtree(target)
                 write_atomic(target / "fingerprint", stage.fingerprint + "\n")
             self._train_in(stage, target)
-            return
-        if not (shared / "summary.json").is_file():
-            with RunLock(shared):
-                self._train_in(stage, shared)
-        _link_tree(shared, target)
+            if shared is not None:
+                shared.give(target)
         write_atomic(target / "fingerprint", stage.fingerprint + "\n")
-
-    def _shared_training(self, stage: Stage) -> Path | None:
-        """The cache's folder of a trained model; None without a cache that can be used."""
-        if not self.cache:
-            return None
-        place = cache_folder() / "training" / stage.fingerprint
-        if (place / "summary.json").is_file():
-            return place
-        try:
-            make_folder(place)
-        except OSError as error:
-            self.display.note(f"{place}: not writable ({error.strerror}); the model is trained in the run's folder")
-            return None
-        return place if os.access(place, os.W_OK) else None
 
     def _train_in(self, stage: Stage, place: Path) -> None:
         from sami_train.distributed import World
@@ -629,7 +612,7 @@ class _Runner:
     def _shared(self, stage: Stage) -> SharedRows[Row]:
         assert stage.model is not None
         key = f"{self.plan.model_fingerprints[stage.model]}-{stage.kind}"
-        return SharedRows("rows", key, stage.row_type)
+        return SharedRows("sealed-rows", key, stage.row_type)
 
     def _take_from_cache(self, stage: Stage) -> None:
         """Copy rows that another run made, under the ids and names of this one."""
@@ -803,28 +786,6 @@ def known_rates() -> dict[str, float]:
     except (OSError, ValueError):
         return {}
     return {str(k): float(v) for k, v in value.items()} if isinstance(value, dict) else {}
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Give a run its own names for the files of a trained model: hard links where the disk allows, copies elsewhere."""
-
-    def link(one: str, other: str) -> None:
-        try:
-            os.link(one, other)
-        except OSError:
-            shutil.copy2(one, other)
-
-    work = target.with_name(f".{target.name}-being-linked")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        copy: Callable[[str, str], object] = link
-        shutil.copytree(source, work, copy_function=copy, ignore=shutil.ignore_patterns(".lock", ".*-being-written"))
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
-    except (OSError, shutil.Error) as error:
-        raise UserError(
-            f"{target}: the trained model cannot be put there ({error}); free some space and run again"
-        ) from error
 
 
 def _now() -> datetime.datetime:

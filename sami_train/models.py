@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sami_train.errors import UserError, nearest
+from sami_train.files import cache_folder
 
 WEIGHTS = ("*.safetensors",)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -63,13 +63,6 @@ EMBEDDED = {
         ),
     )
 }
-
-
-def cache_folder() -> Path:
-    """$HARNESS_CACHE, or `sami-harness` in the user's cache folder."""
-    if named := os.environ.get("HARNESS_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sami-harness"
 
 
 @dataclass(frozen=True)
