@@ -76,7 +76,7 @@ def plan_record(folder: Path) -> dict[str, Any]:
 
 def is_current(folder: Path, results: Mapping[str, Any]) -> bool:
     """Whether results are of the plan that the run started with last; they are not where it was stopped after a change."""
-    return bool(plan_record(folder).get("spec_fingerprint", None) in (None, results.get("spec_fingerprint")))
+    return plan_record(folder).get("spec_fingerprint") in (None, results.get("spec_fingerprint"))
 
 
 def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
