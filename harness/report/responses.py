@@ -26,7 +26,20 @@ from harness.report.words import (
 
 def responses_section(results: Results) -> Section:
     """What the responses are, whatever a judge says of them."""
-    columns = ("model", "task", "split", "n", "copied", "ran on", "cut", "empty", "repeat query", "words", "relevance")
+    columns = (
+        "model",
+        "task",
+        "split",
+        "n",
+        "copied",
+        "ran on",
+        "cut",
+        "empty",
+        "repeat query",
+        "shortened",
+        "words",
+        "relevance",
+    )
     tables = []
     for (principle_set,), group in grouped(rows_of(results, "responses"), "principle_set").items():
         cells = [
@@ -59,8 +72,8 @@ def responses_section(results: Results) -> Section:
     scorers = sorted({of["scorer"] for row in rows_of(results, "responses") if (of := row.get("relevance"))})
     remarks = (
         "Shares of responses: copied: four words in a row of the constitution; ran on: went on with the next item of the prompt or "
-        "the next turn, and was cut there; cut: at the token limit; repeat query: half the words are the query's; identical: both "
-        "models wrote the same.",
+        "the next turn, and was cut there; cut: at the token limit; repeat query: half the words are the query's; shortened: the "
+        "query did not fit the prompt and was cut; identical: both models wrote the same.",
         *([f"{RELEVANCE} Scorer: {', '.join(scorers)}."] if scorers else []),
     )
     return Section("What the responses are", (), tuple(tables), remarks)
