@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -183,7 +182,9 @@ def test_a_run_goes_on_only_with_the_model_it_began_with(place: Path, server: Se
     assert texts(place / "first") == {"I am the second."}
 
 
-def test_a_run_whose_server_is_gone_is_read_back(place: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_whose_server_is_gone_is_read_back(
+    place: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = go("first")
     server.stop()
     assert go("first") == results
