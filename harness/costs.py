@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness.judges.llm import Comparison
 from harness.models._http import is_loopback
 from harness.models.base import Sampling, most_tokens
+from harness.models.served import address_of
 from harness.plan import JUDGE_SAMPLING, GenerationUnit, Plan, Stage, VerdictUnit, is_api, is_local
 from harness.rows import Generation, Verdict
 from harness.spec import ModelSpec, model_backend
@@ -76,8 +77,7 @@ class Prices(NamedTuple):
         path = model.path or ""
         if path in self.own:
             return self.own[path]
-        variable = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}.get(model_backend(path), "")
-        if base_url := model.base_url or os.environ.get(variable):
+        if model_backend(path) in ("openai", "anthropic") and (base_url := address_of(model)):
             return FREE if is_loopback(base_url) else None
         return self.shipped.get(path)
 

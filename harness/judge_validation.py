@@ -15,7 +15,16 @@ from harness.judge_costs import GENERATIONS, VERDICTS, Payment
 from harness.judges.card import JudgedPair, against_reference, full_card
 from harness.judges.family import same_family
 from harness.judges.llm import Comparison, Form, Judgement, LLMJudge, Order, combine_orders, load_judge_template
-from harness.plan import JUDGING_VERSION, ROW_VERSION, draws, failed, is_local, judge_form, judge_sampling
+from harness.plan import (
+    JUDGING_VERSION,
+    ROW_VERSION,
+    api_fingerprint,
+    draws,
+    failed,
+    is_local,
+    judge_form,
+    judge_sampling,
+)
 from harness.reference import WRITER_TOKENS, LabelledPair, Writing
 from harness.rows import Generation, Verdict
 from harness.spec import EngineSpec, JudgeSpec, ModelSpec
@@ -73,7 +82,7 @@ def judge_of_path(path: str, model: ModelSpec, spec: JudgeSpec, engine: EngineSp
 def model_fingerprint(model: ModelSpec, engine: EngineSpec) -> str:
     """The hash of all of a model with a path that decides what it says, as `harness.plan` has it."""
     if not is_local(model):
-        return fingerprint([model.path, model.base_url or ""])
+        return api_fingerprint(model)
     source = parse_source(model.path or "")
     check_source(source)
     dtype = model.dtype or engine.dtype

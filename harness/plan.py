@@ -6,31 +6,32 @@ already, in the run's folder or in the cache, is told from what is still to do b
 
 from __future__ import annotations
 
-import os
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, Literal, TypeVar
 
 from harness.engine import auto_is_bfloat16
+from harness.judges.checks import code_of
 from harness.judges.llm import VERDICT_SCHEMA, Form, JudgeTemplate, LLMJudge, load_judge_template
 from harness.models.base import Sampling
 from harness.models.families import family_of, for_model
 from harness.models.recorded import answers_fingerprint
-from harness.rows import Generation, Likelihood, Relevance, Row, Verdict
+from harness.models.served import address_of, is_own, served
+from harness.rows import Generation, Likelihood, Relevance, Row, RowOnTexts, Verdict, text_hash
 from harness.sampling_order import seeded_order
 from harness.score import ExpectedPair, Kind
 from harness.spec import JudgeSpec, ModelSpec, Spec, model_backend
-from harness.store import RowFile, fingerprint
+from harness.store import RowFile, fingerprint, read_json
 from harness.tasks import TaskData, TaskSpec, load_task
 from sami_train.config import Recipe, load_recipe
 from sami_train.constitutions import (
+    Check,
     Constitution,
     Element,
     Principle,
@@ -80,6 +81,7 @@ class GenerationUnit:
     split: str
     epoch: int
     prompt: Prompt
+    responses: ClassVar[tuple[GenerationUnit, ...]] = ()
 
     @property
     def place(self) -> Place:
@@ -112,6 +114,10 @@ class RelevanceUnit:
     others: tuple[Query, ...]
 
     @property
+    def responses(self) -> tuple[GenerationUnit, ...]:
+        return (self.response,)
+
+    @property
     def place(self) -> Place:
         return self.response.place
 
@@ -129,6 +135,10 @@ class VerdictUnit:
     repeat: int = 0
 
     @property
+    def responses(self) -> tuple[GenerationUnit, ...]:
+        return self.a, self.b
+
+    @property
     def judged_by(self) -> str | None:
         """The id of the constitution that is judged by, where `a` was given another one; None where it is the same."""
         return None if self.constitution == self.a.constitution else self.constitution.id
@@ -138,6 +148,7 @@ class VerdictUnit:
         return self.a.place
 
 
+Unit = GenerationUnit | LikelihoodUnit | RelevanceUnit | VerdictUnit
 UnitT = TypeVar("UnitT", GenerationUnit, VerdictUnit)
 
 
@@ -155,7 +166,7 @@ class Stage:
     judge: str = ""
     pair: tuple[str, str] = ("", "")
     measure: Kind = "win_rate"
-    units: tuple[GenerationUnit | LikelihoodUnit | RelevanceUnit | VerdictUnit, ...] = ()
+    units: tuple[Unit, ...] = ()
     fingerprint: str = ""
 
     @property
@@ -172,16 +183,44 @@ class Stage:
         return 1 if self.kind == "train" else len(self.units)
 
     def all_rows(self, folder: Path) -> dict[str, Any]:
-        """The rows of this stage's units that are there, failures included, by id; rows of an older plan are passed over."""
-        wanted = {unit.id: unit.fingerprint for unit in self.units}
-        rows = RowFile(folder / self.path, self.row_type).read()
-        return {i: row for i, row in rows.items() if wanted.get(i) == row.fingerprint}
+        """The rows of this stage's units, failures included, by id. Rows of an older plan, and on other texts, are passed over."""
+        return self._rows(folder)[0]
 
     def older_rows(self, folder: Path) -> dict[str, Any]:
-        """The rows, without failures, that an older plan left in the places of this stage's units, by id."""
-        wanted = {unit.id: unit.fingerprint for unit in self.units}
-        rows = RowFile(folder / self.path, self.row_type).read()
-        return {i: r for i, r in rows.items() if i in wanted and r.fingerprint != wanted[i] and not failed(r)}
+        """The rows, without failures, that are passed over in the places of this stage's units, by id."""
+        return {i: row for i, row in self._rows(folder)[1].items() if not failed(row)}
+
+    def _rows(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The rows in the places of this stage's units that count, and those that do not."""
+        units = {unit.id: unit for unit in self.units}
+        counted: dict[str, Any] = {}
+        others: dict[str, Any] = {}
+        is_on_texts = self.on_texts_of(folder)
+        for i, row in RowFile(folder / self.path, self.row_type).read().items():
+            if (unit := units.get(i)) is not None:
+                is_counted = row.fingerprint == unit.fingerprint and is_on_texts(unit, row)
+                (counted if is_counted else others)[i] = row
+        return counted, others
+
+    def on_texts_of(self, folder: Path) -> Callable[[Unit, Row], bool]:
+        """A function that says whether a unit's row is on the responses that a run's folder holds now.
+
+        A response that was deleted may have been made again, with another text. Rows of earlier versions do not say.
+        """
+        models = set(self.pair) if self.kind == "judge" else {self.writer or self.model or ""}
+        found: dict[str, tuple[str, str]] = {}
+        for task in {unit.place[0] for unit in self.units if unit.responses}:
+            for model in models:
+                found |= _texts_in(folder / generations_file(model, task))
+
+        def is_on_texts(unit: Unit, row: Row) -> bool:
+            if not isinstance(row, RowOnTexts) or not row.texts:
+                return True
+            return [found.get(r.id) for r in unit.responses] == [
+                (r.fingerprint, text) for r, text in zip(unit.responses, row.texts, strict=False)
+            ]
+
+        return is_on_texts
 
     def finished_rows(self, folder: Path) -> dict[str, Any]:
         """The rows that are there and did not fail, by id."""
@@ -190,10 +229,29 @@ class Stage:
     def done(self, folder: Path) -> int:
         """How many of `expected()` are done in a run's folder."""
         if self.kind == "train":
-            return int(
-                (folder / self.path / "summary.json").is_file() and trained_for(folder / self.path) == self.fingerprint
-            )
+            place = folder / self.path
+            return int(trained_for(place) == self.fingerprint and _is_trained(place))
         return len(self.finished_rows(folder))
+
+
+def generations_file(model: str, task: str) -> Path:
+    """The file, below a run's folder, of a model's responses on a task."""
+    return Path("generations") / model / f"{task}.jsonl"
+
+
+def _texts_in(file: Path) -> Mapping[str, tuple[str, str]]:
+    """Fingerprint and `text_hash` of each response in a file that did not fail, by id."""
+    try:
+        state = file.stat()
+    except OSError:
+        return {}
+    return _texts_read(file, (state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=256)
+def _texts_read(file: Path, _: tuple[int, int, int]) -> Mapping[str, tuple[str, str]]:
+    rows = RowFile(file, Generation).read().values()
+    return {row.id: (row.fingerprint, text_hash(row.text)) for row in rows if not failed(row)}
 
 
 def failed(row: Any) -> bool:
@@ -211,6 +269,16 @@ def trained_for(folder: Path) -> str:
         return ""
 
 
+def _is_trained(folder: Path) -> bool:
+    """Whether a training has ended in a folder, and the models that it left are still there."""
+    if not (folder / "summary.json").is_file():
+        return False
+    summary = read_json(folder / "summary.json")
+    iterations = summary.get("iterations") or () if isinstance(summary, dict) else ()
+    models = [folder / f"iteration-{number}" / "model" for number in range(1, len(iterations) + 1)]
+    return all((model / "config.json").is_file() for model in models)
+
+
 class Plan:
     """A specification resolved: tasks, principles, prompts and stages in the order they run in."""
 
@@ -220,9 +288,11 @@ class Plan:
         known: Mapping[str, Mapping[str, str]] | None = None,
         load: Callable[[str, TaskSpec], TaskData] = load_task,
         weights: Mapping[str, str] | None = None,
+        last_seen: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """`known`: of models whose rows are there already, their fingerprint under `model` and under `asked_for` what
-        was asked for then. A model of which the same is asked for now is not looked at again. `load` gives a task's queries; a
+        was asked for then. A model of which the same is asked for now is not looked at again. `last_seen`: the same, for API
+        models whose server says nothing now; `address` is the hash of where it was. `load` gives a task's queries; a
         forecast has one that never fails for want of a network. `weights`: fingerprints of models that are not on this machine.
         """
         self.spec = spec
@@ -238,6 +308,7 @@ class Plan:
         """Of how many queries, the first of the order, this plan is; None: of all."""
         self._judges: dict[tuple[str, str], LLMJudge] = {}
         self._weights: dict[str, str] = dict(weights or {})
+        self._last_seen = last_seen or {}
         self.scorers: dict[str, str] = {
             name: scorer for name in spec.models if self._used(name) and (scorer := self._scorer(name))
         }
@@ -434,7 +505,9 @@ class Plan:
         elif model_backend(model.path or "") == "recorded":
             found = answers_fingerprint(model.path or "")
         else:
-            found = fingerprint([model.path, model.base_url or ""])
+            last = self._last_seen.get(name, {})
+            is_same = last.get("address") == fingerprint(address_of(model)) and self._known(name, last) is not None
+            found = api_fingerprint(model, last["model"] if is_same else None)
         self._weights[name] = found
         return found
 
@@ -637,7 +710,7 @@ class Plan:
         return Stage(
             "generate",
             f"{model} on {task}",
-            Path("generations") / model / f"{task}.jsonl",
+            generations_file(model, task),
             model,
             task=task,
             units=units,
@@ -719,10 +792,7 @@ class Plan:
             return [
                 "verifiable",
                 JUDGING_VERSION,
-                *(
-                    [e.follows, e.principle.check.model_dump() if e.principle.check else None]
-                    for e in constitution.elements
-                ),
+                *([e.follows, *check_key(e.principle.check)] for e in constitution.elements),
             ]
         assert spec.model is not None
         judge = self.judge(name, task)
@@ -736,6 +806,18 @@ class Plan:
             constitution.lines(),
             None if judge.form == "choice" else self.judge_sampling(name).settings,
         ]
+
+    def judge_described(self, name: str, task: str) -> dict[str, Any]:
+        """What decides a judge's verdicts on a task, principles and seed aside, by what it is called in a sentence."""
+        spec = self.spec.judges[name]
+        if spec.model is None:
+            return {"kind": spec.kind, "rules": JUDGING_VERSION}
+        judge = self.judge(name, task)
+        sampling = {} if judge.form == "choice" else {**self.judge_sampling(name).settings, "seed": None}
+        return {
+            "kind": spec.kind, "rules": JUDGING_VERSION, "model": self.model_fingerprints[spec.model],
+            "prompt": judge.template.hash, "form": judge.form, "style": judge.style, "sampling": fingerprint(sampling),
+        }  # fmt: skip
 
     def settled(self) -> Spec:
         """The specification with what the environment decided written out: judges held to a schema, the embedded scorer."""
@@ -952,10 +1034,15 @@ def draws(form: Form, sampling: Sampling) -> bool:
     return form != "choice" and (sampling.temperature > 0 or "temperature" in sampling.omit)
 
 
-_OWN_ADDRESS = {
-    "openai": ("OPENAI_BASE_URL", "api.openai.com"),
-    "anthropic": ("ANTHROPIC_BASE_URL", "api.anthropic.com"),
-}
+def api_fingerprint(model: ModelSpec, last: str | None = None) -> str:
+    """The hash of what is known of an API model: its name, where requests go, and what the server there says of it.
+
+    `last` stands in for it while the server says nothing.
+    """
+    said = served(model)
+    if said is None and last is not None and not is_own(model):
+        return last
+    return fingerprint([model.path, address_of(model), *([said] if said else [])])
 
 
 def judge_form(judge: JudgeSpec, model: ModelSpec, template: JudgeTemplate) -> Form:
@@ -970,10 +1057,25 @@ def judge_form(judge: JudgeSpec, model: ModelSpec, template: JudgeTemplate) -> F
         return "text"
     if judge.structured == "on":
         return "structured"
-    variable, host = _OWN_ADDRESS[model_backend(model.path or "")]
-    address = model.base_url or os.environ.get(variable)
-    is_own = not address or urlsplit(address).hostname == host
-    return "structured" if is_own and family_of(model.path).json_schema else "text"
+    return "structured" if is_own(model) and family_of(model.path).json_schema else "text"
+
+
+def check_key(check: Check | None) -> list[Any]:
+    """All of a check that decides a score: its name and options, and the code of one that comes from another package."""
+    if check is None:
+        return [None]
+    code = code_of(check.name)
+    return [check.model_dump(), *([code] if code else [])]
+
+
+def models_record(plan: Plan) -> dict[str, Any]:
+    """What later plans in the same folder take for `known` or `last_seen`, by field."""
+    models = {name: plan.model(name) for name in plan.model_fingerprints}
+    return {
+        "models": plan.model_fingerprints,
+        "models_asked_for": {name: plan.asked_for(name) for name in models},
+        "models_addresses": {name: fingerprint(address_of(model)) for name, model in models.items() if is_api(model)},
+    }
 
 
 def build_plan(spec: Spec) -> Plan:

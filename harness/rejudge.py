@@ -74,7 +74,9 @@ def prepare(
     if api:
         spec = _asked_so(spec, names, api)
     check_judging(spec, names)
-    again = plan_in(folder, spec)
+    models = {m for name in names if (m := spec.judges[name].model) and spec.models[m].path is not None}
+    again = plan_in(folder, spec, look_at=models)  # a judge's model may be another one by now under the same path
+    _require_unchanged(plan, again)
     return again if plan.upto is None else again.first(plan.upto), names
 
 
@@ -95,6 +97,17 @@ def _require_responses(plan: Plan) -> None:
             raise UserError(
                 f"{plan.folder}: {stage.name} has {done} of {stage.expected()} responses, and only complete ones are "
                 f"judged again; go on with: harness run {plan.folder / 'spec.yaml'}"
+            )
+
+
+def _require_unchanged(plan: Plan, again: Plan) -> None:
+    """Refuse to judge responses by what their own model is now, where that is another model."""
+    for name, before in plan.model_fingerprints.items():
+        is_writer = any(stage.kind == "generate" and stage.model == name for stage in plan.stages)
+        if is_writer and again.model_fingerprints.get(name) != before:
+            raise UserError(
+                f"{plan.folder}: the model '{name}' wrote responses of this run and is another one now "
+                f"({plan.model(name).path} has changed); copy the changed model to another path and name that as the judge"
             )
 
 

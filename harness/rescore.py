@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,42 @@ def plan_of_run(folder: Path, changes: Mapping[str, Any] | None = None) -> Plan:
     return as_it_stopped(plan_in(folder, load_spec(file, {"output": str(folder), **(changes or {})})))
 
 
-def plan_in(folder: Path, spec: Spec) -> Plan:
-    """The plan of a specification whose rows lie in a run's folder."""
-    manifest = folder / "manifest.json"
-    found = read_json(manifest) if manifest.is_file() else {}
-    models, asked_for = (found.get(key) if isinstance(found, dict) else None for key in ("models", "models_asked_for"))
+def plan_in(folder: Path, spec: Spec, look_at: Iterable[str] = ()) -> Plan:
+    """The plan of a specification whose rows lie in a run's folder; the models named in `look_at` are looked at again."""
+    seen = models_seen(folder)
+    again = set(look_at)
+    return Plan(spec, {name: model for name, model in seen.items() if name not in again}, last_seen=seen)
+
+
+PLAN_FILE = "plan.json"
+"""What the rows of a run's folder were planned from; written whenever a run starts."""
+
+
+def models_seen(folder: Path) -> dict[str, dict[str, str]]:
+    """What a run's folder says of its models, by name, as `Plan` takes it; nothing where it says nothing."""
+    record = plan_record(folder)
+    models, asked_for, addresses = (record.get(key) for key in ("models", "models_asked_for", "models_addresses"))
     if not isinstance(models, dict) or not isinstance(asked_for, dict):
-        return Plan(spec)
-    return Plan(spec, {name: {"model": models[name], "asked_for": asked_for.get(name, "")} for name in models})
+        return {}
+    places = addresses if isinstance(addresses, dict) else {}
+    return {
+        name: {"model": model, "asked_for": asked_for.get(name, ""), "address": places.get(name, "")}
+        for name, model in models.items()
+    }
+
+
+def plan_record(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of the plan that its run started with last; of a run by an older version, of that which ended."""
+    for file in (folder / PLAN_FILE, folder / "manifest.json"):
+        if file.is_file():
+            found = read_json(file)
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def is_current(folder: Path, results: Mapping[str, Any]) -> bool:
+    """Whether results are of the plan that the run started with last; they are not where it was stopped after a change."""
+    return plan_record(folder).get("spec_fingerprint") in (None, results.get("spec_fingerprint"))
 
 
 def score_inputs(plan: Plan, protocol: Protocol = CORRECTED) -> ScoreInputs:
@@ -179,7 +207,9 @@ def _not_counted(plan: Plan, older: Sequence[tuple[Stage, Mapping[str, Any]]]) -
     for stage, rows in older:
         for unit in stage.units:
             if isinstance(unit, VerdictUnit) and unit.id in rows:
-                why: WhyNotCounted = "rules" if {unit.a.id, unit.b.id} <= lasting else "responses"
+                is_of_plan = rows[unit.id].fingerprint == unit.fingerprint  # and so on a text that is gone
+                lasts = {unit.a.id, unit.b.id} <= lasting and not is_of_plan
+                why: WhyNotCounted = "rules" if lasts else "responses"
                 found[why, stage.judge, stage.measure, *stage.pair] += 1
     return [NotCounted(*place, n) for place, n in found.items()]
 

@@ -9,6 +9,7 @@ What comes back from a read equals what was written. To keep that true, text fro
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
@@ -48,6 +49,18 @@ class Row(_Record):
     """Hash of all that decides the content of this row, and of nothing else."""
 
 
+class RowOnTexts(Row):
+    """A row that says something of responses."""
+
+    texts: list[str] = []
+    """`text_hash` of each of them, in the order of its unit; empty where there was none, and in rows of earlier versions."""
+
+
+def text_hash(text: str) -> str:
+    """The first 16 hex digits of the SHA-256 of a response's text."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
 class Generation(Row):
     """One answer of one model to one query under one constitution."""
 
@@ -79,7 +92,7 @@ class Generation(Row):
     error: Text | None = None
     """What went wrong; None unless `finish_reason` is "error"."""
     usage: JsonObject = {}
-    """Tokens that an API model used, by kind, as its provider counts them; empty for what was paid in another run."""
+    """Tokens that an API model used, by kind, as its provider counts them."""
 
     @model_validator(mode="after")
     def _error_is_told(self) -> Self:
@@ -88,7 +101,7 @@ class Generation(Row):
         return self
 
 
-class Verdict(Row):
+class Verdict(RowOnTexts):
     """What one judge said about one pair of answers, seen in one order."""
 
     judge: str
@@ -133,7 +146,7 @@ class Verdict(Row):
         return self
 
 
-class Likelihood(Row):
+class Likelihood(RowOnTexts):
     """How likely one model finds each of C responses to one query under each of C constitutions."""
 
     model: str
@@ -157,7 +170,7 @@ class Likelihood(Row):
         return self
 
 
-class Relevance(Row):
+class Relevance(RowOnTexts):
     """How likely a scorer finds one response after its own query and after other queries of its task."""
 
     model: str

@@ -9,10 +9,9 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,18 +32,19 @@ from harness.plan import (
     Stage,
     UnitT,
     VerdictUnit,
-    build_plan,
     is_api,
     is_local,
+    models_record,
     rate_key,
     trained_for,
 )
 from harness.progress import Display
-from harness.rows import Generation, Likelihood, Manifest, Relevance, Row, Verdict
+from harness.rows import Generation, Likelihood, Manifest, Relevance, Row, Verdict, text_hash
 from harness.spec import Spec, load_spec, model_backend
 from harness.store import (
     RowFile,
     RunLock,
+    SharedFolder,
     SharedRows,
     cache_folder,
     environment,
@@ -54,7 +54,7 @@ from harness.store import (
     write_json,
     write_manifest,
 )
-from harness.store.files import make_folder, writing
+from harness.store.files import writing
 from harness.validation import check
 from sami_train.errors import UserError
 from sami_train.launch import cores
@@ -105,15 +105,19 @@ def run(
             full. Everything finished is kept.
     """
     spec = spec if isinstance(spec, Spec) else load_spec(str(spec), {})
+    from harness.rescore import models_seen
+
     check(spec)
-    plan = build_plan(spec)
-    folder = plan.folder
+    folder = Path(spec.output)
+    plan = Plan(spec, last_seen=models_seen(folder))
     known = costs.load_prices(prices)
     if batch and not costs.api_models(plan):
         raise costs.InvalidCosts("--batch: no model of this run is behind an API; leave it out")
     with RunLock(folder):
         kept = _finished_results(plan, folder)
-        if kept is None:
+        if kept is not None:
+            _record(plan)  # the folder may say that a changed run was begun in it, and stopped
+        else:
             allowance = None if max_cost is None else costs.allowance(plan, folder, max_cost, known)
             with Display(console, quiet=quiet) as display:
                 kept = _Runner(plan, folder, display, cache, known, allowance, batch).results()
@@ -147,6 +151,19 @@ def judge_again(
         stages = [stage for stage in plan.stages if stage.judge in judges]
         results = _Runner(plan, plan.folder, display, True, known, allowance, batch).results(stages)
     return RunOutcome(results, plan.folder, bool(results["quality"]["passed"]))
+
+
+def _record(plan: Plan) -> None:
+    """Write down which plan the folder's rows are made by, unless that is what it says."""
+    from harness.rescore import PLAN_FILE, plan_record
+
+    record = {"spec_fingerprint": plan.fingerprint, **models_record(plan)}
+    if plan_record(plan.folder) != record:
+        write_json(plan.folder / PLAN_FILE, record)
+    spec = plan.settled().dump()
+    file = plan.folder / "spec.yaml"
+    if not file.is_file() or file.read_bytes() != spec.encode():
+        write_atomic(file, spec)
 
 
 def _finished_results(plan: Plan, folder: Path) -> dict[str, Any] | None:
@@ -184,7 +201,7 @@ class _Runner:
         from harness.report.markdown import render_markdown
         from harness.rescore import results_of
 
-        write_atomic(self.folder / "spec.yaml", self.plan.settled().dump())
+        _record(self.plan)
         self._tell_of_other_judges()
         self.display.plan({s.name: s.expected() for s in (self.plan.stages if stages is None else stages)})
         if stages is None:
@@ -270,35 +287,18 @@ class _Runner:
 
     def _train(self, stage: Stage) -> None:
         target = self.folder / stage.path
-        shared = self._shared_training(stage)
-        if shared is None:
-            if trained_for(target) != stage.fingerprint:  # what lies there was trained otherwise
-                with writing(target):
+        shared = SharedFolder("trained", stage.fingerprint) if self.cache else None
+        if shared is None or not shared.take(target):
+            if trained_for(target) != stage.fingerprint or (target / "summary.json").is_file():
+                with writing(target):  # what lies there was trained otherwise, or lost its model
                     (target / "fingerprint").unlink(missing_ok=True)
                     if target.exists():
                         shutil.rmtree(target)
                 write_atomic(target / "fingerprint", stage.fingerprint + "\n")
             self._train_in(stage, target)
-            return
-        if not (shared / "summary.json").is_file():
-            with RunLock(shared):
-                self._train_in(stage, shared)
-        _link_tree(shared, target)
+            if shared is not None:
+                shared.give(target)
         write_atomic(target / "fingerprint", stage.fingerprint + "\n")
-
-    def _shared_training(self, stage: Stage) -> Path | None:
-        """The cache's folder of a trained model; None without a cache that can be used."""
-        if not self.cache:
-            return None
-        place = cache_folder() / "training" / stage.fingerprint
-        if (place / "summary.json").is_file():
-            return place
-        try:
-            make_folder(place)
-        except OSError as error:
-            self.display.note(f"{place}: not writable ({error.strerror}); the model is trained in the run's folder")
-            return None
-        return place if os.access(place, os.W_OK) else None
 
     def _train_in(self, stage: Stage, place: Path) -> None:
         from sami_train.distributed import World
@@ -418,7 +418,7 @@ class _Runner:
                     responses = [ids or backend.response_ids("\n", style) for ids in responses]
                 yield [
                     Likelihood(
-                        **_names(stage, unit), fingerprint=unit.fingerprint,
+                        **_names(stage, unit), fingerprint=unit.fingerprint, texts=[text_hash(text) for text in texts],
                         logprob_sums=backend.logprob_sums(prompts, responses), n_tokens=[len(ids) for ids in responses],
                     )
                 ]  # fmt: skip
@@ -452,6 +452,7 @@ class _Runner:
                     Relevance(
                         **_names(stage, unit.response) | {"id": unit.id, "model": stage.writer},
                         fingerprint=unit.fingerprint,
+                        texts=[text_hash(generations[unit.response.id].text)],
                         scorer=scorer,
                         others=[other.id for other in others],
                         logprobs=logprobs,
@@ -473,7 +474,7 @@ class _Runner:
         can_be_judged = {u.id for u in stage.units if isinstance(u, VerdictUnit) and {u.a.id, u.b.id} <= texts.keys()}
         untold = [unit for unit in missing if unit.id not in can_be_judged]
         why = self._why_missing(stage) if untold else {}
-        rows = [self._verdict(stage, unit, self._no_response(stage, unit, texts, why), 0.0) for unit in untold]
+        rows = [self._verdict(stage, unit, {}, self._no_response(stage, unit, texts, why)) for unit in untold]
         wanted = [unit for unit in missing if unit.id in can_be_judged]
         if self.spec.judges[stage.judge].kind == "verifiable":
             judged: Iterable[list[Row]] = (
@@ -521,7 +522,7 @@ class _Runner:
             given=unit.a.constitution,
             principle_set=unit.a.principle_set,
         )
-        return self._verdict(stage, unit, Judgement(outcome, details=details), 0.0)
+        return self._verdict(stage, unit, texts, Judgement(outcome, details=details))
 
     def _asked(
         self,
@@ -567,7 +568,7 @@ class _Runner:
             if judgement is None:
                 comparisons[unit.id] = (unit, comparison)
             elif unit.id in missing:
-                settled.append((len(comparisons), self._verdict(stage, unit, judgement, 0.0)))
+                settled.append((len(comparisons), self._verdict(stage, unit, texts, judgement)))
         if missing & comparisons.keys():
             backend = self._model(stage.model)
             places = {id_: number for number, id_ in enumerate(comparisons)}
@@ -583,7 +584,7 @@ class _Runner:
                 yield [
                     *(row for place, row in settled if place <= reached),
                     *(
-                        self._verdict(stage, comparisons[made.id][0], made.judgement, made.latency_s, made.usage)
+                        self._verdict(stage, comparisons[made.id][0], texts, made.judgement, made.latency_s, made.usage)
                         for made in batch
                     ),
                 ]
@@ -607,14 +608,15 @@ class _Runner:
         self,
         stage: Stage,
         unit: VerdictUnit,
+        texts: Mapping[str, Generation],
         judgement: Judgement,
-        latency_s: float,
+        latency_s: float = 0.0,
         usage: dict[str, Any] | None = None,
     ) -> Verdict:
         return Verdict(
             id=unit.id, fingerprint=unit.fingerprint, judge=stage.judge, kind=stage.measure, a=stage.pair[0], b=stage.pair[1],
             task=unit.a.task, query_id=unit.a.query.id, constitution_id=unit.a.constitution.id,
-            judged_by=unit.judged_by,
+            judged_by=unit.judged_by, texts=[text_hash(texts[r.id].text) for r in unit.responses if r.id in texts],
             principle_set=unit.a.principle_set, split=unit.a.split, epoch=unit.a.epoch, repeat=unit.repeat,
             order=unit.order,
             outcome=judgement.outcome, reason=judgement.reason, raw=judgement.raw, details=judgement.details,
@@ -634,24 +636,31 @@ class _Runner:
                 file.append(batch)
                 done += len(batch)
                 self.display.advance(stage.name, done)
-        if self.cache and stage.kind not in ("judge", "relevance"):
+        if self._is_shared(stage):
             self._shared(stage).give(stage.finished_rows(self.folder).values())
+
+    def _is_shared(self, stage: Stage) -> bool:
+        """Whether other runs may take a stage's rows: not those of a model behind an API, which may change under its name."""
+        if not self.cache or stage.model is None or stage.kind not in ("generate", "likelihood"):
+            return False
+        return not is_api(self.spec.models[stage.model])
 
     def _shared(self, stage: Stage) -> SharedRows[Row]:
         assert stage.model is not None
         key = f"{self.plan.model_fingerprints[stage.model]}-{stage.kind}"
-        return SharedRows("rows", key, stage.row_type)
+        return SharedRows("sealed-rows", key, stage.row_type)
 
     def _take_from_cache(self, stage: Stage) -> None:
         """Copy rows that another run made, under the ids and names of this one."""
-        if not self.cache or stage.kind in ("judge", "relevance"):
+        if not self._is_shared(stage):
             return
         missing = self._missing(stage)
         taken = {row.fingerprint: row for row in self._shared(stage).take({unit.fingerprint for unit in missing})}
+        is_on_texts = stage.on_texts_of(self.folder)
         rows = [
-            taken[unit.fingerprint].model_copy(update={**_names(stage, unit), **_paid_elsewhere(stage)})
+            taken[unit.fingerprint].model_copy(update=_names(stage, unit))
             for unit in missing
-            if unit.fingerprint in taken
+            if unit.fingerprint in taken and is_on_texts(unit, taken[unit.fingerprint])
         ]
         with RowFile(self.folder / stage.path, stage.row_type) as file:
             file.append(rows)
@@ -760,8 +769,7 @@ class _Runner:
             "versions": environment(),
             "git": git,
             "dirty": dirty,
-            "models": self.plan.model_fingerprints,
-            "models_asked_for": {name: self.plan.asked_for(name) for name in self.plan.model_fingerprints},
+            **models_record(self.plan),
             "tasks": {
                 name: {"source": data.source, "hash": data.hash, "dropped": data.dropped}
                 for name, data in self.plan.tasks.items()
@@ -784,11 +792,6 @@ def _names(stage: Stage, unit: Any) -> dict[str, Any]:
         constitutions = [response.constitution.id for response in unit.responses]
         return {**names, "query_id": unit.query_id, "constitution_ids": constitutions}
     return {**names, "query_id": unit.query.id, "constitution_id": unit.constitution.id, "epoch": unit.epoch}
-
-
-def _paid_elsewhere(stage: Stage) -> dict[str, Any]:
-    """What changes in a row that another run paid for."""
-    return {"usage": {}} if stage.kind == "generate" else {}
 
 
 def best_threads() -> int:
@@ -836,28 +839,6 @@ def known_rates() -> dict[str, float]:
         return {}
     rates = value.items() if isinstance(value, dict) else ()
     return {k: float(v) for k, v in rates if type(v) in (int, float) and 0 <= v < LONGEST_RATE_S}
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Give a run its own names for the files of a trained model: hard links where the disk allows, copies elsewhere."""
-
-    def link(one: str, other: str) -> None:
-        try:
-            os.link(one, other)
-        except OSError:
-            shutil.copy2(one, other)
-
-    work = target.with_name(f".{target.name}-being-linked")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        copy: Callable[[str, str], object] = link
-        shutil.copytree(source, work, copy_function=copy, ignore=shutil.ignore_patterns(".lock", ".*-being-written"))
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
-    except (OSError, shutil.Error) as error:
-        raise UserError(
-            f"{target}: the trained model cannot be put there ({error}); free some space and run again"
-        ) from error
 
 
 def _now() -> datetime.datetime:

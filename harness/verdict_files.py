@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from harness.compare import pair_scores
-from harness.rows import Verdict
+from harness.counted import Content, counted_in
+from harness.score.pairs import Pair, score_by_query, scored_pairs
 from harness.stats import (
     ScoreCounts,
     UnusableScores,
-    cluster_means,
     holm,
     length_glm,
     length_stratified,
@@ -31,7 +30,6 @@ from harness.stats import (
     sign_flip_p,
     win_rate,
 )
-from harness.store import RowFile
 from harness.store.files import reading
 from sami_train.errors import UserError
 
@@ -59,6 +57,9 @@ class VerdictTable:
     about: str
     """Which comparison of the file this is; empty for a file that holds one and does not say."""
     rows: tuple[Judged, ...]
+    place: tuple[str, ...] = ()
+    """Task, principle set and split, where the file says so."""
+    content: Content = field(default_factory=Content)
 
     @property
     def scores(self) -> list[float]:
@@ -145,29 +146,28 @@ def _kind(value: Any) -> str:
 
 def _harness_tables(path: Path) -> list[VerdictTable]:
     """A table for each judge, pair, task, principle set and split; queries averaged over constitutions and epochs."""
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file of verdicts; check the path")
-    rows = [row for row in RowFile(path, Verdict).read().values() if row.kind == "win_rate"]
-    lengths: dict[tuple[Any, str], list[tuple[float | None, float | None]]] = {}
-    for row in rows:
-        found = tuple(_length(row.details.get(name)) for name in ("length_a", "length_b"))
-        key = (row.a, row.b, row.principle_set, row.judge, row.task, row.split)
-        lengths.setdefault((key, row.query_id), []).append((found[0], found[1]))
     tables = []
-    for key, scores in pair_scores(rows).items():
-        by_query: dict[str, list[float]] = {}
-        for query, score in scores:
-            by_query.setdefault(query, []).extend([] if score is None else [score])
+    for key, of in sorted(counted_in(path).items()):
+        by_query: dict[str, list[Pair]] = {}
+        for pair in of.pairs:
+            by_query.setdefault(pair.expected.query_id, []).append(pair)
         judged = []
-        for query, values in by_query.items():
-            score = float(cluster_means(values, [0] * len(values)).means[0]) if values else None
-            measured = [pair for pair in lengths[tuple(key), query] if None not in pair]
+        for query, pairs in by_query.items():
+            score = next(iter(score_by_query(scored_pairs(pairs)).values()), None)
+            lengths = [
+                (_length(row.details.get("length_a")), _length(row.details.get("length_b")))
+                for pair in pairs
+                for row in pair.rows
+                if row
+            ]
+            measured = [(a, b) for a, b in lengths if a is not None and b is not None]
             a, b = (sum(side) / len(measured) for side in zip(*measured, strict=True)) if measured else (None, None)
             judged.append(Judged(query, score, a, b))
         about = (
             f"{key.a} against {key.b}, {key.task}, {key.principle_set} ({key.split.replace('_', '-')}), by {key.judge}"
         )
-        tables.append(VerdictTable(str(path), about, tuple(judged)))
+        place = (key.task, key.principle_set, key.split)
+        tables.append(VerdictTable(str(path), about, tuple(judged), place, of.content))
     return tables
 
 
@@ -277,6 +277,12 @@ def paired(
             f"--against has {len(against)} comparisons and --verdicts {len(tests)}; give --against one, or as many"
         )
     others = list(against) * len(tests) if len(against) == 1 else list(against)
+    for one, other in zip(tests, others, strict=True):
+        if one.place and other.place and one.place != other.place:
+            raise UserError(
+                f"{one.file} ({one.about}) and {other.file} ({other.about}) are of other tasks, principle sets or "
+                "splits: no query of one is a pair of the other; name files with the same comparisons"
+            )
     rows = [_paired_row(one, other, level) for one, other in zip(tests, others, strict=True)]
     for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row["p_holm"] = float(adjusted)
@@ -290,10 +296,12 @@ def _paired_row(one: VerdictTable, other: VerdictTable, level: float) -> dict[st
             "the only way to pair them; name two files on the same queries"
         )
     left, right = ({row.query: row for row in table.rows} for table in (one, other))
-    common = [query for query in left if query in right]
+    changed = one.content.other_queries(other.content)
+    common = [query for query in left if query in right and query not in changed]
     both = [q for q in common if left[q].score is not None and right[q].score is not None]
     if not both:
-        raise UserError(f"{one.file} and {other.file} have no query that both have scored; nothing can be paired")
+        why = f" ({len(changed)} have one id and other texts)" if changed else ""
+        raise UserError(f"{one.file} and {other.file} have no query that both have scored{why}; nothing can be paired")
     a, b = ([side[q].score or 0.0 for q in both] for side in (left, right))
     found = paired_difference(a, b, level)
     row: dict[str, Any] = {
@@ -317,6 +325,10 @@ def _paired_row(one: VerdictTable, other: VerdictTable, level: float) -> dict[st
         "newcombe_high": None,
         "notes": [],
     }
+    if changed:
+        row["notes"].append(f"{len(changed)} queries have one id and other texts in the two files; they are left out")
+    if differs := one.content.differences(other.content):
+        row["notes"].append(f"not like with like: {', '.join(differs)} differ{'s' * (len(differs) == 1)}")
     unlike = sum(left[q].length_baseline != right[q].length_baseline for q in both)
     if unlike and len(one.measured) == len(one.scores) and len(other.measured) == len(other.scores):
         row["notes"].append(

@@ -12,6 +12,17 @@ from typing import Any
 from sami_train.errors import UserError
 
 
+def cache_folder() -> Path:
+    """HARNESS_CACHE where it is set, else `sami-harness` in the user's cache folder."""
+    if chosen := os.environ.get("HARNESS_CACHE"):
+        return Path(chosen).expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the XDG specification has relative paths ignored
+    try:
+        return (base if base.is_absolute() else Path.home() / ".cache") / "sami-harness"
+    except RuntimeError as error:
+        raise UserError("the home folder is not known; set HARNESS_CACHE to a folder for the cache") from error
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON under a temporary name and rename it. Raises UserError when the disk refuses."""
     work = path.with_name(f".{path.name}.tmp")

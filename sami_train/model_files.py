@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sami_train.errors import UserError
+from sami_train.files import cache_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LONGEST_HEADER = 100_000_000
@@ -23,13 +24,6 @@ LONGEST_JSON = 256 << 20
 _DOCUMENTS = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".log", ".lock"}
 NOT_READ = _DOCUMENTS | {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
 """Ends of names of files that loading a model does not read."""
-
-
-def cache_folder() -> Path:
-    """$HARNESS_CACHE, or `sami-harness` in the user's cache folder."""
-    if named := os.environ.get("HARNESS_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sami-harness"
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from sami_train.chat import check_templates
 from sami_train.errors import UserError, nearest
-from sami_train.model_files import cache_folder as cache_folder
+from sami_train.files import cache_folder
 from sami_train.model_files import (
     check_architecture,
     check_folder,

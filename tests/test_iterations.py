@@ -72,7 +72,7 @@ def test_one_training_gives_every_iteration(finished: Path) -> None:
     assert weights(plan, "sami-1") == finished / "training/sami-2/iteration-1/model/model.safetensors"
     assert weights(plan, "sami-2") == finished / "training/sami-2/iteration-2/model/model.safetensors"
     assert digest(weights(plan, "sami-1")) != digest(weights(plan, "sami-2"))
-    assert len(list((finished.parent / "cache" / "training").iterdir())) == 1
+    assert len(list((finished.parent / "cache" / "trained").iterdir())) == 1
     results = json.loads((finished / "results.json").read_text())
     assert {row["a"] for row in results["comparisons"]} == {"sami-1", "sami-2"}
     assert results["models"]["sami-1"]["trained_from"] == results["models"]["sami-2"]["trained_from"] == "base"

@@ -718,6 +718,15 @@ def test_another_form_of_judging_is_judged_again(folder: Path) -> None:
     assert prints(before, "judge", judge="verifiable") == prints(after, "judge", judge="verifiable")
 
 
+def test_a_check_whose_code_changed_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = plan_of(folder)
+    monkeypatch.setattr(harness.plan, "code_of", lambda name: f"code of {name}")
+    after = plan_of(folder)
+    verdicts = prints(before, "judge", judge="verifiable")
+    assert changed(verdicts, prints(after, "judge", judge="verifiable")) == verdicts.keys()
+    assert prints(before, "judge", judge="llm") == prints(after, "judge", judge="llm")
+
+
 def test_templates_are_read_once_however_many_verdicts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[object] = []
     original = harness.plan.load_judge_template

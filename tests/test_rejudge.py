@@ -219,6 +219,37 @@ def test_another_judge_joins_the_run_and_nothing_is_generated(copy: Path, tiny_m
     assert contents(copy / "verdicts") == verdicts
 
 
+def test_a_judge_that_was_trained_again_in_place_judges_again(copy: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "judge"))
+
+    def verdicts() -> dict[str, Any]:
+        outcome = judge_again(*prepare(copy, [f"jd={folder}"]), quiet=True)
+        assert outcome.results["not_counted"] == []
+        rows = RowFile(copy / "verdicts" / "jd" / "instruct-vs-base.jsonl", Verdict).read().values()
+        return {row.id: (row.fingerprint, row.details) for row in rows}
+
+    first = verdicts()
+    assert verdicts() == first
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 7.0}))
+    second = verdicts()
+    assert second.keys() == first.keys()
+    assert all(second[i][0] != first[i][0] for i in first)
+    assert any(second[i][1] != first[i][1] for i in first)
+
+
+def test_a_writer_that_is_another_model_now_does_not_judge_its_responses(copy: Path, tiny_model: Path) -> None:
+    model = Path(plan_of_run(copy).spec.models["instruct"].path or "")
+    shutil.copytree(tiny_model, model)
+    try:
+        judge_again(*prepare(copy, ["own=instruct"], limit=1), quiet=True)
+        (model / "generation_config.json").write_text("{}")
+        with pytest.raises(UserError, match="'instruct' wrote responses of this run and is another one now"):
+            prepare(copy, ["own=instruct"])
+    finally:
+        shutil.rmtree(model)
+
+
 def test_a_run_by_its_first_specification_tells_of_the_judges_that_joined(
     copy: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

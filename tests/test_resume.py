@@ -20,6 +20,7 @@ from harness.cli import main
 from harness.models.base import Completion
 from harness.models.local import TransformersBackend
 from harness.plan import build_plan
+from harness.rescore import rescore
 from harness.spec import load_spec
 from sami_train.errors import UserError
 
@@ -184,8 +185,9 @@ def test_failed_responses_are_tried_again(place: Path, flaky: dict[str, Any]) ->
     flaky.update(fail=lambda n: False, asked=0)
     assert go(measures__infonce=0) == expected
     assert flaky["asked"] == 2
-    cached = (place / "cache" / "rows").glob("*-generate.jsonl")
-    assert not any(row["error"] for file in cached for row in rows(file))
+    cached = [row for file in (place / "cache" / "sealed-rows").glob("*-generate.jsonl") for row in rows(file)]
+    assert cached
+    assert not any(json.loads(row["content"])["error"] for row in cached)
 
 
 def test_a_run_that_breaks_off_keeps_what_it_has(
@@ -361,6 +363,28 @@ def test_training_without_a_usable_cache_is_done_in_the_run(place: Path, monkeyp
     assert (place / "run" / "training" / "sami" / "summary.json").is_file()
 
 
+def test_what_another_run_trains_from_is_a_copy_that_was_not_changed(place: Path, no_model: Callable[[], None]) -> None:
+    before = go("trained")
+    mine = next((place / "run" / "training").rglob("model.safetensors"))
+    with mine.open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"abcd")
+    no_model()
+    assert go("trained", output="second") == before
+    next((place / "cache" / "trained").rglob("model.safetensors")).write_bytes(mine.read_bytes())
+    with pytest.raises(AssertionError, match="a model was opened"):  # trained again: what is in the cache was changed
+        go("trained", output="third")
+
+
+def test_a_trained_model_that_was_deleted_comes_back(place: Path) -> None:
+    before = go("trained")
+    model = next((place / "run" / "training").rglob("model.safetensors")).parent
+    shutil.rmtree(model)
+    (place / "run" / "results.json").unlink()
+    assert go("trained") == before
+    assert (model / "model.safetensors").is_file()
+
+
 # --- Where it runs
 
 
@@ -410,3 +434,33 @@ def test_a_device_that_is_not_there_is_one_sentence(place: Path) -> None:
     with pytest.raises(UserError, match=r"engine\.json: the run was begun on 'cuda', but torch finds no GPU here"):
         go()
     assert go(engine__device="cpu")
+
+
+# --- Responses that were made again
+
+
+def test_a_response_that_is_made_again_is_judged_again(place: Path) -> None:
+    """The way out that the message names: delete the line. The text is another one then, and so are all rows on it."""
+    options: dict[str, Any] = {"cache": False, "measures__relevance": {"queries": 4, "others": 1, "embedded": False}}
+    before = go(**options)
+    file = place / "run" / "generations" / "base" / "dialogue.jsonl"
+    (row, *others) = rows(file)
+    assert row["text"]
+    file.write_text(
+        "".join(json.dumps(one) + "\n" for one in [{**row, "text": "Another text, word for word."}, *others])
+    )
+    found = rescore(place / "run")
+    assert sum(kind["n"] for kind in found["not_counted"]) > 0, "verdicts on a text that is gone do not count"
+    assert {kind["why"] for kind in found["not_counted"]} == {"responses"}
+    after = go(**options)
+    assert after["not_counted"] == []
+    fresh = place / "fresh"
+    shutil.copytree(place / "run" / "generations", fresh / "generations")
+    assert go(output="fresh", **options)["comparisons"] == after["comparisons"] != before["comparisons"]
+    for kind in ("verdicts", "likelihoods", "relevance"):
+        for one in (place / "run" / kind).rglob("*.jsonl"):
+            last = {r["id"]: r for r in rows(one)}
+            made = {r["id"]: r for r in rows(fresh / one.relative_to(place / "run"))}
+            assert {i: r["texts"] for i, r in last.items()} == {i: r["texts"] for i, r in made.items()}
+    file.write_text("".join(json.dumps(one) + "\n" for one in others))
+    assert go(**options) == before

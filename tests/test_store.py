@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
+import pwd
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import harness.store.lock
+import sami_train.models
 from harness.rows import Generation, Manifest
 from harness.store import (
     RowFile,
     RunLock,
+    SharedFolder,
     SharedRows,
     cache_folder,
     environment,
@@ -479,6 +486,48 @@ def test_a_killed_process_frees_the_folder_though_its_forked_workers_live_on(tmp
         kill(process)
 
 
+def test_a_folder_stays_locked_when_its_lock_file_is_deleted(tmp_path: Path) -> None:
+    process = hold(tmp_path)
+    try:
+        (tmp_path / ".lock").unlink()
+        with pytest.raises(UserError, match="in use by another process"):
+            RunLock(tmp_path).__enter__()
+        with pytest.raises(UserError, match="in use by another process"):
+            RunLock(tmp_path).__enter__()
+    finally:
+        kill(process)
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_lock_on_a_file_that_was_deleted_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def open_and_delete(path: Path) -> int:
+        opened.append(original(path))
+        if len(opened) == 1:
+            path.unlink()
+        return opened[-1]
+
+    original = harness.store.lock._open
+    monkeypatch.setattr(harness.store.lock, "_open", open_and_delete)
+    with RunLock(tmp_path) as lock:
+        assert len(opened) == 2
+        assert json.loads(lock.path.read_text())["pid"] == os.getpid()
+
+
+def test_a_folder_is_locked_where_locks_have_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = hold(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    try:
+        with pytest.raises(UserError, match=f"in use by process {process.pid} "):
+            RunLock(tmp_path).__enter__()
+    finally:
+        kill(process)
+    with RunLock(tmp_path):
+        pass
+
+
 def test_one_process_cannot_lock_twice_and_may_lock_again(tmp_path: Path) -> None:
     with RunLock(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} "):
         RunLock(tmp_path).__enter__()
@@ -538,7 +587,7 @@ for begin in range(0, 60, 4):
     (tmp_path / "go").touch()
     for process in processes:
         finish(process)
-    fingerprints = [row.fingerprint for row in RowFile(shared.path, Generation).rows()]
+    fingerprints = [json.loads(line)["fingerprint"] for line in shared.path.open()]
     assert len(fingerprints) == 62
     assert set(fingerprints) == {f"{n:032x}" for n in range(62)}
 
@@ -573,6 +622,123 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_run(tmp_path: Path, capl
     assert "going on without the cache" in caplog.text
 
 
+def test_a_row_that_was_edited_in_the_cache_is_not_taken(
+    shared: SharedRows[Generation], caplog: pytest.LogCaptureFixture
+) -> None:
+    shared.give([make_row(1, "as it was", "a"), make_row(2, "another", "b")])
+    for old, new in (("as it was", "as you like"), ('"fingerprint":"a"', '"fingerprint":"c"')):
+        text = shared.path.read_text()
+        shared.path.write_text(text.replace(old, new))
+        assert shared.take({"a", "b", "c"}) == []
+        assert "the row is not what was put there" in caplog.text
+        shared.path.write_text(text)
+        assert len(shared.take({"a", "b"})) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_read(
+    shared: SharedRows[Generation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions stop nobody who is root, so the lock, which is all that a reader could write, is refused here."""
+    shared.give([make_row(1, fingerprint="a")])
+    monkeypatch.setattr("harness.store.shared.exclusive", None)
+    assert shared.take({"a"}) == [make_row(1, fingerprint="a")]
+
+
+@pytest.mark.parametrize("below", ["", "generations"])
+def test_a_cache_that_others_can_write_in_is_not_used(
+    shared: SharedRows[Generation], tmp_path: Path, below: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared.give([make_row(1, fingerprint="a")])
+    (tmp_path / below).chmod(0o777)
+    assert shared.take({"a"}) == []
+    shared.give([make_row(2, fingerprint="b")])
+    assert caplog.text.count(f"other users can write in {tmp_path / below}") == 2
+    (tmp_path / below).chmod(0o700)
+    assert len(shared.take({"a", "b"})) == 1
+
+
+def test_a_group_that_is_the_users_own_may_write_in_the_cache(
+    shared: SharedRows[Generation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.give([make_row(1, fingerprint="a")])
+    tmp_path.chmod(0o770)
+    for name, n in ((pwd.getpwuid(os.geteuid()).pw_name, 1), ("staff", 0)):
+        monkeypatch.setattr("grp.getgrgid", lambda _, name=name: SimpleNamespace(gr_name=name))
+        assert len(shared.take({"a"})) == n
+
+
+def test_a_new_cache_is_the_users_own(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        SharedRows("generations", "m", Generation, tmp_path / "cache").give([make_row(1)])
+    finally:
+        os.umask(before)
+    assert {(tmp_path / f).stat().st_mode & 0o777 for f in ("cache", "cache/generations")} == {0o700}
+
+
+# Shared folders
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "weights").write_bytes(b"1234")
+    (folder / ".lock").write_text("")
+    return folder
+
+
+def test_a_folder_is_taken_as_it_was_given(model: Path, tmp_path: Path) -> None:
+    shared = SharedFolder("trained", "f", tmp_path / "cache")
+    assert not shared.take(tmp_path / "run" / "one")
+    shared.give(model)
+    (model / "deep" / "weights").write_bytes(b"5678")
+    shared.give(model)
+    for name in ("one", "two"):
+        target = tmp_path / "run" / name
+        assert shared.take(target)
+        assert {f.relative_to(target).as_posix(): f.read_bytes() for f in target.rglob("*") if f.is_file()} == {
+            "deep/weights": b"1234"
+        }
+        with (target / "deep" / "weights").open("r+b") as file:
+            file.write(b"0")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["one", "two"]
+
+
+@pytest.mark.parametrize("damage", ["deep/weights", "deep/new", ""])
+def test_a_folder_that_was_changed_in_the_cache_is_put_aside(
+    model: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = SharedFolder("trained", "f", tmp_path / "cache")
+    shared.give(model)
+    (shared.path / damage).write_bytes(b"other") if damage else (shared.path / "deep" / "weights").unlink()
+    target = tmp_path / "target"
+    target.mkdir()
+    assert not shared.take(target)
+    assert "renamed to f.corrupt-1" in caplog.text
+    assert list(target.iterdir()) == []
+    shared.give(model)
+    assert shared.take(target)
+
+
+def test_a_folder_is_given_to_no_cache_that_is_full_or_gone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    shared = SharedFolder("trained", "f", tmp_path / "file")
+    shared.give(model)
+    assert not shared.take(tmp_path / "target")
+
+    def full(*_: object, **__: object) -> None:
+        raise shutil.Error([("a", "b", "No space left on device")])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    shared = SharedFolder("trained", "f", tmp_path / "cache")
+    shared.give(model)
+    assert list((tmp_path / "cache" / "trained").iterdir()) == []
+    assert "No space left on device" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc/x", "a\\b", "a\n", "é", "a b", "x" * 129, "a\0"])
 def test_nothing_untrusted_picks_a_path(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="cannot name rows in the cache"):
@@ -592,6 +758,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_folder() == Path("/x/sami-harness")
     monkeypatch.setenv("HARNESS_CACHE", "~/mine")
     assert cache_folder() == tmp_path / "mine"
+    assert sami_train.models.cache_folder is cache_folder, "one definition"
 
 
 def test_the_store_is_light_to_import() -> None:

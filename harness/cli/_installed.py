@@ -74,7 +74,8 @@ def is_installed(model: Embedded) -> bool:
 
 def converted_folder(model: Embedded) -> Path:
     """Where `sami_train.models.local_folder` puts a converted model."""
-    from sami_train.models import CONVERSION, cache_folder
+    from sami_train.files import cache_folder
+    from sami_train.models import CONVERSION
 
     return cache_folder() / "models" / f"{model.name}-{CONVERSION}"
 

@@ -174,6 +174,7 @@ def _judges(_: argparse.Namespace) -> dict[str, Rows]:
 
 def _runs(options: argparse.Namespace) -> Rows:
     from harness.cli._runs import FOLDER, headline, read_results, run_folders
+    from harness.rescore import is_current
 
     place = options.folder or FOLDER
     if options.folder is not None and not place.is_dir():
@@ -182,7 +183,8 @@ def _runs(options: argparse.Namespace) -> Rows:
     for folder in run_folders(place):
         try:
             results = read_results(folder)
-            row = {"name": results.get("name"), "created": results.get("created"), "headline": headline(results)}
+            said = headline(results) if is_current(folder, results) else "begun again with changes, and not finished"
+            row = {"name": results.get("name"), "created": results.get("created"), "headline": said}
         except (UserError, KeyError, TypeError, ValueError) as error:
             row = {"name": None, "created": None, "headline": f"cannot be read: {error}"}
         rows.append({"folder": str(folder), **row})

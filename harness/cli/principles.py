@@ -384,9 +384,11 @@ def _written_file(output: str | None, name: str | None, *, overwrite: bool) -> t
 def _model_to_ask(path: str, style: Style, base_url: str | None) -> tuple[dict[str, Any], Callable[[], Backend]]:
     """What makes the model this model, and how it is opened. Raises UserError for what can be told beforehand."""
     from harness.models import open_model
+    from harness.plan import api_fingerprint
     from harness.spec import EngineSpec, ModelSpec, model_backend
     from sami_train.models import check_source, parse_source, source_fingerprint
 
+    model = ModelSpec(path=path, style=style, base_url=base_url)
     identity: dict[str, Any] = {"path": path, "base_url": base_url}
     if model_backend(path) not in ("openai", "anthropic"):
         if base_url is not None:
@@ -394,7 +396,8 @@ def _model_to_ask(path: str, style: Style, base_url: str | None) -> tuple[dict[s
         source = parse_source(path)
         check_source(source)
         identity["weights"] = source_fingerprint(source)
-    model = ModelSpec(path=path, style=style, base_url=base_url)
+    else:
+        identity["served"] = api_fingerprint(model)
     return identity, lambda: open_model(path, model, lambda _: parse_source(path), EngineSpec())
 
 

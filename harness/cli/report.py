@@ -59,11 +59,13 @@ def execute(options: argparse.Namespace) -> int:
     from harness.cli._runs import find_started_run, read_results
     from harness.cli._screen import print_json
     from harness.report import render_markdown
-    from harness.rescore import rescore
+    from harness.rescore import is_current, rescore
     from harness.store import write_atomic
 
     folder = find_started_run(options.run)
-    results = read_results(folder) if (folder / "results.json").is_file() else rescore(folder)
+    results = read_results(folder) if (folder / "results.json").is_file() else None
+    if results is None or not is_current(folder, results):  # a changed run was begun in the folder, and is not finished
+        results = rescore(folder)
     write_atomic(folder / "report.md", render_markdown(results))
     if options.json:
         print_json(results)

@@ -97,8 +97,9 @@ def _print_outcome(outcome: RunOutcome, began: datetime.datetime, *, everything:
 def shortfall(outcome: RunOutcome) -> str:
     """Why a run that is done is not good enough."""
     quality = outcome.results["quality"]
+    whose = f"of the judge '{quality['judge']}' " if quality.get("judge") else ""
     return (
-        f"finished, but {quality['unscored_rate']:.1%} of the verdicts are unscored (statistics.max_unscored allows "
+        f"finished, but {quality['unscored_rate']:.1%} of the verdicts {whose}are unscored (statistics.max_unscored allows "
         f"{quality['max_unscored']:.1%}){commonest(outcome.results.get('judges') or {})}; see {outcome.folder / 'report.md'}"
         f"{', or run again to retry failed requests' if is_retried(outcome.results.get('judges') or {}) else ''}"
     )

@@ -13,7 +13,9 @@ function ``(text: str, **options) -> float``. The word lists of the shipped chec
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import math
 import re
@@ -21,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, wraps
 from itertools import islice
+from pathlib import Path
 from typing import Concatenate, ParamSpec
 
 from sami_train.constitutions import Check
@@ -126,6 +129,31 @@ def _find_entry_points(search_path: tuple[str, ...]) -> dict[str, importlib.meta
             )
         found[entry.name] = entry
     return found
+
+
+def code_of(name: str) -> str | None:
+    """The hash of the code behind another package's check: its version, and the files of its top-level module.
+
+    None for a shipped check. The version alone does not change with a package that is edited where it is installed.
+    """
+    return _code_hash(name, tuple(sys.path)) if name in _entry_points() else None
+
+
+@lru_cache(maxsize=256)
+def _code_hash(name: str, search_path: tuple[str, ...]) -> str:
+    entry = _find_entry_points(search_path)[name]
+    digest = hashlib.sha256(f"{entry.value}\0{entry.dist.version if entry.dist else ''}".encode())
+    spec = importlib.util.find_spec(entry.module.partition(".")[0])
+    roots = [Path(place) for place in (spec.submodule_search_locations or [spec.origin or ""])] if spec else []
+    for root in roots:
+        files = (
+            sorted(f for f in root.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
+            if root.is_dir()
+            else [root]
+        )
+        for file in files:
+            digest.update(f"\0{file.relative_to(root)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:32]
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from harness.report.findings import what_it_shows
 from harness.report.judges import corrections_section, judges_section, rank_stability_section
-from harness.report.readings import RUNS, legend, reading
+from harness.report.readings import RUNS, UNLIKE, legend, reading
 from harness.report.responses import adjusted_section, responses_section
 from harness.report.win_rates import (
     by_principle_section,
@@ -81,7 +81,7 @@ def comparison_sections(comparison: Results) -> list[Section]:
                 points(row["difference"], low, high),
                 str(row["n_common"]),
                 p_value(row["p_holm"]),
-                reading(row, comparison["level"], RUNS, 0),
+                UNLIKE if row["differs"] else reading(row, comparison["level"], RUNS, 0),
             )
         )
     columns = ("task", "split", "A", "B", "A − B, points", "n", "p Holm", "reading")
@@ -105,7 +105,15 @@ def comparison_sections(comparison: Results) -> list[Section]:
         f"the interval{'; ' if told else ''}{'; '.join(told)}.",
     ]
     runs = (f"A: {comparison['run_a']}", f"B: {comparison['run_b']}")
-    return [Section("Two runs, paired by query", runs, tables, (*remarks, *alone))]
+    unlike = [
+        f"{UNLIKE}: {versus(row)} on {row['task']}, {split_words(row['split'])}: {', '.join(row['differs'])} "
+        f"differ{'s' * (len(row['differs']) == 1)} between the runs, so that the difference is not of the models alone."
+        for row in comparison["rows"]
+        if row["differs"]
+    ]
+    if changed := sum(row["n_other_text"] for row in comparison["rows"]):
+        unlike.append(f"{changed} scores of queries whose id has another text in the other run are left out.")
+    return [Section("Two runs, paired by query", runs, tables, (*remarks, *unlike, *alone))]
 
 
 def not_counted_section(results: Results) -> Section:

@@ -31,6 +31,7 @@ WRONG = {
     "empty": "empty",
     "repeats_query": "repeat the query",
     "same_text": "the text of another query's response",
+    "shortened": "answer a shortened query",
 }
 
 
@@ -74,7 +75,8 @@ def _incomplete(results: Results) -> list[str]:
     quality, found = results.get("quality") or {}, []
     if not quality.get("passed", True):
         limit = percent(quality.get("max_unscored"))
-        found.append(f"incomplete: {percent(quality['unscored_rate'])} of verdicts unscored (limit {limit})")
+        whose = f"{quality['judge']}'s verdicts" if quality.get("judge") else "verdicts"
+        found.append(f"incomplete: {percent(quality['unscored_rate'])} of {whose} unscored (limit {limit})")
     if n := sum(row.get("n") or 0 for row in rows_of(results, "not_counted")):
         found.append(f"{n} verdicts in the folder are not counted")
     return found

@@ -42,7 +42,7 @@ def judges_section(results: Results) -> Section:
     verdict = "passed" if quality.get("passed") else "FAILED"
     sentences = (
         (
-            f"Unscored verdicts, missing ones included: {percent(quality['unscored_rate'])} "
+            f"Unscored verdicts{_by_worst(quality)}, missing ones included: {percent(quality['unscored_rate'])} "
             f"(limit {percent(quality.get('max_unscored'))}): {verdict}.",
         )
         if quality.get("unscored_rate") is not None
@@ -50,6 +50,14 @@ def judges_section(results: Results) -> Section:
     )
     tables = (Table(columns, cells, numbers=frozenset(columns[3:])),) if cells else ()
     remarks = ["A judge without a lean prefers the answer shown first, and the longer one, in half of what it decides."]
+    remarks += [
+        f"{name}, {versus(row)}, {split_words(row['split'])}: where the other order says that it lost, {row['a']}'s verdicts are "
+        f"unscored in {percent(of['a']['unscored'] / (of['a']['n'] or 1), 0)} of {of['a']['n']}, {row['b']}'s in "
+        f"{percent(of['b']['unscored'] / (of['b']['n'] or 1), 0)} of {of['b']['n']}."
+        for (name, *_), group in grouped(rows_of(results, "comparisons"), "judge", "a", "b", "principle_set").items()
+        for row in pooled_rows(group)
+        if (of := row.get("unscored_losses")) and of["a"]["unscored"] + of["b"]["unscored"]
+    ]
     for name, card in cards.items():
         if reasons := card.get("unscored_reasons"):
             remarks.append(f"Unscored by {name}: {', '.join(f'{reason} {n}' for reason, n in reasons.items())}.")
@@ -93,6 +101,10 @@ def asked_otherwise(name: str, card: Row) -> list[str]:
             "nothing of its noise."
         )
     return found
+
+
+def _by_worst(quality: Row) -> str:
+    return f" of the worst judge, {quality['judge']}" if quality.get("judge") else ""
 
 
 def _of(card: Row, share: str, n: str) -> str:

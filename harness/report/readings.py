@@ -16,6 +16,8 @@ from harness.report.words import NONE, Results, Row, counted, rows_of
 
 UNCLEAR = "–"
 NO_SCORE = "no score"
+UNLIKE = "unlike"
+"""Of two runs whose verdicts do not mean the same."""
 
 
 class Words(NamedTuple):

@@ -26,7 +26,7 @@ from harness.report.words import (
 
 def responses_section(results: Results) -> Section:
     """What the responses are, whatever a judge says of them."""
-    shares = ("copied", "ran on", "cut", "empty", "repeat query", "same text")
+    shares = ("copied", "ran on", "cut", "empty", "repeat query", "same text", "shortened")
     columns = ("model", "task", "split", "n", *shares, "words", "relevance")
     tables = []
     for (principle_set,), group in grouped(rows_of(results, "responses"), "principle_set").items():
@@ -63,7 +63,7 @@ def responses_section(results: Results) -> Section:
     remarks = (
         "Shares of responses: copied: four words in a row of the constitution; ran on: went on with the next item of the prompt or "
         "the next turn, and was cut there; cut: at the token limit; repeat query: half the words are the query's; "
-        f"{again}identical: both models wrote the same.",
+        f"{again}shortened: the query did not fit the prompt and was cut; identical: both models wrote the same.",
         *([f"{RELEVANCE} Scorer: {', '.join(scorers)}."] if scorers else []),
     )
     return Section("What the responses are", (), tuple(tables), remarks)

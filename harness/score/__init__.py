@@ -23,9 +23,9 @@ from harness.protocols import Protocol
 from harness.score.comparisons import comparison
 from harness.score.information import infonce_rows
 from harness.score.inputs import ExpectedPair, Facts, Kind, NotCounted, ResponseKey, ScoreInputs, WhyNotCounted
-from harness.score.judges import corrections, judge_cards, not_counted
+from harness.score.judges import corrections, judge_cards, not_counted, quality
 from harness.score.models import gaps, leaderboards, rank_stabilities, steerability
-from harness.score.pairs import ALL_TASKS, grouped, judged_pairs, strict, verdict_counts
+from harness.score.pairs import ALL_TASKS, grouped, judged_pairs, strict
 from harness.score.responses import response_rows
 from harness.stats import holm
 
@@ -48,8 +48,6 @@ def score(inputs: ScoreInputs) -> dict[str, Any]:
     """The results of a run, ready for strict JSON: no NaN, no times. The caller adds `created`."""
     pairs = judged_pairs(inputs)
     groups = grouped(inputs, pairs)
-    verdicts = verdict_counts([pair for pair in pairs if not (inputs.unfinished and None in pair.rows)])
-    unscored_rate = verdicts["unscored"] / verdicts["expected"] if verdicts["expected"] else 0.0
     return {
         "schema_version": SCHEMA_VERSION,
         "name": inputs.name,
@@ -77,11 +75,7 @@ def score(inputs: ScoreInputs) -> dict[str, Any]:
         "judges": judge_cards(inputs, pairs),
         "corrections": corrections(inputs, groups),
         "training": strict(inputs.training),
-        "quality": {
-            "unscored_rate": unscored_rate,
-            "max_unscored": inputs.max_unscored,
-            "passed": unscored_rate <= inputs.max_unscored,
-        },
+        "quality": quality(inputs, [pair for pair in pairs if not (inputs.unfinished and None in pair.rows)]),
         "not_counted": not_counted(inputs.not_counted),
     }
 

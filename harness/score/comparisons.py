@@ -73,6 +73,7 @@ def comparison(key: Key, groups: Groups, inputs: ScoreInputs) -> dict[str, Any]:
         "judge_noise": _judge_noise(group, inputs.level),
         "position_consistency": card["position_consistency"],
         "verdicts": verdict_counts(group),
+        "unscored_losses": _unscored_losses(group),
         "by_principle": [
             _principle_row(principle, scored, inputs) for principle, scored in scored_by_principle(group).items()
         ],
@@ -87,6 +88,25 @@ def _whole(group: list[Pair], inputs: ScoreInputs) -> dict[str, Any] | None:
         return None
     rate = rate_of(scored, inputs.level, inputs.rule)
     return {"n": rate["n"], "win_rate": rate["rate"], "ci_low": rate["low"], "ci_high": rate["high"]}
+
+
+def _unscored_losses(group: list[Pair]) -> dict[str, Any] | None:
+    """By model: verdicts in whose other order it lost, and how many of them are unscored; None for a judge with one order.
+
+    A response that makes its judge's verdict unreadable loses less often: its losses leave the win rate.
+    """
+    found = {side: {"n": 0, "unscored": 0} for side in ("a", "b")}
+    if not any(len(pair.expected.orders) > 1 for pair in group):
+        return None
+    for pair in group:
+        for number in range(0, len(pair.rows) - 1, 2):
+            two = pair.rows[number : number + 2]
+            for own, other in (two, two[::-1]):
+                if own and other and other.outcome in ("a", "b") and "error" not in own.details:
+                    of = found["b" if other.outcome == "a" else "a"]
+                    of["n"] += 1
+                    of["unscored"] += own.outcome == "unscored"
+    return found
 
 
 def _principle_row(principle: str, scored: Scored, inputs: ScoreInputs) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Facts(NamedTuple):
     """Equal for equal texts, blanks aside."""
     style: Mapping[str, float] = MappingProxyType({})
     """`harness.style.style_counts`."""
+    shortened: bool = False
+    """Its query was shortened to fit the prompt's limit."""
 
 
 class ExpectedPair(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness.judges.card import JudgedPair, against_reference, corrected, full_card
@@ -38,6 +38,33 @@ def judge_cards(inputs: ScoreInputs, pairs: list[Pair]) -> dict[str, Any]:
             agreement = against_reference(judged_pairs, known, inputs.level)
             cards[name]["agreement"] = {"reference": reference, **agreement}
     return cards
+
+
+def quality(inputs: ScoreInputs, pairs: Iterable[Pair]) -> dict[str, Any]:
+    """Whether enough verdicts are scored. The worst judge decides: the verdicts of others say nothing of what it can read.
+
+    Counted is each kind of a judge's verdicts by itself, missing ones too, without ties of equal texts, which no judge reads.
+    """
+    counts: dict[tuple[str, str], list[int]] = {}
+    for pair in pairs:
+        of = counts.setdefault((pair.expected.judge, pair.expected.kind), [0, 0])
+        for row in pair.rows:
+            if row is None or not row.details.get("identical"):
+                of[0] += 1
+                of[1] += row is None or row.outcome == "unscored"
+    by_judge: list[dict[str, Any]] = [
+        {"judge": judge, "kind": kind, "n": n, "unscored": unscored, "unscored_rate": unscored / n if n else 0.0}
+        for (judge, kind), (n, unscored) in sorted(counts.items())
+    ]
+    worst = max(by_judge, key=lambda row: row["unscored_rate"], default=None)
+    rate = worst["unscored_rate"] if worst else 0.0
+    return {
+        "unscored_rate": rate,
+        "judge": worst["judge"] if worst and rate else None,
+        "max_unscored": inputs.max_unscored,
+        "passed": rate <= inputs.max_unscored,
+        "by_judge": by_judge,
+    }
 
 
 def _reference(inputs: ScoreInputs) -> str | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from harness.judges.llm import Order
 from harness.judges.verifiable import TIE_TOLERANCE
-from harness.protocols import drawn_order, pair_scores
+from harness.protocols import CORRECTED, Protocol, drawn_order, pair_scores
 from harness.rows import Verdict
 from harness.score.inputs import ExpectedPair, Kind, ScoreInputs
 from harness.stats import (
@@ -69,20 +70,31 @@ Groups = dict[Key, list[Pair]]
 
 def judged_pairs(inputs: ScoreInputs) -> list[Pair]:
     """Every expected pair once, in a fixed order, whatever the order of the rows."""
+    return pairs_of(inputs.verdicts, inputs.expected, inputs.protocol, inputs.kinds, inputs.seed)
+
+
+def pairs_of(
+    verdicts: Iterable[Verdict],
+    expected: Iterable[ExpectedPair],
+    protocol: Protocol = CORRECTED,
+    kinds: Mapping[str, str] = MappingProxyType({}),
+    seed: int = 0,
+) -> list[Pair]:
+    """The expected pairs with their verdicts, as `judged_pairs`; the fields are those of `ScoreInputs`."""
     found: dict[tuple[Any, ...], Verdict] = {}
-    for v in inputs.verdicts:
+    for v in verdicts:
         pair = (v.judge, v.kind, v.a, v.b, v.task, v.principle_set, v.split, v.query_id, v.constitution_id, v.epoch)
         found[*pair, v.order, v.repeat] = v
     pairs = []
-    for e in sorted(set(inputs.expected)):
+    for e in sorted(set(expected)):
         judgings = [{order: found.get((*e.place, order, n)) for order in e.orders} for n in range(e.repeats)]
         drawn: Order = "ab"
-        if inputs.protocol.orders == "one":  # the same for all judges, and for all that is judged of a query
-            drawn = drawn_order(inputs.seed, e.kind, e.a, e.b, e.task, e.principle_set, e.split, e.query_id)
-        kind = inputs.kinds.get(e.task, "dialogue")
-        scores = pair_scores(judgings, inputs.protocol, kind=kind, drawn=drawn)
+        if protocol.orders == "one":  # the same for all judges, and for all that is judged of a query
+            drawn = drawn_order(seed, e.kind, e.a, e.b, e.task, e.principle_set, e.split, e.query_id)
+        kind = kinds.get(e.task, "dialogue")
+        scores = pair_scores(judgings, protocol, kind=kind, drawn=drawn)
         rows = tuple(row for verdicts in judgings for row in verdicts.values())
-        whole = _whole(rows, inputs.protocol.tie_value(kind)) if scores.score is not None else None
+        whole = _whole(rows, protocol.tie_value(kind)) if scores.score is not None else None
         pairs.append(Pair(e, rows, scores.score, scores.repeats, whole))
     return pairs
 

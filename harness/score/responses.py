@@ -39,7 +39,7 @@ from sami_train.data import Query
 from sami_train.relevance import relevance
 
 SIDES: tuple[Literal["a"], Literal["b"]] = ("a", "b")
-SHARES = ("copied", "ran_on", "cut", "empty", "repeats_query")
+SHARES = ("copied", "ran_on", "cut", "empty", "repeats_query", "shortened")
 
 
 def facts_of(row: Generation, sentences: Sequence[str], query: Query) -> Facts:
@@ -53,6 +53,7 @@ def facts_of(row: Generation, sentences: Sequence[str], query: Query) -> Facts:
         repeats_query=copied_share(row.text, [query.text]) if query.task == "dialogue" else 0.0,
         digest=hashlib.sha256(text.encode()).hexdigest()[:16],
         style=style_counts(row.text),
+        shortened=row.truncated,
     )
 
 
@@ -88,6 +89,7 @@ def shares(found: Sequence[Facts]) -> dict[str, Any]:
         "cut": fmean(facts.cut for facts in found),
         "empty": fmean(facts.words == 0 for facts in found),
         "repeats_query": fmean(facts.repeats_query >= REPEATS for facts in found),
+        "shortened": fmean(facts.shortened for facts in found),
     }
 
 

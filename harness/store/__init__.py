@@ -10,11 +10,13 @@ from harness.store.fingerprints import fingerprint
 from harness.store.lock import RunLock
 from harness.store.manifests import environment, git_state, read_manifest, write_manifest
 from harness.store.row_file import RowFile
-from harness.store.shared import SharedRows, cache_folder
+from harness.store.shared import SharedFolder, SharedRows
+from sami_train.files import cache_folder
 
 __all__ = [
     "RowFile",
     "RunLock",
+    "SharedFolder",
     "SharedRows",
     "cache_folder",
     "environment",

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from harness.store.files import make_folder, write_all, writing
 from sami_train.errors import UserError
@@ -19,55 +19,105 @@ from sami_train.errors import UserError
 class RunLock:
     """One process at a time in a run folder: `with RunLock(folder): ...`.
 
-    The lock is on the file `.lock` in the folder. What is written there only tells the second process about the
-    first: a file that a killed process left behind blocks nobody.
+    The lock is on the folder itself and on the file `.lock` in it, so that nobody gets in when that file is deleted. What
+    is written there tells the second process about the first: a file that a killed process left behind blocks nobody, one
+    of a process that lives blocks also where locks have no effect, as on some network file systems.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".lock"
-        self._handle: int | None = None
+        self._handles: list[int] = []
 
     def __enter__(self) -> Self:
         with writing(self.path):
-            handle = _open(self.path)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                owner = {"pid": os.getpid(), "host": os.uname().nodename, "started": _now()}
-                os.ftruncate(handle, 0)
-                write_all(handle, json.dumps(owner).encode())
+                self._take()
+                owner = {
+                    "pid": os.getpid(),
+                    "host": os.uname().nodename,
+                    "started": _now(),
+                    "clock": _clock(os.getpid()),
+                }
+                os.ftruncate(self._handles[0], 0)
+                write_all(self._handles[0], json.dumps(owner).encode())
             except BlockingIOError as error:
-                os.close(handle)
+                self._close()
                 raise UserError(
-                    f"{self.path.parent} is in use by {self._owner()}; wait for it to end, stop it, or choose "
+                    f"{self.path.parent} is in use by {self._described()}; wait for it to end, stop it, or choose "
                     "another run folder"
                 ) from error
             except BaseException:
-                os.close(handle)
+                self._close()
                 raise
-        self._handle = handle
         _held.add(self)
         return self
+
+    def _take(self) -> None:
+        """Lock the file that is at the path now, and its folder. Raises BlockingIOError where another process has it."""
+        while True:
+            handle = _open(self.path)
+            self._handles = [handle]
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(handle, self.path):
+                break
+            self._close()  # deleted between opening and locking: another process may have made and locked a new one
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        self._handles.append(folder)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # NFS locks no folders
+        owner = self._owner()
+        same_host = owner.get("host") == os.uname().nodename
+        if same_host and owner.get("clock") and owner["clock"] == _clock(owner.get("pid")):
+            raise BlockingIOError
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handle is not None:
+        if self._handles:
             with suppress(OSError):
-                os.ftruncate(self._handle, 0)
+                os.ftruncate(self._handles[0], 0)
         self._close()
 
     def _close(self) -> None:
-        handle, self._handle = self._handle, None
+        handles, self._handles = self._handles, []
         _held.discard(self)
-        if handle is not None:
+        for handle in handles:
             os.close(handle)
 
-    def _owner(self) -> str:
+    def _owner(self) -> dict[str, Any]:
+        """What the process that has the lock, or had it last, wrote."""
         try:
             owner = json.loads(self.path.read_bytes())
-            return f"process {owner['pid']} on {owner['host']}, started {owner['started']}"
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return owner if isinstance(owner, dict) else {}
+
+    def _described(self) -> str:
+        owner = self._owner()
+        if not {"pid", "host", "started"} <= owner.keys():
             return "another process that has just started"
+        return f"process {owner['pid']} on {owner['host']}, started {owner['started']}"
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _clock(pid: object) -> str | None:
+    """When a process of this machine began, in the system's own count; None where there is no such process, or no such count."""
+    if not isinstance(pid, int):
+        return None
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None
 
 
 @contextmanager

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.judges.checks import check, list_checks, score, validate_check, weight
+from harness.judges.checks import (
+    _code_hash,
+    _find_entry_points,
+    check,
+    code_of,
+    list_checks,
+    score,
+    validate_check,
+    weight,
+)
 from sami_train.constitutions import Check, PrincipleSet, lint, load_principle_set
 from sami_train.errors import UserError
 
@@ -404,6 +413,29 @@ def test_another_package_adds_a_checker(install):
         validate_check(Check(name="shout", options={"marks": "?"}))
     with pytest.raises(UserError, match="did you mean 'shout'"):
         check("shoot")
+
+
+def test_the_code_of_a_checker_is_its_version_and_its_files(install, tmp_path):
+    """Told without importing it."""
+
+    def code():
+        _code_hash.cache_clear()
+        return code_of("shout")
+
+    assert code_of("word_count") is None
+    install("louder", {"shout": "louder_module:shout"}, "raise RuntimeError('imported')")
+    seen = [code(), code()]
+    module, metadata = (
+        tmp_path / "louder" / "louder_module.py",
+        tmp_path / "louder" / "louder-1.0.dist-info" / "METADATA",
+    )
+    module.write_text(module.read_text() + "\n# another\n")
+    seen.append(code())
+    metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
+    _find_entry_points.cache_clear()
+    seen.append(code())
+    assert seen[0] == seen[1]
+    assert len(set(seen)) == 3
 
 
 def test_a_checker_is_imported_only_when_used(install):

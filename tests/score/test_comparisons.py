@@ -168,3 +168,35 @@ def test_the_win_rate_with_copied_text_left_in_stands_beside() -> None:
     assert row["whole"] == {"n": 4, "win_rate": 0.375, "ci_low": expected.low, "ci_high": expected.high}
     assert row["win_rate"] == 0.375
     assert score(inputs({pair(): "a a"}))["comparisons"][0]["whole"] is None, "a judge that leaves nothing out"
+
+
+# --- What is unscored, and the lengths of each principle set
+
+
+def test_losses_that_end_unscored_are_counted_by_model() -> None:
+    outcomes = [
+        "b unscored",
+        "unscored b",
+        "b b",
+        "a unscored",
+        "a a",
+        "a tie",
+        "unscored unscored",
+        "b -",
+        "tie unscored",
+    ]
+    judged = {pair(f"q{i}"): both for i, both in enumerate(outcomes)}
+    (row,) = score(inputs(judged))["comparisons"]
+    assert row["unscored_losses"] == {"a": {"n": 4, "unscored": 2}, "b": {"n": 4, "unscored": 1}}
+    assert score(inputs({pair(orders=("ab",)): "a"}))["comparisons"][0]["unscored_losses"] is None
+
+
+def test_lengths_are_those_of_the_own_principle_set() -> None:
+    """Two sets that share a principle have constitutions of one id, and other responses."""
+    judged = {pair(f"q{i}", principle_set=name): "a b" for i in range(4) for name in ("one", "two")}
+    words = {"one": 10, "two": 90}
+    facts = {p.response(side): Facts(words[p.principle_set]) for p in judged for side in ("a", "b")}
+    rows = score(inputs(judged, facts=facts))["comparisons"]
+    assert {row["principle_set"]: (row["mean_length_a"], row["mean_length_b"]) for row in rows} == {
+        "one": (10, 10), "two": (90, 90),
+    }  # fmt: skip

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from score_rows import VALUE, inputs, only, pair, random_run, strictly
+from score_rows import VALUE, inputs, only, pair, random_run, strictly, verdict
 
 from harness.score import ExpectedPair, score
 from harness.stats import holm, sign_flip_p
@@ -29,7 +29,8 @@ def test_an_empty_run_has_empty_results() -> None:
     result = score(inputs({}))
     strictly(result)
     assert (result["comparisons"], result["gaps"], result["steerability"], result["infonce"]) == ([], [], [], [])
-    assert result["quality"] == {"unscored_rate": 0.0, "max_unscored": 0.02, "passed": True}
+    nothing = {"unscored_rate": 0.0, "judge": None, "max_unscored": 0.02, "passed": True, "by_judge": []}
+    assert result["quality"] == nothing
     assert result["judges"]["judge"]["n_pairs"] == 0
 
 
@@ -85,7 +86,29 @@ def test_rows_stand_in_the_order_of_models_tasks_and_splits() -> None:
 @pytest.mark.parametrize(("limit", "passed"), [(0.25, True), (0.2, False)])
 def test_the_run_fails_above_the_limit_of_unscored_verdicts(limit: float, passed: bool) -> None:
     quality = score(inputs({pair(): "a -", pair("q1"): "a b"}, max_unscored=limit))["quality"]
-    assert quality == {"unscored_rate": 0.25, "max_unscored": limit, "passed": passed}
+    assert (quality["unscored_rate"], quality["max_unscored"], quality["passed"]) == (0.25, limit, passed)
+
+
+def test_the_worst_judge_decides() -> None:
+    """A judge that read nothing: neither a program's verdicts, nor ties of equal texts, nor its contrasts make up for that."""
+    judges = {name: {"kind": "llm", "model": "base"} for name in ("program", "blind")}
+    judged = {pair(f"q{i}", judge="program", orders=("ab",)): "a" for i in range(96)}
+    judged |= {pair(f"q{i}", judge="blind", kind="steerability", b="sami"): "a a" for i in range(96)}
+    blind = {pair(f"q{i}", judge="blind"): "unscored -" for i in range(2)}
+    same = {pair(f"q{i}", judge="blind"): "tie tie" for i in range(2, 50)}
+    rows = [
+        verdict(p, order, outcome, {"identical": True} if p in same else {})
+        for p, outcomes in {**judged, **blind, **same}.items()
+        for order, outcome in zip(p.orders, outcomes.split(), strict=True)
+        if outcome != "-"
+    ]
+    quality = score(inputs(judged | blind | same, judges=judges, verdicts=rows))["quality"]
+    assert (quality["unscored_rate"], quality["judge"], quality["passed"]) == (1.0, "blind", False)
+    assert quality["by_judge"] == [
+        {"judge": "blind", "kind": "steerability", "n": 192, "unscored": 0, "unscored_rate": 0.0},
+        {"judge": "blind", "kind": "win_rate", "n": 4, "unscored": 4, "unscored_rate": 1.0},
+        {"judge": "program", "kind": "win_rate", "n": 96, "unscored": 0, "unscored_rate": 0.0},
+    ]
 
 
 def test_numbers_that_json_lacks_become_null_in_the_training_summary() -> None:
@@ -107,7 +130,7 @@ def test_the_fields_are_those_of_the_schema() -> None:
         "win_rate", "ci_low", "ci_high", "ci_level", "ci_method", "mean_length_a", "mean_length_b", "n_eff",
         "win_rate_ties_dropped", "win_rate_ties_lost", "position_consistency", "verdicts", "by_principle", "p_value",
         "p_holm", "n_family", "family", "length_spearman", "length_stratified", "length_glm", "swapped", "judge_noise",
-        "principles_ci", "whole", "responses", "relevance", "echo_adjusted", "style_adjusted",
+        "principles_ci", "whole", "unscored_losses", "responses", "relevance", "echo_adjusted", "style_adjusted",
         "relevance_adjusted",
     }  # fmt: skip
     assert set(result["gaps"][0]) == {

@@ -31,6 +31,7 @@ def some_run(n: int = 60, **fields: Any) -> ScoreInputs:
                 words,
                 copied=rng.choice([0, 0, 0.2, 0.7]),
                 ran_on=rng.random() < 0.3,
+                shortened=rng.random() < 0.1,
                 cut=rng.random() < 0.5,
                 repeats_query=rng.choice([0, 0.49, 0.5, 1]),
                 digest=rng.choice("xyz"),
@@ -46,6 +47,7 @@ def naive_shares(found: list[Facts]) -> dict[str, float]:
         "n": n,
         "copied": sum(f.copied > 0 for f in found) / n,
         "ran_on": sum(f.ran_on for f in found) / n,
+        "shortened": sum(f.shortened for f in found) / n,
         "cut": sum(f.cut for f in found) / n,
         "empty": sum(f.words == 0 for f in found) / n,
         "repeats_query": sum(f.repeats_query >= 0.5 for f in found) / n,
@@ -91,7 +93,10 @@ def test_one_text_for_several_queries_is_counted() -> None:
 def test_without_facts_the_shares_are_null() -> None:
     (row,) = score(inputs({pair(): "a a"}))["comparisons"]
     strictly(row)
-    assert row["responses"]["a"] == {"n": 0, **dict.fromkeys(("copied", "ran_on", "cut", "empty", "repeats_query"))}
+    assert row["responses"]["a"] == {
+        "n": 0,
+        **dict.fromkeys(("copied", "ran_on", "cut", "empty", "repeats_query", "shortened")),
+    }
     assert (row["responses"]["identical"], row["relevance"]) == (None, None)
     for name in ("echo_adjusted", "style_adjusted", "relevance_adjusted"):
         assert row[name]["win_rate"] is None
@@ -246,6 +251,8 @@ def test_how_a_response_ended() -> None:
     assert not any(facts_of(generation("Yes."), SENTENCES, QUERY)[2:4])
     assert facts_of(generation("Yes.", tail="2. and on"), SENTENCES, QUERY).ran_on
     assert facts_of(generation("Yes", finish_reason="length"), SENTENCES, QUERY).cut
+    assert facts_of(generation("Yes.", truncated=True), SENTENCES, QUERY).shortened
+    assert not facts_of(generation("Yes."), SENTENCES, QUERY).shortened
     nothing = facts_of(generation(" \n "), SENTENCES, QUERY)
     assert (nothing.words, nothing.copied, nothing.repeats_query) == (0, 0, 0)
 
