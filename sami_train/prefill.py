@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from sami_train.errors import UserError
-from sami_train.generation import Encoded, Generated, with_bos
+from sami_train.generation import Encoded, Generated, with_beginning
 
 
 def with_prefill(tokenizer: Any, generated: Generated, prefill: str) -> Generated:
@@ -33,7 +33,7 @@ def prefill_ids(tokenizer: Any, prompt: Encoded, prefill: str) -> list[int]:
         UserError: a token reaches from the prompt into the prefill, so that a training prompt would not end where it begins.
     """
     before = tokenizer(prompt.text.removesuffix(prefill), add_special_tokens=False).input_ids
-    ids = with_bos(tokenizer, list(before))
+    ids = with_beginning(tokenizer, list(before))
     if prompt.ids[: len(ids)] != ids:
         raise UserError(
             f"the template's prefill {prefill!r} and the text before it share a token of this model; begin the prefill with a "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness.models._api import is_loopback, variables_of
+from harness.models._http import is_loopback, variables_of
 from harness.spec import ModelSpec, model_backend
 from sami_train.errors import UserError
 from sami_train.models import Source, source_fingerprint

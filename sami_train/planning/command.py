@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sami_train.planning.work import Iteration, Speed
 
 GPU_MEMORY = "80GB"
-CARDS = {40: 39.39, 80: 79.15, 141: 139.0}
+CARDS: dict[float, float] = {40: 39.39, 80: 79.15, 141: 139.0}
 """GiB that torch reports of a card (A100, H100, H200) by the gigabytes that it is sold with."""
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
