@@ -48,7 +48,7 @@ from sami_train.prompts import Prompt, Template, load_template
 from sami_train.relevance import other_queries
 from sami_train.run_folder import final_model
 
-ROW_VERSION = 2
+ROW_VERSION = 3
 """Enters every fingerprint; a change of what rows mean makes them all again."""
 MODEL_CODE_VERSION = 2
 """Enters the fingerprint of a trained model; a change of the training code that changes weights raises it."""
