@@ -149,7 +149,7 @@ def test_another_judge_of_one_name_is_told(go: Callable[..., Path], tmp_path: Pa
     one = go("one-run", **judged)
     assert compare(one, go("seed", seed=1, **judged))["rows"][0]["differs"] == []
     shipped = (FOLDER / "dialogue.yaml").read_text()
-    (tmp_path / "mine.yaml").write_text(shipped.replace("principles", "rules", 1) + "\n# mine\n")
+    (tmp_path / "mine.yaml").write_text(shipped.replace("Only the principles count", "Only the rules count"))
     two = go("two-run", **{**judged, "judges": {"judge": {"kind": "llm", "model": "judge", "template": "mine.yaml"}}})
     assert compare(one, two)["rows"][0]["differs"] == ["the judge's prompt"]
     files = [read_verdicts(folder / "verdicts/judge/one-vs-two.jsonl", "harness") for folder in (one, two)]

@@ -149,7 +149,7 @@ def test_responses_that_are_yet_to_be_written_are_priced_too(validate: Command) 
         (["--judge", "M", *WRITTEN, "--tasks", "chess"], "there is no task 'chess'"),
         (["--judge", "M", "--on", "verifable"], "verifiable"),
         (["--judge", "M", *WRITTEN, "--run", "gone"], "gone"),
-        (["--judge", "M", "--reference", "gone.jsonl"], "there is no file gone.jsonl"),
+        (["--judge", "M", "--reference", "gone.jsonl"], "gone.jsonl: there is no such reference"),
         (["--judge", "M", *REFERENCE, "--max-unscored", "2"], "'2' is not a share from 0 to 1"),
         (["--judge", "M", *REFERENCE, "--base-url", "http://x"], "--base-url is for openai/NAME"),
         (["--judge", "M", *REFERENCE, "--max-retries", "2"], "--max-retries is for openai/NAME"),
