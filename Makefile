@@ -21,7 +21,7 @@ lint: setup
 
 setup: $(VENV)/.ready
 
-# Made anew when the needs change; a second `make setup` does nothing.
+# Made again when the needs change; a second `make setup` does nothing.
 $(VENV)/.ready: pyproject.toml requirements-models.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "torch==2.13.0"

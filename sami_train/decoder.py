@@ -49,6 +49,7 @@ def hidden_states(
         given.attended = 0
     finally:
         _GIVEN.reset(token)
+        given.forget_masks()
     if not given.by_mask and given.attended < config.num_hidden_layers:
         _BY_MASK.add(type(decoder))
         return hidden_states(model, rows, input_ids, position_ids)
@@ -110,6 +111,10 @@ class _Passing(Given):
     asked: bool = False
     attended: int = 0
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def forget_masks(self) -> None:
+        """Let the masks go with the last layer that needs them: their signs name these rows, a cycle that keeps all of it alive."""
+        self._masks.clear()
 
     def mask(self, function: Any, window: int | None, device: Any) -> Tensor:
         """What a layer gets that would have a mask of a function of transformers: that of the rows, or a sign of them."""

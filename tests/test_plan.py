@@ -720,11 +720,11 @@ def test_another_form_of_judging_is_judged_again(folder: Path) -> None:
 
 def test_a_check_whose_code_changed_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = plan_of(folder)
+    verdicts, others = (prints(before, "judge", judge=judge) for judge in ("verifiable", "llm"))
     monkeypatch.setattr(harness.plan, "code_of", lambda name: f"code of {name}")
     after = plan_of(folder)
-    verdicts = prints(before, "judge", judge="verifiable")
     assert changed(verdicts, prints(after, "judge", judge="verifiable")) == verdicts.keys()
-    assert prints(before, "judge", judge="llm") == prints(after, "judge", judge="llm")
+    assert others == prints(after, "judge", judge="llm")
 
 
 def test_templates_are_read_once_however_many_verdicts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -674,9 +674,9 @@ def test_a_baseline_is_watched_while_it_trains(tiny_model: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"query": "bad \\ud800 text"}', "this line is not JSON"),
-        ('{"query": "' + "[" * 10 + '", "id": ' + "9" * 5000 + "}", "this line is not JSON"),
-        ("[" * 100_000, "this line is not JSON"),
+        ('{"query": "bad \\ud800 text"}', "this row has half of a character"),
+        ('{"query": "' + "[" * 10 + '", "id": ' + "9" * 5000 + "}", "this line has a number of too many digits"),
+        ("[" * 100_000, "this line is nested too deep to be read"),
     ],
 )
 def test_odd_rows_are_one_sentence(tmp_path: Path, line: str, said: str) -> None:
