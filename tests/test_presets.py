@@ -216,7 +216,7 @@ def test_the_blocks_fields_are_put_over_the_files_and_under_the_options(
             "preset_models:\n  small:\n    name: y\n    tasks.dialog.limit: 8",
             "mine.yaml:10: there is no 'tasks.dialog'",
         ),
-        ("preset_models:\n  small:\n    tasks.*.limit: eight", "mine.yaml:9: 'tasks.dialogue.limit'"),
+        ("preset_models:\n  small:\n    tasks.dialogue.limit: eight", "mine.yaml:9: 'tasks.dialogue.limit'"),
     ],
 )
 def test_a_mistake_in_the_block_is_one_sentence_with_its_place(tmp_path: Path, block: str, words: str) -> None:

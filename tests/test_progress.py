@@ -68,7 +68,7 @@ def test_nothing_is_said_of_a_stage_that_is_done() -> None:
         display.plan({"base": 4})
         display.stage("base", 4, 4)
         display.finish("base")
-    assert out.getvalue() == "1 stages\n"
+    assert out.getvalue() == "1 stage\n"
 
 
 def test_quiet_is_silent() -> None:

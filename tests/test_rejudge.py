@@ -231,7 +231,7 @@ def test_a_judge_that_was_trained_again_in_place_judges_again(copy: Path, tiny_m
     first = verdicts()
     assert verdicts() == first
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 7.0}))
+    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 10.0}))
     second = verdicts()
     assert second.keys() == first.keys()
     assert all(second[i][0] != first[i][0] for i in first)

@@ -54,6 +54,7 @@ VERDICT: dict[str, Any] = {
     "details": {"words": [3, 4], "share": 0.1},
     "usage": {},
     "latency_s": 0.25,
+    "texts": ["f" * 32, "0" * 32],
 }
 LIKELIHOOD: dict[str, Any] = {
     "id": "l1",
@@ -66,6 +67,7 @@ LIKELIHOOD: dict[str, Any] = {
     "constitution_ids": ["short+", "short-"],
     "logprob_sums": [[-1.0, -2.5], [-0.1 - 0.2, -3.0]],
     "n_tokens": [4, 5],
+    "texts": ["f" * 32, "0" * 32],
 }
 RELEVANCE: dict[str, Any] = {
     "id": "r1",
@@ -80,6 +82,7 @@ RELEVANCE: dict[str, Any] = {
     "scorer": "other",
     "others": ["q3", "q2"],
     "logprobs": [-1.5, -0.1 - 0.2, -3.0],
+    "texts": ["f" * 32],
 }
 MANIFEST: dict[str, Any] = {
     "stage": "generate",

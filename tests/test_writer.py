@@ -465,7 +465,7 @@ def test_the_question_is_asked_at_a_terminal(server: Server, write: Write, tmp_p
     assert (code, "write mine.yaml? [y/N]" in shown) == (0, True)
     assert not (tmp_path / "mine.yaml").exists()
     code, shown = at_terminal(b"y\n")
-    assert (code, "wrote 1 principles" in " ".join(shown.split())) == (0, True)
+    assert (code, "wrote 1 principle" in " ".join(shown.split())) == (0, True)
     assert load_principle_set(tmp_path / "mine.yaml").principles[0].id == "concise"
     assert len(server.asked) == 1
 

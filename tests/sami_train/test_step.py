@@ -246,7 +246,8 @@ def three_steps(settings: Recipe, seed: int = 0) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize(
-    "name", [f"{run}/{kind}" for run in ("mistral-7b/hh-rlhf", "llama3-70b/diverse-reasoning") for kind in ("paper", "as-run")]
+    "name",
+    [f"{run}/{kind}" for run in ("mistral-7b/hh-rlhf", "llama3-70b/diverse-reasoning") for kind in ("paper", "as-run")],
 )
 def test_steps_of_the_papers_recipes_are_the_formulas(name: str, clipped: bool) -> None:
     """Loss, clipping, decay, schedule and optimizer of shipped recipes over three steps, written out in float64."""
