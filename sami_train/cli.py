@@ -187,7 +187,7 @@ def _run(options: argparse.Namespace) -> int:
         if isinstance(error, UserError):
             raise RunError(str(error)) from error
         raise RunError(
-            f"{error.filename or folder}: the disk refuses ({error.strerror or error}); mend that and run again, what is "
+            f"{error.filename or folder}: the disk refuses ({error.strerror or error}); fix that and run again, what is "
             "finished is kept"
         ) from error
     if world.main:
