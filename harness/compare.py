@@ -69,7 +69,8 @@ def compare(run_a: Path, run_b: Path) -> dict[str, Any]:
 
 
 def _row(key: Key, one: _Scores, two: _Scores, of_a: Content, of_b: Content) -> dict[str, Any]:
-    others = {query for query in one.keys() & two.keys() if _id(query) in of_a.other_queries(of_b)}
+    other_text = of_a.other_queries(of_b)
+    others = {query for query in one.keys() & two.keys() if _id(query) in other_text}
     shared = sorted((one.keys() & two.keys()) - others)
     row: dict[str, Any] = {
         **key.head(),

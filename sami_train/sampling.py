@@ -36,8 +36,8 @@ from sami_train.prompts import Prompt, Template
 from sami_train.scorer import Scorer
 from sami_train.selection import measure
 
-SAVED_TOGETHER = 16
-"""Pairs that are measured before what is known of them is written."""
+SAVED_TOGETHER, MOST_SAVES = 16, 20
+"""Pairs, at least, that are measured before the file is written again, and how often that is done at most."""
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -104,8 +104,9 @@ class Sampler:
         missing = [place for place in usable if any("pmi" not in row for row in rows[place])]
         if missing:
             model = self.load(source)
-            for start in range(0, len(missing), SAVED_TOGETHER):
-                some = missing[start : start + SAVED_TOGETHER]
+            together = max(SAVED_TOGETHER, -(-len(missing) // MOST_SAVES))
+            for start in range(0, len(missing), together):
+                some = missing[start : start + together]
                 places = [
                     ([e.ids for e in self._alike(contrasts[place].sampling_prompts)], examples[place]) for place in some
                 ]
@@ -317,10 +318,7 @@ class Sampler:
         for ids in responses:
             text = self.tokenizer.decode(ids)
             so_far = [self.tokenizer.decode(ids[:n]).rstrip("\N{REPLACEMENT CHARACTER}") for n in range(1, len(ids))]
-            places = [
-                0,
-                *(len(part) for part in so_far),
-                len(text),
-            ]  # half a character belongs to the token that ends it
+            # Half a character belongs to the token that ends it.
+            places = [0, *map(len, so_far), len(text)][: len(ids) + 1]
             found.append(tokens_of_own_words([text[a:b] for a, b in itertools.pairwise(places)], sources))
         return tuple(found)
