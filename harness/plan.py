@@ -54,7 +54,7 @@ MODEL_CODE_VERSION = 2
 """Enters the fingerprint of a trained model; a change of the training code that changes weights raises it."""
 RELEVANCE_VERSION = 1
 """Enters the fingerprint of a relevance; a change of what the scorer reads raises it."""
-JUDGING_VERSION = 4
+JUDGING_VERSION = 5
 """Enters the fingerprint of a verdict; a change of how a judge is asked, shown text or read, or of a check, raises it."""
 JUDGE_SAMPLING = Sampling(max_new_tokens=300, max_prompt_tokens=8192)
 """How a judge that writes does so: a few sentences of reasoning and the verdict."""

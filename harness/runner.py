@@ -520,6 +520,7 @@ class _Runner:
             texts[unit.a.id].text,
             texts[unit.b.id].text,
             given=unit.a.constitution,
+            query=unit.a.query,
             principle_set=unit.a.principle_set,
         )
         return self._verdict(stage, unit, texts, Judgement(outcome, details=details))

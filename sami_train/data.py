@@ -42,6 +42,11 @@ class Query:
     where: str = field(default="", compare=False, repr=False)
     """File and row that it comes from, for messages."""
 
+    @property
+    def not_to_copy(self) -> tuple[str, ...]:
+        """The text of the query that no response should repeat: all of it in dialogue. A summary may well copy its post."""
+        return (self.text,) if self.task == "dialogue" else ()
+
 
 def read_bytes(path: Path, what: str = "data file", *, pipe: bool = False) -> bytes:
     """The content of a regular file, or with `pipe` of a pipe. Raises UserError for a device, a folder or no file."""

@@ -39,11 +39,8 @@ def query_prompt(query: str, style: Style) -> Prompt:
 
 
 def responding_text(response: str, query: Query) -> str:
-    """What of a response is scored: in dialogue without the stretches that it copies from its query, which anything fits.
-
-    A summary may well copy its post.
-    """
-    return without_copied(response, [query.text]) if query.task == "dialogue" else response
+    """What of a response is scored: in dialogue without the stretches that it copies from its query, which anything fits."""
+    return without_copied(response, query.not_to_copy)
 
 
 def mean_logprobs(

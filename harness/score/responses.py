@@ -50,7 +50,7 @@ def facts_of(row: Generation, sentences: Sequence[str], query: Query) -> Facts:
         copied=copied_share(row.text, sentences),
         ran_on=bool(row.tail),
         cut=row.finish_reason == "length",
-        repeats_query=copied_share(row.text, [query.text]) if query.task == "dialogue" else 0.0,
+        repeats_query=copied_share(row.text, query.not_to_copy),
         digest=hashlib.sha256(text.encode()).hexdigest()[:16],
         style=style_counts(row.text),
         shortened=row.truncated,

@@ -20,6 +20,7 @@ from sami_train.constitutions import (
     load_principle_set,
 )
 from sami_train.copying import without_copied
+from sami_train.data import Query
 from sami_train.errors import UserError
 
 SET = load_principle_set(Path(__file__).resolve().parents[2] / "principles" / "verifiable.yaml")
@@ -118,6 +119,15 @@ def test_copies_of_what_the_texts_were_given_do_not_count_when_another_is_judged
     told = constitution("gives-example+")
     example = load_principle_set("verifiable").principles[0].definition
     assert compare(told, f"For example, {example}", "No, it is not.", given=given_to_both)[0] == "a"
+
+
+def test_a_response_gains_nothing_by_repeating_its_query_but_a_summary_may_copy_its_post():
+    asks, text = constitution("ends-with-question+"), "How do I get my dog to sleep?"
+    dialogue, post = (Query("q", text, task) for task in ("dialogue", "summarization"))
+    outcome, details = compare(asks, text, "Walk with it in the evening.", query=dialogue)
+    assert (outcome, details["score_a"], details["whole"]["outcome"]) == ("tie", 0, "a")
+    assert compare(asks, "Is it a young one?", "Walk with it in the evening.", query=dialogue)[0] == "a"
+    assert compare(asks, text, "Walk with it in the evening.", query=post)[0] == "a"
 
 
 @given(constitutions, texts, texts)
