@@ -29,6 +29,7 @@ from sami_train.data import Query
 from sami_train.distributed import World
 from sami_train.errors import UserError
 from sami_train.files import append_rows, read_json, read_rows, replace_rows, write_json
+from sami_train.memory import give_back
 from sami_train.models import Source
 from sami_train.optimizers import require_optimizer
 from sami_train.pairs import Contrast, Example, passes, plan_contrasts, split_queries
@@ -448,6 +449,7 @@ class _Training:
             set_learning_rate(optimizer, rate)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            give_back()
             speed = result.tokens / (time.monotonic() - began)
             figures = {"learning_rate": rate, **result.figures, "grad_norm": norm, "tokens_per_second": speed}
             self._record(step + 1, figures)
