@@ -19,7 +19,11 @@ def resident() -> int:
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
 def test_free_memory_between_pieces_in_use_is_given_back():
     libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
     pieces = [libc.malloc(100_000) for _ in range(2_000)]  # below the size that is mapped by itself
     for piece in pieces:
         ctypes.memset(piece, 1, 100_000)
