@@ -55,7 +55,7 @@ from harness.store import (
     write_manifest,
 )
 from harness.store.files import writing
-from harness.validation import check
+from harness.validation import check, check_hub
 from sami_train.errors import UserError
 from sami_train.launch import cores
 from sami_train.relevance import responding_text
@@ -118,6 +118,7 @@ def run(
         if kept is not None:
             _record(plan)  # the folder may say that a changed run was begun in it, and stopped
         else:
+            check_hub(spec)
             allowance = None if max_cost is None else costs.allowance(plan, folder, max_cost, known)
             with Display(console, quiet=quiet) as display:
                 kept = _Runner(plan, folder, display, cache, known, allowance, batch).results()

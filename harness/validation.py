@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
@@ -49,7 +50,7 @@ from sami_train.constitutions import (
 )
 from sami_train.errors import MissingPackage, Problems, UserError, nearest
 from sami_train.inputs import folders_of, templates_of
-from sami_train.models import EMBEDDED, check_source, has_chat_template, parse_source
+from sami_train.models import EMBEDDED, check_reach, check_source, has_chat_template, parse_source
 from sami_train.pairs import check_intents, split_queries
 from sami_train.prompts import load_template
 from sami_train.text import expanded
@@ -118,12 +119,29 @@ def check_judging(spec: Spec, judges: Sequence[str]) -> None:
 
 
 def missing_for_run(spec: Spec) -> list[str]:
-    """Keys, packages and model folders that a run needs and that are not here, a sentence each."""
+    """Keys, packages and models that a run needs and that are not here, a sentence each."""
     found = _Problems(spec.document)
     _check_models(spec, found, to_run=True)
+    _check_hub(spec, found)
     here = _Problems(spec.document)
     _check_models(spec, here, to_run=False)
     return [sentence for sentence in found.sentences if sentence not in here.sentences]
+
+
+def check_hub(spec: Spec) -> None:
+    """Raises SpecError for hub models that are neither on this machine nor to be had. Asks the network, as `check` does not."""
+    found = _Problems(spec.document)
+    _check_hub(spec, found)
+    if found.sentences:
+        raise SpecError(*found.sentences)
+
+
+def _check_hub(spec: Spec, found: _Problems) -> None:
+    for name, model in spec.models.items():
+        if model.path and model_backend(model.path) == "transformers" and not is_elsewhere(model.path):
+            with found.at(("models", name, "path")):
+                source = parse_source(model.path)
+                check_reach(replace(source, revision=source.revision or model.revision))
 
 
 class _Problems:
