@@ -115,7 +115,10 @@ def read_reference(file: Path, limit: int | None = None) -> list[LabelledPair]:
         if len(pairs) == limit:
             break
     if not pairs:
-        raise UserError(f"{file}: there are no pairs in it; write one JSON object a line (docs/judges.md)")
+        raise UserError(
+            f"{file}: there are no pairs in it; write a JSON object a line with query, principles, "
+            "response_a, response_b and label (a, b or tie)"
+        )
     return list(pairs.values())
 
 
@@ -407,9 +410,7 @@ def pairs_of_run(folder: Path, limit: int | None = None) -> list[LabelledPair]:
                 principles=tuple(unit.constitution.lines()),
                 a=one,
                 b=other,
-                label=compare(
-                    unit.constitution, one, other, query=unit.a.query, principle_set=unit.a.principle_set
-                )[0],
+                label=compare(unit.constitution, one, other, query=unit.a.query, principle_set=unit.a.principle_set)[0],
                 models=tuple(dict.fromkeys(_path(plan.spec, name) for name in stage.pair)),
             )
     taken = _in_turns([list(found.values()) for found in by_pair.values()])

