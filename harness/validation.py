@@ -1,7 +1,7 @@
 """Whether what a specification names exists and fits together: every problem at once, before anything heavy is loaded.
 
 Each problem is one sentence: file and line, the field, what is wrong, and what to write instead. No model is loaded and
-no network is asked; what only they can tell (a hub id's files, a provider's models) is left to the run.
+no network is asked, but by `out_of_reach`; what only they can tell (a hub id's files, a provider's models) is left to the run.
 """
 
 from __future__ import annotations
@@ -122,26 +122,21 @@ def missing_for_run(spec: Spec) -> list[str]:
     """Keys, packages and models that a run needs and that are not here, a sentence each."""
     found = _Problems(spec.document)
     _check_models(spec, found, to_run=True)
-    _check_hub(spec, found)
     here = _Problems(spec.document)
     _check_models(spec, here, to_run=False)
-    return [sentence for sentence in found.sentences if sentence not in here.sentences]
+    missing = [sentence for sentence in found.sentences if sentence not in here.sentences]
+    return missing + out_of_reach(spec)
 
 
-def check_hub(spec: Spec) -> None:
-    """Raises SpecError for hub models that are neither on this machine nor to be had. Asks the network, as `check` does not."""
+def out_of_reach(spec: Spec) -> list[str]:
+    """Hub models that are neither on this machine nor to be had, a sentence each. Asks the network where one is not here."""
     found = _Problems(spec.document)
-    _check_hub(spec, found)
-    if found.sentences:
-        raise SpecError(*found.sentences)
-
-
-def _check_hub(spec: Spec, found: _Problems) -> None:
     for name, model in spec.models.items():
         if model.path and model_backend(model.path) == "transformers" and not is_elsewhere(model.path):
             with found.at(("models", name, "path")):
                 source = parse_source(model.path)
                 check_reach(replace(source, revision=source.revision or model.revision))
+    return found.sentences
 
 
 class _Problems:

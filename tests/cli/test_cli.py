@@ -470,6 +470,20 @@ def _effects(said: Said) -> list[dict[str, Any]]:
     return rows
 
 
+def test_a_hub_model_out_of_reach_is_one_sentence_before_anything_starts(harness: Command, tmp_path: Path) -> None:
+    """The tests have no network."""
+    base = ("smoke", "-M", "base=org/elsewhere")
+    sentence = "'models.base.path': the model 'org/elsewhere' is not on this machine and cannot be had from the Hugging Face hub"
+    assert "not on this machine: " in harness("validate", *base).out
+    assert sentence in harness("validate", *base).out
+    assert sentence in "".join(json.loads(harness("plan", *base, "--no-memory", "--json").out)["missing"])
+    assert harness("validate", *base, "--here").code == 2
+    said = harness("run", *base, "--output-path", "runs/x")
+    assert (said.code, len(said.err.splitlines())) == (2, 1)
+    assert sentence in said.err
+    assert not (tmp_path / "runs/x/generations").exists()
+
+
 # --- what there is
 
 
