@@ -115,7 +115,10 @@ def read_reference(file: Path, limit: int | None = None) -> list[LabelledPair]:
         if len(pairs) == limit:
             break
     if not pairs:
-        raise UserError(f"{file}: there are no pairs in it; write one JSON object a line (docs/judges.md)")
+        raise UserError(
+            f"{file}: there are no pairs in it; write a JSON object a line with query, principles, "
+            "response_a, response_b and label (a, b or tie)"
+        )
     return list(pairs.values())
 
 

@@ -40,7 +40,7 @@ from harness.plan import (
 )
 from harness.progress import Display
 from harness.rows import Generation, Likelihood, Manifest, Relevance, Row, Verdict, text_hash
-from harness.spec import Spec, load_spec, model_backend
+from harness.spec import Spec, SpecError, load_spec, model_backend
 from harness.store import (
     RowFile,
     RunLock,
@@ -55,7 +55,7 @@ from harness.store import (
     write_manifest,
 )
 from harness.store.files import writing
-from harness.validation import check
+from harness.validation import check, out_of_reach
 from sami_train.errors import UserError
 from sami_train.launch import cores
 from sami_train.relevance import responding_text
@@ -118,6 +118,8 @@ def run(
         if kept is not None:
             _record(plan)  # the folder may say that a changed run was begun in it, and stopped
         else:
+            if silent := out_of_reach(spec):
+                raise SpecError(*silent)
             allowance = None if max_cost is None else costs.allowance(plan, folder, max_cost, known)
             with Display(console, quiet=quiet) as display:
                 kept = _Runner(plan, folder, display, cache, known, allowance, batch).results()

@@ -1,7 +1,7 @@
 """Whether what a specification names exists and fits together: every problem at once, before anything heavy is loaded.
 
 Each problem is one sentence: file and line, the field, what is wrong, and what to write instead. No model is loaded and
-no network is asked; what only they can tell (a hub id's files, a provider's models) is left to the run.
+no network is asked, but by `out_of_reach`; what only they can tell (a hub id's files, a provider's models) is left to the run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
@@ -49,7 +50,7 @@ from sami_train.constitutions import (
 )
 from sami_train.errors import MissingPackage, Problems, UserError, nearest
 from sami_train.inputs import folders_of, templates_of
-from sami_train.models import EMBEDDED, check_source, has_chat_template, parse_source
+from sami_train.models import EMBEDDED, check_reach, check_source, has_chat_template, parse_source
 from sami_train.pairs import check_intents, split_queries
 from sami_train.prompts import load_template
 from sami_train.text import expanded
@@ -118,12 +119,24 @@ def check_judging(spec: Spec, judges: Sequence[str]) -> None:
 
 
 def missing_for_run(spec: Spec) -> list[str]:
-    """Keys, packages and model folders that a run needs and that are not here, a sentence each."""
+    """Keys, packages and models that a run needs and that are not here, a sentence each."""
     found = _Problems(spec.document)
     _check_models(spec, found, to_run=True)
     here = _Problems(spec.document)
     _check_models(spec, here, to_run=False)
-    return [sentence for sentence in found.sentences if sentence not in here.sentences]
+    missing = [sentence for sentence in found.sentences if sentence not in here.sentences]
+    return missing + out_of_reach(spec)
+
+
+def out_of_reach(spec: Spec) -> list[str]:
+    """Hub models that are neither on this machine nor to be had, a sentence each. Asks the network where one is not here."""
+    found = _Problems(spec.document)
+    for name, model in spec.models.items():
+        if model.path and model_backend(model.path) == "transformers" and not is_elsewhere(model.path):
+            with found.at(("models", name, "path")):
+                source = parse_source(model.path)
+                check_reach(replace(source, revision=source.revision or model.revision))
+    return found.sentences
 
 
 class _Problems:

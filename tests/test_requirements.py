@@ -6,8 +6,11 @@ import re
 import tomllib
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from sami_train.models import EMBEDDED
 
 
 def test_the_tested_versions_are_allowed_and_complete(root: Path) -> None:
@@ -29,3 +32,15 @@ def test_the_embedded_models_are_pinned_by_hash(root: Path) -> None:
     for line in text.splitlines():
         if line.strip() and not line.startswith("#"):
             assert re.search(r"==\S+ .*--hash=sha256:[0-9a-f]{64}", line), line
+    named = {line.split()[0] for line in text.splitlines() if "==" in line}
+    said = {word for model in EMBEDDED.values() for word in model.install.split() if "==" in word}
+    assert said == named, "the messages, which have to do for a wheel, name what the file names"
+
+
+def test_what_is_said_of_the_package_is_said_once(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((root / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["authors"] == project["authors"]
+    assert "Apache License" in (root / "LICENSE").read_text()
+    assert all((root / package / "py.typed").is_file() for package in ("harness", "sami_train"))

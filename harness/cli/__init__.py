@@ -153,6 +153,7 @@ def _set_up_logging(level: str | None) -> None:
     logging.basicConfig(format="harness: %(levelname)s: %(message)s", level=logging.WARNING)
     for package in ("harness", "sami_train"):
         logging.getLogger(package).setLevel(name)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself
 
 
 def _reader_is_gone() -> int:

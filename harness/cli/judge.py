@@ -87,7 +87,11 @@ examples:
     )
     what.add_argument("--base-url", metavar="URL", help="API models: another server's address")
     pairs = validate.add_argument_group("the pairs")
-    pairs.add_argument("--reference", metavar="FILE", help="labelled pairs, a JSON object a line (docs/judges.md)")
+    pairs.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="labelled pairs, a JSON object a line: query, principles, response_a, response_b, label (a, b, tie)",
+    )
     pairs.add_argument("--on", choices=("verifiable",), metavar="verifiable", help="pairs that programs can label")
     pairs.add_argument("--run", metavar="RUN", help="with --on verifiable: the responses of this run")
     pairs.add_argument(

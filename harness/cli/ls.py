@@ -71,7 +71,7 @@ def _presets(_: argparse.Namespace) -> Rows:
 
 
 def _models(_: argparse.Namespace) -> dict[str, Rows]:
-    from harness.cli._installed import CONVERT, ENGINES, INSTALL_EMBEDDED, is_converted, is_installed
+    from harness.cli._installed import CONVERT, ENGINES, is_converted, is_installed
     from sami_train.models import EMBEDDED
 
     embedded = []
@@ -85,7 +85,7 @@ def _models(_: argparse.Namespace) -> dict[str, Rows]:
                 "description": model.description,
                 "installed": installed,
                 "converted": converted,
-                "install": None if converted else CONVERT if installed else INSTALL_EMBEDDED,
+                "install": None if converted else CONVERT if installed else model.install,
             }
         )
     engines = [

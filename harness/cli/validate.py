@@ -22,7 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
         usage="SPEC [options]",
         help="check a specification and print every problem",
         description="Check a specification. Prints every problem, one a line, and exits with 2 when there is any. Keys, packages "
-        "and model folders may be on another machine: that they are missing here is said, and is a problem with --here.",
+        "and models may be on another machine: that they are missing here is said, and is a problem with --here.",
         epilog="""\
 examples:
   harness validate my-run.yaml
@@ -31,7 +31,7 @@ examples:
     )
     add_spec_options(parser, default=None)
     parser.add_argument(
-        "--here", action="store_true", help="the run is to start on this machine: keys, packages and model folders too"
+        "--here", action="store_true", help="the run is to start on this machine: keys, packages and models too"
     )
     add_json(parser)
 
@@ -40,7 +40,7 @@ def execute(options: argparse.Namespace) -> int:
     """0 when the specification can be run, else 2."""
     from harness.cli._screen import print_json, write
     from harness.spec import SpecError
-    from harness.validation import missing_for_run, validate
+    from harness.validation import missing_for_run, out_of_reach, validate
 
     name, problems, missing = options.spec, [], []
     try:
@@ -53,7 +53,10 @@ def execute(options: argparse.Namespace) -> int:
         problems = [str(error)]
     else:
         name, problems = spec.name, validate(spec, to_run=options.here)
-        missing = [] if options.here else missing_for_run(spec)
+        if options.here:
+            problems += out_of_reach(spec)
+        else:
+            missing = missing_for_run(spec)
     if options.json:
         not_here = {"missing": missing} if missing else {}
         print_json({"name": name, "valid": not problems, "problems": problems, **not_here})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.tasks.base import BUNDLED, HUB, LoadedParts, OutOfReach, Part, TaskSpec
+from sami_train import hub
 from sami_train.data import TEXT_FIELDS, Query, content_id, read_objects, row_id, row_part
 from sami_train.errors import UserError, nearest
 from sami_train.text import expanded
@@ -121,8 +121,8 @@ def read_hub_copy(repo: str, folder: Path | None, data_dir: str, revision: str |
     """The splits of one folder of a hub data set: from the hub, or (without any network) from a local copy of it."""
     import datasets
 
-    offline = folder is not None or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    with _offline(offline), _progress_bars(folder is None):
+    silence = hub.silence() if folder is None else None
+    with hub.offline(folder is not None or silence is not None), _progress_bars(folder is None):
         try:
             splits: Mapping[str, Any] = datasets.load_dataset(
                 repo if folder is None else str(folder.resolve()),
@@ -130,7 +130,7 @@ def read_hub_copy(repo: str, folder: Path | None, data_dir: str, revision: str |
                 revision=revision if folder is None else None,
             )
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            reason = _first_line(error)
+            reason = silence or _first_line(error)
             if folder is None:
                 raise OutOfReach(
                     f"the data set '{repo}' cannot be had from the Hugging Face hub ({reason}); "
@@ -147,33 +147,6 @@ def _first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0].strip(" .:")[:200] if lines else type(error).__name__
-
-
-@contextmanager
-def _offline(wanted: bool) -> Iterator[None]:
-    """Keep the Hugging Face libraries off the network. They read HF_HUB_OFFLINE once, at import, so that setting it is
-    not enough: their copies of it are set too, and all is put back afterwards."""
-    if not wanted:
-        yield
-        return
-    import datasets
-    import huggingface_hub.constants
-
-    places = [(huggingface_hub.constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
-    before = [getattr(module, name) for module, name in places]
-    variable = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    for module, name in places:
-        setattr(module, name, True)
-    try:
-        yield
-    finally:
-        for (module, name), value in zip(places, before, strict=True):
-            setattr(module, name, value)
-        if variable is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = variable
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from sami_train.adapters import add_adapter, require_adapters
 from sami_train.config import Recipe
 from sami_train.distributed import layers_of
 from sami_train.errors import UserError
-from sami_train.models import Source, local_folder, parse_source, quiet_transformers
+from sami_train.models import Source, check_reach, local_folder, parse_source, quiet_transformers
 from sami_train.yamlfile import read_yaml
 
 TABLE = Path(__file__).resolve().parent.parent / "shapes.yaml"
@@ -90,6 +90,7 @@ def find_architecture(model: str) -> Architecture:
 
         fields = known[source.name]["config"]
         return Architecture(model, AutoConfig.for_model(**fields), f"{TABLE.name}, from {known[source.name]['source']}")
+    check_reach(source)
     return Architecture(model, _read(source, source.name), "its config.json on the hub")
 
 

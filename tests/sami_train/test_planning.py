@@ -581,7 +581,7 @@ def test_measured_here(tiny_model: Path) -> None:
         (["--gpus", "2", "--measure"], "leave out --gpus"),
         (["--run", "nowhere"], "tokens_per_second"),
         (["--set", "model=null"], "names no model"),
-        (["--set", "model=org/unknown-model"], "configuration of the model 'org/unknown-model' cannot be read"),
+        (["--set", "model=org/unknown-model"], "'org/unknown-model' is not on this machine"),
         (["--set", "method=sft", "--gpus", "2"], "'sft' trains in one process, on one device; give --gpus 1"),
         (["--tokens-per-second", "nan"], "must be above 0"),
     ],
