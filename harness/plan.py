@@ -1096,15 +1096,14 @@ def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] 
     rates = rates or {}
     rows: list[dict[str, Any]] = []
     for stage in plan.stages:
-        done, expected = stage.done(place), stage.expected()
-        rate = rates.get(rate_key(plan, stage))
+        done = stage.done(place)
         rows.append(
             {
                 "stage": stage.name,
                 "kind": stage.kind,
-                "expected": expected,
+                "expected": stage.expected(),
                 "done": done,
-                "estimate_s": None if rate is None and done < expected else (rate or 0.0) * (expected - done),
+                "estimate_s": seconds_left(plan, stage, done, rates),
             }
         )
     known = [float(row["estimate_s"]) for row in rows if row["estimate_s"] is not None]
@@ -1132,6 +1131,12 @@ def _described_stop(plan: Plan) -> dict[str, Any] | None:
         "of": len(plan.order),
         "critical": list(obrien_fleming(stop.looks, plan.spec.statistics.level)) if stop.looks else None,
     }
+
+
+def seconds_left(plan: Plan, stage: Stage, done: int, rates: Mapping[str, float]) -> float | None:
+    """The seconds that a stage takes still, by the seconds per unit of its `rate_key`; None where these are not known."""
+    left, rate = stage.expected() - done, rates.get(rate_key(plan, stage))
+    return 0.0 if left <= 0 else None if rate is None else rate * left
 
 
 def rate_key(plan: Plan, stage: Stage) -> str:
