@@ -407,9 +407,7 @@ def pairs_of_run(folder: Path, limit: int | None = None) -> list[LabelledPair]:
                 principles=tuple(unit.constitution.lines()),
                 a=one,
                 b=other,
-                label=compare(
-                    unit.constitution, one, other, query=unit.a.query, principle_set=unit.a.principle_set
-                )[0],
+                label=compare(unit.constitution, one, other, query=unit.a.query, principle_set=unit.a.principle_set)[0],
                 models=tuple(dict.fromkeys(_path(plan.spec, name) for name in stage.pair)),
             )
     taken = _in_turns([list(found.values()) for found in by_pair.values()])

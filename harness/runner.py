@@ -200,8 +200,10 @@ class _Runner:
     def results(self, stages: Sequence[Stage] | None = None) -> dict[str, Any]:
         """Run every stage (of `stages`) that is not finished, then score and write the report."""
         from harness.report.markdown import render_markdown
-        from harness.rescore import results_of
+        from harness.rescore import replaced, results_of
 
+        if stages is None and (sentence := replaced(self.plan)):
+            self.display.note(sentence)
         _record(self.plan)
         self._tell_of_other_judges()
         if stages is None:
