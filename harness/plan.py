@@ -618,7 +618,7 @@ class Plan:
 
     def _used(self, model: str) -> bool:
         """Whether a model's own responses are wanted (a model that only judges makes none)."""
-        return any(model in (c.a, c.b) for c in self.spec.comparisons)
+        return model in self.spec.answering()
 
     def _steerability_judges(self) -> list[str]:
         """Steerability is measured by the verifiable judges; where there is none, by the first judge."""

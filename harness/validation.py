@@ -375,8 +375,7 @@ def _check_judged_by(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems
 
 def _used(spec: Spec) -> set[str | None]:
     """The models that answer or judge."""
-    judging = {judge.model for judge in spec.judges.values()}
-    return {name for pair in spec.comparisons for name in (pair.a, pair.b)} | judging
+    return spec.answering() | {judge.model for judge in spec.judges.values()}
 
 
 def _check_models(spec: Spec, found: _Problems, to_run: bool) -> None:
@@ -733,6 +732,11 @@ def _check_stop(spec: Spec, tasks: dict[str, TaskData], found: _Problems) -> Non
     stop = spec.statistics.stop
     if stop is None:
         return
+    if not spec.comparisons:
+        found.add(
+            ("statistics", "stop"),
+            "nothing is compared, so nothing can be decided early; leave it out, or add 'comparisons'",
+        )
     name, judge = next(iter(spec.judges.items()))
     if judge.limit is not None:
         message = (
