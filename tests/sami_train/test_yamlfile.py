@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from harness.spec import RequestOptions
 from sami_train.config import load_recipe, parse_changes
 from sami_train.constitutions import load_principle_set
 from sami_train.errors import Problems, UserError
-from sami_train.yamlfile import Dumper, parse_yaml, read_yaml
+from sami_train.yamlfile import Dumper, parse_yaml, problems, read_yaml
 
 FILE = Path("x.yaml")
 
@@ -177,3 +179,14 @@ def test_paths_have_homes_and_variables(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HARNESS_PRINCIPLES", "~")
     monkeypatch.chdir("/")
     assert load_principle_set("mine").name == "mine"
+
+
+@pytest.mark.parametrize("value", ["{}", "{a: 1}", "[]"])
+def test_a_field_is_named_as_the_file_has_it(value: str) -> None:
+    """A mapping where 'auto' or a number stands was told of as 'temperature.literal['auto']'."""
+    document = parse_yaml(f"temperature: {value}", FILE)
+    with pytest.raises(ValidationError) as raised:
+        RequestOptions.model_validate(document.data)
+    (found,) = problems(raised.value, document, RequestOptions)
+    assert found.location == ("temperature",)
+    assert "literal" not in found.sentence
