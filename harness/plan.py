@@ -47,6 +47,7 @@ from sami_train.models import Source, check_source, has_chat_template, parse_sou
 from sami_train.prompts import Prompt, Template, load_template
 from sami_train.relevance import other_queries
 from sami_train.run_folder import final_model
+from sami_train.text import counted
 
 ROW_VERSION = 3
 """Enters every fingerprint; a change of what rows mean makes them all again."""
@@ -923,7 +924,7 @@ class Plan:
             free = [p for p in every if p.id not in own]
         if len(free) < len(given.elements):
             raise UserError(
-                f"measures.swapped: the set '{set_name}' has {len(every)} {split.replace('_', '-')} principles for the "
+                f"measures.swapped: the set '{set_name}' has {counted(len(every), split.replace('_', '-') + ' principle')} for the "
                 f"task '{task}', and a constitution that shares none with one of {len(own)} needs {2 * len(own)}; "
                 "lower principles.size, add principles, or set measures.swapped to false"
             )

@@ -273,7 +273,7 @@ def cost_section(results: Results) -> Section:
         else "Tokens as the providers count them."
     )
     untold = [
-        f"Of {name}, {model['estimated']:,} requests came back without a count; they count for the most that they can be."
+        f"Of {name}, {counted(model['estimated'], 'request')} came back without a count, and count for the most that they can be."
         for name, model in cost["models"].items()
         if model.get("estimated")
     ]

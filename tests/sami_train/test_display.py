@@ -154,4 +154,6 @@ def test_a_long_figure_takes_nothing_from_bar_count_and_clock(clock: list[float]
         with console.capture() as captured:
             console.print(display._bars.get_renderable())
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", captured.get()).rstrip("\n")
-    assert re.match(r"iteration 1 steps \S{20} +25/1200 19 min 35 s left loss .*…$", shown.strip().splitlines()[0]), shown
+    assert re.match(r"iteration 1 steps \S{20} +25/1200 19 min 35 s left loss .*…$", shown.strip().splitlines()[0]), (
+        shown
+    )
