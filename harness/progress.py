@@ -77,7 +77,7 @@ class Display:
         self._done = done
         if time.monotonic() - self._last_line >= LINE_EVERY_S:
             speed = self._speed()
-            self._line(f"{name}: {done}/{self._total}{f', {speed}' if speed else ''}; {self._whole()}")
+            self._line(f"{name}: {done}/{self._total}{f', {speed}' if speed else ''}; {self._whole(name)}")
 
     def part(self, name: str, what: str, done: int, total: int, figure: str) -> None:
         """Progress inside a stage that is one unit (training)."""
@@ -118,7 +118,8 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        if not self._name:
+        name, what = self._name, self._what  # another thread goes on meanwhile
+        if not name:
             return ""
         done, total, figure = self._part or (self._done, self._total, self._speed())
         counts = f"{done}/{total}"
@@ -126,27 +127,27 @@ class Display:
         for width in (BAR, len(counts), None):
             bar.add_column(width=width)
         bar.add_row(ProgressBar(total or 1, done, width=BAR), counts, Text(figure, no_wrap=True, overflow="ellipsis"))
-        label = f"{self._name}: {self._what}" if self._what else self._name
-        whole = Text(self._whole(), style="dim", no_wrap=True, overflow="ellipsis")
+        label = f"{name}: {what}" if what else name
+        whole = Text(self._whole(name), style="dim", no_wrap=True, overflow="ellipsis")
         return Group(Text(label, no_wrap=True, overflow="ellipsis"), bar, whole)
 
     def _speed(self) -> str:
         seconds, made = time.monotonic() - self._measured_from, self._done - self._before
         return f"{made / seconds:.1f}/s" if made > 0 and seconds > 0 else ""
 
-    def _whole(self) -> str:
+    def _whole(self, name: str) -> str:
         """`stage 3 of 26, 41 s so far, about 4 min 05 s left`; `at least` where nothing is known of some stage."""
         from sami_train.display import duration
 
         now = time.monotonic()
         made, left = self._done - self._before, dict(self._left)
         if made > 0:
-            left[self._name] = (self._total - self._done) * (now - self._measured_from) / made
-        elif (known := left.get(self._name)) is not None:
-            left[self._name] = max(0.0, known - (now - self._started))
+            left[name] = (self._total - self._done) * (now - self._measured_from) / made
+        elif (known := left.setdefault(name, None)) is not None:
+            left[name] = max(0.0, known - (now - self._started))
         known_left = [seconds for seconds in left.values() if seconds is not None]
         is_all = len(known_left) == len(left)
-        said = f"stage {list(left).index(self._name) + 1} of {len(left)}, {duration(now - self._began)} so far"
+        said = f"stage {list(left).index(name) + 1} of {len(left)}, {duration(now - self._began)} so far"
         if is_all or sum(known_left) > 0:
             said += f", {'about' if is_all else 'at least'} {duration(sum(known_left))} left"
         return said
