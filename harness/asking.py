@@ -20,6 +20,7 @@ from harness.models.base import Backend, Completion, LocalBackend, Request, Samp
 from harness.models.reasoning import without_reasoning
 from sami_train.errors import UserError
 from sami_train.prompts import Prompt
+from sami_train.text import counted
 
 CHOICE_ROWS = 16
 """Judgements that come together from a judge whose probabilities are read."""
@@ -84,7 +85,7 @@ class Terms:
             answers = backend.generate_in_batches(requests, sampling, done=done, folder=folder, say=self.say)
         elif n := open_requests(folder):
             raise UserError(
-                f"{folder}: {n:,} requests are in a batch at the provider; run again with --batch to wait for it, "
+                f"{folder}: {counted(n, 'request')} in a batch at the provider; run again with --batch to wait for it, "
                 "or delete that folder to ask and pay for them again"
             )
         else:
@@ -121,8 +122,8 @@ class _Failures:
         is_whole = len(self._seen) == self._n and first.partition(":")[0] in _PERMANENT
         if len(kinds) == 1 and (len(self._seen) >= FAILURES_ALIKE or is_whole):
             raise UserError(
-                f"model '{self._backend.name}': the first {len(self._seen)} requests of '{self._what}' all failed ({first}); "
-                "fix that and run the same command again, what is there is kept"
+                f"model '{self._backend.name}': the first {counted(len(self._seen), 'request')} of '{self._what}' failed alike "
+                f"({first}); fix that and run the same command again, what is there is kept"
             )
 
 

@@ -47,6 +47,7 @@ from sami_train.models import Source, check_source, has_chat_template, parse_sou
 from sami_train.prompts import Prompt, Template, load_template
 from sami_train.relevance import other_queries
 from sami_train.run_folder import final_model
+from sami_train.text import counted
 
 ROW_VERSION = 3
 """Enters every fingerprint; a change of what rows mean makes them all again."""
@@ -618,7 +619,7 @@ class Plan:
 
     def _used(self, model: str) -> bool:
         """Whether a model's own responses are wanted (a model that only judges makes none)."""
-        return any(model in (c.a, c.b) for c in self.spec.comparisons)
+        return model in self.spec.answering()
 
     def _steerability_judges(self) -> list[str]:
         """Steerability is measured by the verifiable judges; where there is none, by the first judge."""
@@ -923,7 +924,7 @@ class Plan:
             free = [p for p in every if p.id not in own]
         if len(free) < len(given.elements):
             raise UserError(
-                f"measures.swapped: the set '{set_name}' has {len(every)} {split.replace('_', '-')} principles for the "
+                f"measures.swapped: the set '{set_name}' has {counted(len(every), split.replace('_', '-') + ' principle')} for the "
                 f"task '{task}', and a constitution that shares none with one of {len(own)} needs {2 * len(own)}; "
                 "lower principles.size, add principles, or set measures.swapped to false"
             )
@@ -1096,15 +1097,14 @@ def describe(plan: Plan, folder: Path | None = None, rates: Mapping[str, float] 
     rates = rates or {}
     rows: list[dict[str, Any]] = []
     for stage in plan.stages:
-        done, expected = stage.done(place), stage.expected()
-        rate = rates.get(rate_key(plan, stage))
+        done = stage.done(place)
         rows.append(
             {
                 "stage": stage.name,
                 "kind": stage.kind,
-                "expected": expected,
+                "expected": stage.expected(),
                 "done": done,
-                "estimate_s": None if rate is None and done < expected else (rate or 0.0) * (expected - done),
+                "estimate_s": seconds_left(plan, stage, done, rates),
             }
         )
     known = [float(row["estimate_s"]) for row in rows if row["estimate_s"] is not None]
@@ -1132,6 +1132,12 @@ def _described_stop(plan: Plan) -> dict[str, Any] | None:
         "of": len(plan.order),
         "critical": list(obrien_fleming(stop.looks, plan.spec.statistics.level)) if stop.looks else None,
     }
+
+
+def seconds_left(plan: Plan, stage: Stage, done: int, rates: Mapping[str, float]) -> float | None:
+    """The seconds that a stage takes still, by the seconds per unit of its `rate_key`; None where these are not known."""
+    left, rate = stage.expected() - done, rates.get(rate_key(plan, stage))
+    return 0.0 if left <= 0 else None if rate is None else rate * left
 
 
 def rate_key(plan: Plan, stage: Stage) -> str:

@@ -27,11 +27,15 @@ ASSUMED = {"win_rate": 0.5, "tie_rate": TIE_RATE, "principles_sd": PRINCIPLES_SD
 def precision(plan: Plan) -> list[dict[str, Any]]:
     """A row for each task, principle set and split, and for all tasks together (task "all") where there are several.
 
+    None where nothing is compared.
+
     Fractions, at a win rate of one half. `half_width`: of the interval over `n` queries; `mde`: the smallest distance from one half
     that is found with a power of 80%; both with `TIE_RATE` ties and, as `..._no_ties`, at worst. `principles`: of the interval
     for principles like the `n_principles`, its `half_width`, its `floor`, which no number of queries gets below, and what twice the
     queries or principles bring; null below `FEWEST_PRINCIPLES`.
     """
+    if not plan.spec.comparisons:
+        return []
     queries: dict[tuple[str, str, str], int] = {}
     principles: dict[tuple[str, str, str], set[str]] = {}
     for (task, set_name, split), by_query in plan.constitutions.items():

@@ -38,6 +38,7 @@ def prepare(
     *,
     limit: int | None = None,
     epochs: int | None = None,
+    base_url: str | None = None,
     api: Mapping[str, Any] | None = None,
 ) -> tuple[Plan, list[str]]:
     """The plan of a run with these judges in it, and their names, for `harness.runner.judge_again`.
@@ -47,6 +48,7 @@ def prepare(
         judges: what is typed for them (see the module).
         limit: queries that new judges see per task and split; None: as their file says, or all.
         epochs: times that new judges judge each pair.
+        base_url: the server of judges that are named by a path; None: the provider's own.
         api: fields of those of the judges' models that are behind APIs, for example `max_connections`.
 
     Raises:
@@ -57,7 +59,7 @@ def prepare(
     spec = plan.spec
     names = []
     for text in judges:
-        found = parse_judge(text, spec)
+        found = parse_judge(text, spec, base_url)
         changes = {key: value for key, value in (("limit", limit), ("epochs", epochs)) if value is not None}
         if found.name not in plan.spec.judges and changes:
             fields = {**found.judge.model_dump(), **changes}
@@ -71,6 +73,10 @@ def prepare(
                 )
         spec = _with(spec, found)
         names.append(found.name)
+    if base_url is not None and all(model.base_url != base_url for model in spec.models.values()):
+        raise UserError(
+            "--base-url is for judges named by a path (openai/NAME, anthropic/NAME); a judge's file has a field 'base_url'"
+        )
     if api:
         spec = _asked_so(spec, names, api)
     check_judging(spec, names)
@@ -121,8 +127,8 @@ def _with(spec: Spec, new: NamedJudge) -> Spec:
 # --- What is typed for a judge
 
 
-def parse_judge(text: str, spec: Spec) -> NamedJudge:
-    """The judge that `text` means in the run of `spec`.
+def parse_judge(text: str, spec: Spec, base_url: str | None = None) -> NamedJudge:
+    """The judge that `text` means in the run of `spec`; where it is a model's path, the one on the server `base_url`.
 
     Raises:
         UserError: it means none, or another judge of that name is there.
@@ -140,7 +146,7 @@ def parse_judge(text: str, spec: Spec) -> NamedJudge:
     elif what in spec.models:
         found = NamedJudge(name or what, JudgeSpec(kind="llm", model=what))
     elif "/" in what or is_there(Path(what).expanduser()):
-        model = {"path": _absolute(what, Path())}
+        model = {"path": _absolute(what, Path()), "base_url": base_url}
         found = _by_model(name or _short(what), {"kind": "llm"}, model, spec, _typed(text, {"model": model}))
     else:
         known = [*spec.judges, *spec.models, "verifiable"]
@@ -177,7 +183,7 @@ def _from_file(name: str | None, file: Path, spec: Spec) -> NamedJudge:
     model = fields.pop("model", None)
     if model is None or (isinstance(model, str) and model in spec.models):
         return NamedJudge(chosen, _valid(JudgeSpec, {**fields, "model": model}, document))
-    described = {"path": model} if isinstance(model, str) else model
+    described = {"path": model, "base_url": fields.pop("base_url", None)} if isinstance(model, str) else model
     if not isinstance(described, dict):
         raise UserError(
             f"{document.where(('model',))}: 'model': name a model of the run, a path, or a mapping with 'path'"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from harness import costs
 from harness.looks import as_it_stopped, looks, rule_of
@@ -20,6 +22,7 @@ from harness.spec import Spec, load_spec
 from harness.store import RowFile, read_json
 from sami_train.copying import copied_share
 from sami_train.errors import UserError
+from sami_train.yamlfile import as_written, read_yaml
 
 
 def plan_of_run(folder: Path, changes: Mapping[str, Any] | None = None) -> Plan:
@@ -72,6 +75,47 @@ def plan_record(folder: Path) -> dict[str, Any]:
             found = read_json(file)
             return found if isinstance(found, dict) else {}
     return {}
+
+
+def replaced(plan: Plan) -> str | None:
+    """What a run that is about to start replaces in its folder: the results of another specification; None where there are none."""
+    file = plan.folder / "results.json"
+    results = read_json(file) if file.is_file() else None
+    if not isinstance(results, dict) or results.get("spec_fingerprint") == plan.fingerprint:
+        return None
+    begun = _kept_spec(plan.folder) if is_current(plan.folder, results) else {}
+    before, now = (dict(_fields(spec)) for spec in (begun, yaml.safe_load(plan.settled().dump())))
+    changed = [
+        f"{name} ({as_written(before.get(name))} → {as_written(now.get(name))})"
+        for name in dict.fromkeys([*now, *before])
+        if before and before.get(name) != now.get(name) and name != "output"
+    ]
+    more = f" and {len(changed) - MOST_CHANGES} more" if len(changed) > MOST_CHANGES else ""
+    what = f"with another {', '.join(changed[:MOST_CHANGES])}{more}" if changed else "otherwise"
+    return (
+        f"{plan.folder} has results that were made {what}; they are replaced when this run ends (their rows stay). To keep them, "
+        "stop now and name another folder with -o"
+    )
+
+
+MOST_CHANGES = 3
+"""Fields that `replaced` names."""
+
+
+def _kept_spec(folder: Path) -> Any:
+    try:
+        return read_yaml(folder / "spec.yaml").data
+    except UserError:
+        return {}
+
+
+def _fields(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a specification that is no mapping, by its dotted field."""
+    if not isinstance(node, dict):
+        yield place, node
+    else:
+        for name, value in node.items():
+            yield from _fields(value, f"{place}.{name}".lstrip("."))
 
 
 def is_current(folder: Path, results: Mapping[str, Any]) -> bool:

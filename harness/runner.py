@@ -36,6 +36,7 @@ from harness.plan import (
     is_local,
     models_record,
     rate_key,
+    seconds_left,
     trained_for,
 )
 from harness.progress import Display
@@ -201,16 +202,16 @@ class _Runner:
     def results(self, stages: Sequence[Stage] | None = None) -> dict[str, Any]:
         """Run every stage (of `stages`) that is not finished, then score and write the report."""
         from harness.report.markdown import render_markdown
-        from harness.rescore import results_of
+        from harness.rescore import replaced, results_of
 
+        if stages is None and (sentence := replaced(self.plan)):
+            self.display.note(sentence)
         _record(self.plan)
         self._tell_of_other_judges()
-        self.display.plan({s.name: s.expected() for s in (self.plan.stages if stages is None else stages)})
         if stages is None:
             self._run_until_decided()
         else:
-            for stage in stages:
-                self._run_stage(stage)
+            self._run_stages(stages)
         self._close_model()
         results = {
             **results_of(self.plan, prices=self.prices),
@@ -228,11 +229,16 @@ class _Runner:
         whole = self.plan
         for n in whole.decisions or (None,):
             self.plan = whole if n is None else whole.first(n)
-            for stage in self.plan.stages:
-                self._run_stage(stage)
+            self._run_stages(self.plan.stages)
             if n is not None and decided(score_inputs(self.plan)):
                 self.display.note(f"statistics.stop: {n} of {len(whole.order)} queries are enough")
                 return
+
+    def _run_stages(self, stages: Sequence[Stage]) -> None:
+        rates = known_rates()
+        self.display.plan({s.name: seconds_left(self.plan, s, s.done(self.folder), rates) for s in stages})
+        for stage in stages:
+            self._run_stage(stage)
 
     def _tell_of_other_judges(self) -> None:
         there = {place.name for place in (self.folder / "verdicts").glob("*") if place.is_dir()}
@@ -684,8 +690,8 @@ class _Runner:
             if is_local(model):
                 engine = engine.model_copy(update={"device": self._engine_settings()["device"]})
                 model = model.model_copy(update={"dtype": self.plan.dtype(name)})
-            self.display.note_loading(name)
-            backend = open_model(name, model, self.plan.source, engine, budget=self.terms.allowance)
+            with self.display.loading(name):
+                backend = open_model(name, model, self.plan.source, engine, budget=self.terms.allowance)
             self._open = (name, backend)
         return self._open[1]
 

@@ -455,7 +455,9 @@ class Spec(_Part):
     principles: PrinciplesSpec
     judges: dict[str, JudgeSpec] = Field(min_length=1, description="by the name that tables show")
     comparisons: tuple[ComparisonSpec, ...] = Field(
-        min_length=1, description="which models meet; a model in none of them only judges or is trained from"
+        default=(),
+        description="which models meet; a model in none of them only judges or is trained from. Left out: nothing is compared, "
+        "and every model that does not judge is measured by itself",
     )
     sampling: SamplingSpec = SamplingSpec()
     measures: MeasuresSpec = MeasuresSpec()
@@ -491,6 +493,12 @@ class Spec(_Part):
         """How a model is trained; None for one that exists."""
         trained = self.trained(name)
         return None if trained is None else self.models[trained].train
+
+    def answering(self) -> set[str]:
+        """The models whose own responses are measured: those compared; where nothing is, those that do not judge, or all."""
+        judging = {judge.model for judge in self.judges.values()}
+        compared = {name for pair in self.comparisons for name in (pair.a, pair.b)}
+        return compared or self.models.keys() - judging or set(self.models)
 
     def dump(self) -> str:
         """The whole specification as YAML, every default written out: loaded again, it says the same."""

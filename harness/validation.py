@@ -53,7 +53,7 @@ from sami_train.inputs import folders_of, templates_of
 from sami_train.models import EMBEDDED, check_reach, check_source, has_chat_template, parse_source
 from sami_train.pairs import check_intents, split_queries
 from sami_train.prompts import load_template
-from sami_train.text import expanded
+from sami_train.text import counted, expanded
 from sami_train.yamlfile import LinedDocument, Location, problems, read_yaml
 
 BACKENDS = ("embedded", "transformers", "recorded", "openai", "anthropic")
@@ -338,12 +338,13 @@ def _check_coverage(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems)
     for task, kind in kinds.items():
         for split in block.splits:
             counts = {s.name: len(s.select(kind, split)) for s in sets.values()}
-            said = f"{split.replace('_', '-')} principles for the task '{task}' ({kind})"
+            one, of_task = f"{split.replace('_', '-')} principle", f"for the task '{task}' ({kind})"
             if not any(counts.values()):
                 found.add(
-                    ("principles", "splits"), f"no set has {said}; leave '{split}' out or add a set that has some"
+                    ("principles", "splits"),
+                    f"no set has {one}s {of_task}; leave '{split}' out or add a set that has some",
                 )
-            have = [(n, f"the set '{name}' has {n} {said}") for name, n in counts.items() if n]
+            have = [(n, f"the set '{name}' has {counted(n, one)} {of_task}") for name, n in counts.items() if n]
             few += [entry for entry in have if entry[0] < block.size]
             repeating += [entry for entry in have if block.size <= entry[0] < block.size * block.per_query]
     if few:
@@ -388,8 +389,7 @@ def _check_judged_by(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems
 
 def _used(spec: Spec) -> set[str | None]:
     """The models that answer or judge."""
-    judging = {judge.model for judge in spec.judges.values()}
-    return {name for pair in spec.comparisons for name in (pair.a, pair.b)} | judging
+    return spec.answering() | {judge.model for judge in spec.judges.values()}
 
 
 def _check_models(spec: Spec, found: _Problems, to_run: bool) -> None:
@@ -732,7 +732,7 @@ def _check_swapped(spec: Spec, sets: dict[str, PrincipleSet], found: _Problems) 
             for split in spec.principles.splits:
                 n = len(principle_set.select(kind, split)) if kind else 0
                 if size <= n < 2 * size:
-                    said = f"{n} {split.replace('_', '-')} principles for the task '{task}'"
+                    said = f"{counted(n, split.replace('_', '-') + ' principle')} for the task '{task}'"
                     few.append((n, f"the set '{principle_set.name}' has {said}"))
     if few:
         message = (
@@ -746,6 +746,11 @@ def _check_stop(spec: Spec, tasks: dict[str, TaskData], found: _Problems) -> Non
     stop = spec.statistics.stop
     if stop is None:
         return
+    if not spec.comparisons:
+        found.add(
+            ("statistics", "stop"),
+            "nothing is compared, so nothing can be decided early; leave it out, or add 'comparisons'",
+        )
     name, judge = next(iter(spec.judges.items()))
     if judge.limit is not None:
         message = (

@@ -32,6 +32,7 @@ from harness.stats import (
 )
 from harness.store.files import reading
 from sami_train.errors import UserError
+from sami_train.text import counted
 
 Format = Literal["sami", "harness"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -292,8 +293,8 @@ def paired(
 def _paired_row(one: VerdictTable, other: VerdictTable, level: float) -> dict[str, Any]:
     if not one.about and len(one.rows) != len(other.rows):
         raise UserError(
-            f"{one.file} has {len(one.rows)} rows and {other.file} has {len(other.rows)}: without query ids, row by row is "
-            "the only way to pair them; name two files on the same queries"
+            f"{one.file} has {counted(len(one.rows), 'row')} and {other.file} has {len(other.rows)}: without query ids, row by "
+            "row is the only way to pair them; name two files on the same queries"
         )
     left, right = ({row.query: row for row in table.rows} for table in (one, other))
     changed = one.content.other_queries(other.content)
@@ -326,7 +327,9 @@ def _paired_row(one: VerdictTable, other: VerdictTable, level: float) -> dict[st
         "notes": [],
     }
     if changed:
-        row["notes"].append(f"{len(changed)} queries have one id and other texts in the two files; they are left out")
+        row["notes"].append(
+            f"{counted(len(changed), 'query', 'queries')} with one id and other texts in the two files: left out"
+        )
     if differs := one.content.differences(other.content):
         row["notes"].append(f"not like with like: {', '.join(differs)} differ{'s' * (len(differs) == 1)}")
     unlike = sum(left[q].length_baseline != right[q].length_baseline for q in both)

@@ -111,7 +111,7 @@ class Assignment:
             raise UserError(f"--principles: '{twice}' stands twice; name each principle once")
         if not len(self.given) <= self.n <= MAX_PRINCIPLES or self.n < 1:
             raise UserError(
-                f"--n is {self.n}, with {len(self.given)} principles named; "
+                f"--n is {self.n}, with {counted(len(self.given), 'principle')} named; "
                 f"choose a number from {max(1, len(self.given))} to {MAX_PRINCIPLES}"
             )
         if not 0 <= self.held_out <= self.n:

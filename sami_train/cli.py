@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sami_train.errors import UserError
+from sami_train.output import OutputError, checked_output
 from sami_train.text import printable
 
 if TYPE_CHECKING:
@@ -43,12 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        code = _execute(list(sys.argv[1:] if arguments is None else arguments))
-        sys.stdout.flush()
-        return code
+        with checked_output():
+            return _execute(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
         _say(str(error))
-        return 1 if isinstance(error, RunError) else 2
+        return 1 if isinstance(error, RunError | OutputError) else 2
     except KeyboardInterrupt:
         _say("stopped; run the same command again to go on")
         return 130
@@ -68,6 +68,13 @@ def _say(sentences: str) -> None:
 
 
 def _execute(arguments: list[str]) -> int:
+    if arguments[:1] in (["-V"], ["--version"]):
+        from importlib.metadata import version
+
+        print(f"sami-train {version('sami-harness')}")  # noqa: T201
+        return 0
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     name, rest = _verb(arguments)
     if name is None:
         print(_help())  # noqa: T201
@@ -108,7 +115,7 @@ examples:
   sami-train embedded/gemma-3-270m --set learning_rate=1e-5 -o runs/sami/mine
   sami-train show mistral-7b/hh-rlhf/as-run           every field, with its meaning
 
-'sami-train VERB --help' explains a verb."""
+'sami-train help VERB' explains a verb; --version prints the version."""
 
 
 class _Parser(argparse.ArgumentParser):

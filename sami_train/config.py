@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sami_train.errors import Problems, UserError, nearest
+from sami_train.text import counted
 from sami_train.yamlfile import Dumper, LinedDocument, parse_yaml, problems, read_yaml
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
@@ -290,7 +291,7 @@ class Recipe(BaseModel):
                 which = "choices of sides for positive_vs_intent"
             if self.constitutions_per_query > choices:
                 raise ValueError(
-                    f"{self.principles_per_constitution} principles have {choices} {which}, fewer than "
+                    f"{counted(self.principles_per_constitution, 'principle')} with {choices} {which}: fewer than "
                     f"constitutions_per_query ({self.constitutions_per_query}); raise principles_per_constitution"
                 )
         if bool(self.filter_substrings) != ("substring" in self.filters):

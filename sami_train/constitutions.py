@@ -12,6 +12,7 @@ import os
 import random
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
 
@@ -22,7 +23,13 @@ from sami_train.text import expanded
 from sami_train.yamlfile import NAME_PATTERN, LinedDocument, all_problems, read_yaml
 
 TaskKind = Literal["dialogue", "summarization"]
-Split = Literal["learned", "held_out"]
+
+
+def _as_split(value: object) -> object:
+    return "held_out" if value == "held-out" else value  # as it is printed
+
+
+Split = Annotated[Literal["learned", "held_out"], BeforeValidator(_as_split)]
 Polarity = Literal["principle", "antithesis", "both", "random"]
 
 
@@ -217,12 +224,36 @@ def principle_folders(extra: Sequence[Path] = ()) -> list[Path]:
 
 
 def list_principle_sets(folders: Sequence[Path] = ()) -> dict[str, Path]:
-    """Name (the file's stem) to file, for every set in the principle folders."""
+    """Name to file, for every set in the principle folders. A YAML file without principles is none.
+
+    Raises:
+        UserError: two sets of a folder have one name.
+    """
     found: dict[str, Path] = {}
     for folder in principle_folders(folders):
-        for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
-            found.setdefault(file.stem, file)
+        here: dict[str, Path] = {}
+        for file in sorted(f for f in folder.iterdir() if f.suffix in {".yaml", ".yml"} and f.is_file()):
+            stat = file.stat()
+            name = _name_in(file, stat.st_mtime_ns, stat.st_size)
+            if name in here:
+                raise UserError(f"{file}: a set named '{name}' is in {here[name]} too; rename one ('name')")
+            if name is not None:
+                here[name] = file
+        found |= {name: file for name, file in here.items() if name not in found}
     return found
+
+
+@lru_cache(maxsize=1024)
+def _name_in(file: Path, mtime_ns: int, size: int) -> str | None:
+    """The name of the set in a file as it was then: the file's own where none can be read; None where it is no set."""
+    try:
+        data = read_yaml(file).data
+    except UserError:
+        return file.stem
+    if not isinstance(data, dict) or "principles" not in data:
+        return None
+    name = data.get("name")
+    return name if isinstance(name, str) else file.stem
 
 
 def load_principle_set(name_or_path: str | Path, folders: Sequence[Path] = ()) -> PrincipleSet:

@@ -7,11 +7,21 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
+from rich.text import Text
 
 LINE_EVERY_S = 10.0
 """Seconds between two lines about the same part when the output is not a terminal."""
+BAR = 20
+"""Columns of the bar."""
+
+
+class _Figure(ProgressColumn):
+    """The figures of a part, in one line: where the screen is narrow, they alone give way."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["figure"], "dim", no_wrap=True, overflow="ellipsis")
 
 
 @dataclass
@@ -52,16 +62,10 @@ class Display:
         if self.live:
             self._bars = Progress(
                 TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-                BarColumn(bar_width=20),
-                TaskProgressColumn(),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=BAR, table_column=Column(width=BAR)),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn("{task.fields[left]}", markup=False, table_column=Column(no_wrap=True)),
-                TextColumn(
-                    "{task.fields[figure]}",
-                    style="dim",
-                    markup=False,
-                    table_column=Column(no_wrap=True, overflow="ellipsis"),
-                ),
+                _Figure(),
                 console=self.console,
                 transient=True,
                 refresh_per_second=4,

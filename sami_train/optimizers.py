@@ -9,6 +9,7 @@ from typing import Any
 
 from sami_train.config import Recipe
 from sami_train.errors import MissingPackage
+from sami_train.text import counted
 
 
 def require_optimizer(recipe: Recipe) -> None:
@@ -60,9 +61,9 @@ def dose(recipe: Recipe) -> str:
     """A sentence: how far the steps of the last iteration move a weight, in all and at most in one of them."""
     found = moves(recipe, recipe.iterations)
     return (
-        f"Dose of {recipe.optim}: the {len(found)} steps of iteration {recipe.iterations} move a weight whose gradient keeps its "
-        f"size and sign by {sum(found):.1f} times this rate ({recipe.learning_rate * sum(found):.2g}), one step by "
-        f"{max(found):.1f} times at most."
+        f"Dose of {recipe.optim}: {counted(len(found), 'step')} of iteration {recipe.iterations} would move a weight whose "
+        f"gradient keeps its size and sign by {sum(found):.1f} times this rate ({recipe.learning_rate * sum(found):.2g}), one step "
+        f"by {max(found):.1f} times at most."
     )
 
 

@@ -36,6 +36,7 @@ from sami_train.pairs import Contrast, Example, passes, plan_contrasts, split_qu
 from sami_train.prompts import Template
 from sami_train.run_folder import alone, check_nodes, claim, finished, inputs_of
 from sami_train.selection import most_informative
+from sami_train.text import counted
 from sami_train.watch import Alarm, alarms
 
 Progress = Callable[[str, int, int, str], None]
@@ -253,8 +254,8 @@ class _Run:
             )
         if len(kept) < wanted:
             self.note(
-                f"iteration {number} has {len(kept)} pairs left for {wanted} ({counts}), so it takes fewer or smaller steps; "
-                "raise 'oversample'"
+                f"iteration {number} has {counted(len(kept), 'pair')} left for {wanted} ({counts}), so it takes fewer or smaller "
+                "steps; raise 'oversample'"
             )
 
     def _contrasts(self, recipe: Recipe, queries: Sequence[Query], seed: int) -> list[Contrast]:

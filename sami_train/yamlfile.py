@@ -197,7 +197,7 @@ def problems(
         is_counted = problem["type"] == "too_short" and any(p["loc"][: len(place)] == place != p["loc"] for p in every)
         if is_counted or (problem["type"] == "missing" and place in misspelt):
             continue  # pydantic counts items that are sound
-        location = _real(problem["loc"], document)
+        location = _real(problem["loc"], document, is_missing=problem["type"] == "missing")
         sentence = _sentence(problem, location, document, model, hints or {})
         found.setdefault(location, Problem(location, sentence, problem["type"]))
     return list(found.values())
@@ -269,12 +269,15 @@ def as_written(value: object) -> str:
     return written if len(written) <= 80 else f"{written[:80]}..."
 
 
-def _real(location: Location, document: LinedDocument) -> Location:
-    """Drop the names of union branches that pydantic puts into a location but the document does not have."""
+def _real(location: Location, document: LinedDocument, *, is_missing: bool) -> Location:
+    """Drop the names of union branches that pydantic puts into a location but the document does not have.
+
+    With `is_missing` its last part is a field that the document does not have.
+    """
     kept: list[str | int] = []
     node = document.data
     for index, part in enumerate(location):
-        if isinstance(node, dict) and (part in node or index == len(location) - 1):
+        if isinstance(node, dict) and (part in node or (is_missing and index == len(location) - 1)):
             node = node.get(part)
         elif isinstance(node, list) and isinstance(part, int) and part < len(node):
             node = node[part]

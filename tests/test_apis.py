@@ -236,7 +236,7 @@ def test_a_run_whose_first_requests_all_fail_alike_ends_with_the_providers_sente
     b = bench("--rate", "1", "--faults", "bad_request")
     b.write(8, PROGRAMS)
     said = b.run("-q", code=1)
-    assert "requests of 'one on dialogue' all failed (refused_request: HTTP 400: no)" in said
+    assert "requests of 'one on dialogue' failed alike (refused_request: HTTP 400: no)" in said
     assert b.stats()["count"]["bad_request"] < 32
     b.set(rate=0.0)
     b.run("-q")
@@ -307,7 +307,7 @@ def test_a_batch_is_handed_in_once_though_the_run_is_killed(bench: Callable[...,
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert b.rows(judge) == []
-    assert "requests are in a batch at the provider; run again with --batch" in b.run("-q", code=1)
+    assert "in a batch at the provider; run again with --batch" in b.run("-q", code=1)
     b.set(batch_seconds=0)
     said = b.run("--batch")
     assert "waiting for batch" in said
@@ -409,7 +409,7 @@ def test_a_validations_batch_is_handed_in_once_though_it_is_killed(bench: Callab
     wait_for(lambda: any('_0"' in file.read_text() for file in batches.glob("*.json")), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert "requests are in a batch at the provider; run again with --batch" in b.validate(*allowed, "-q", code=1)
+    assert "in a batch at the provider; run again with --batch" in b.validate(*allowed, "-q", code=1)
     b.set(batch_seconds=0)
     assert "waiting for batch batch_0, 30 requests" in b.validate(*allowed, "--batch")
     assert [batch["n"] for batch in b.stats()["batches"]] == [30]

@@ -57,7 +57,7 @@ def test_a_stage_whose_first_requests_fail_alike_ends_with_the_providers_sentenc
     url = serve("--rate", "1", "--faults", "bad_request")
     with pytest.raises(UserError) as error:
         answers(url, 60, tmp_path)
-    assert "requests of 'm on dialogue' all failed (refused_request: HTTP 400: no)" in str(error.value)
+    assert "requests of 'm on dialogue' failed alike (refused_request: HTTP 400: no)" in str(error.value)
     assert "run the same command again" in str(error.value)
     assert int(error.value.__notes__[0]) >= FAILURES_ALIKE, "what failed is kept"
     stats = urllib.request.urlopen(f"{url}/stats").read().decode()

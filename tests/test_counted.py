@@ -179,7 +179,7 @@ def test_a_run_that_was_begun_again_with_changes_shows_no_earlier_table(
         assert shown["spec_fingerprint"] != before["spec_fingerprint"]
         assert [(row["n"], row["n_expected"]) for row in shown["comparisons"]] == [(0, 8)]
         assert main(["ls", "runs", "--folder", ".", "--json"]) == 0
-        assert "begun again with changes, and not finished" in capsys.readouterr().out
+        assert "begun again with changes, not finished: " in capsys.readouterr().out
         with pytest.raises(UserError, match=r"go on with: harness run"):
             compare(folder, other)
     assert go("run") == folder, "by the first specification it is finished, and says so"

@@ -383,6 +383,20 @@ def test_how_an_api_is_asked_can_be_said_for_judges(copy: Path, tmp_path: Path, 
     assert "max_connections: 1" in (copy / "spec.yaml").read_text()
 
 
+def test_a_judge_on_another_server_is_recorded_with_its_address(copy: Path, coin: Judge) -> None:
+    """Only OPENAI_BASE_URL led a judge there, and no record said so."""
+    pytest.importorskip("openai")
+    command = ["rejudge", str(copy), "--judge", "openai/coin", "--base-url", coin.address, "--limit", "1", "--quiet"]
+    assert main(command) == 0
+    assert f"base_url: {coin.address}" in (copy / "spec.yaml").read_text()
+    assert main(command) == 0, "the same command goes on"
+
+
+def test_an_address_needs_a_judge_that_is_named_by_its_path(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rejudge", str(copy), "--judge", "verifiable", "--base-url", "http://localhost:1/v1"]) == 2
+    assert "--base-url is for judges named by a path" in capsys.readouterr().err
+
+
 def test_options_of_apis_are_refused_where_no_judge_is_behind_one(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -432,6 +446,23 @@ def test_a_file_has_the_fields_of_a_judge(spec: Spec, tmp_path: Path) -> None:
     assert found.model is not None
     assert found.model.timeout_s == 5
     assert parse_judge("other=strict.yaml", spec).name == "other"
+
+
+def test_a_file_names_its_server_beside_the_model(spec: Spec, tmp_path: Path) -> None:
+    (tmp_path / "served.yaml").write_text("kind: llm\nmodel: openai/x\nbase_url: http://localhost:8000/v1\n")
+    found = parse_judge("served.yaml", spec)
+    assert found.model is not None
+    assert found.model.base_url == "http://localhost:8000/v1"
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("http://me:secret@localhost/v1", "a user name, a password"), ("[1]", "'base_url': must be text")],
+)
+def test_an_address_of_a_file_holds_no_key(spec: Spec, tmp_path: Path, address: str, said: str) -> None:
+    (tmp_path / "served.yaml").write_text(f"kind: llm\nmodel: openai/x\nbase_url: {address}\n")
+    with pytest.raises(UserError, match=said):
+        parse_judge("served.yaml", spec)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from harness.plan import GenerationUnit, Plan, Stage
-from harness.rescore import EXAMPLES, SHOWN_CHARACTERS, examples, score_inputs
+from harness.rescore import EXAMPLES, SHOWN_CHARACTERS, examples, replaced, score_inputs
 from harness.rows import Generation
+from harness.runner import _record
 from harness.score import ResponseKey
 from harness.spec import load_spec
-from harness.store import RowFile
+from harness.store import RowFile, write_json
 from sami_train.copying import copied_share
 
 Text = Callable[[str, GenerationUnit], dict[str, Any]]
@@ -144,3 +145,23 @@ def test_an_example_needs_all_models(plan: Plan) -> None:
 
 def test_without_responses_there_is_no_example(plan: Plan) -> None:
     assert examples(plan) == []
+
+
+# --- What a run replaces
+
+
+def test_another_specification_in_a_finished_folder_says_what_it_replaces(plan: Plan) -> None:
+    """Another seed silently replaced the results of the first one."""
+    assert replaced(plan) is None
+    _record(plan)
+    assert replaced(plan) is None, "it was begun, and there are no results yet"
+    write_json(plan.folder / "results.json", {"spec_fingerprint": plan.fingerprint})
+    assert replaced(plan) is None, "the same specification goes on"
+    other = Plan(plan.spec.model_copy(update={"seed": 7}))
+    assert "made with another seed (0 → 7); they are replaced" in str(replaced(other))
+
+
+def test_results_of_other_models_are_told_without_fields(plan: Plan) -> None:
+    _record(plan)
+    write_json(plan.folder / "results.json", {"spec_fingerprint": "that of other weights"})
+    assert "made otherwise; they are replaced" in str(replaced(plan))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness.plan import build_plan, describe
 from harness.spec import ENVIRONMENT, ModelSpec, RelevanceSpec, Spec, SpecError, list_presets, load_spec, model_backend
 from harness.stats import StopRule
 from harness.validation import check, missing_for_run, validate
@@ -290,7 +291,7 @@ def test_what_stands_in_for_a_mistake_makes_no_problem(tmp_path: Path, number: i
     "change",
     [
         ("name: try\n", ""),
-        ("comparisons:\n  - {a: sami, b: base}\n  - {a: sami, b: instruct}\n", ""),
+        ("comparisons:\n  - {a: sami, b: base}\n  - {a: sami, b: instruct}\n", "comparisons: none\n"),
         ("judges:\n  verifiable: {kind: verifiable}\n  smollm2: {kind: llm, model: instruct, limit: 2}\n", ""),
         ("  sets: [verifiable]\n", ""),
         ("{path: embedded/gemma-3-270m, ", "{"),
@@ -302,6 +303,39 @@ def test_what_is_missing_hides_nothing_else(tmp_path: Path, change: tuple[str, s
     found = everything(write(tmp_path, change, ("task: tldr,", "task: tdlr,")))
     assert len(found) == 2, found
     assert "there is no task 'tdlr'" in found[1]
+
+
+WITHOUT_COMPARISONS = ("comparisons:\n  - {a: sami, b: base}\n  - {a: sami, b: instruct}\n", "")
+
+
+def test_without_comparisons_every_model_that_does_not_judge_is_measured(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, WITHOUT_COMPARISONS))
+    assert validate(spec) == []
+    assert spec.answering() == {"base", "sami"}
+    plan = build_plan(spec)
+    assert {stage.measure for stage in plan.stages if stage.kind == "judge"} == {"steerability"}
+    assert describe(plan)["precision"] == []
+
+
+def test_a_single_model_that_judges_itself_is_measured() -> None:
+    models = {"only": {"path": "openai/x", "style": "chat"}}
+    spec = load_spec("smoke").model_copy(update={"comparisons": ()})
+    spec = Spec.model_validate(
+        {**spec.model_dump(by_alias=True), "models": models, "judges": {"own": {"kind": "llm", "model": "only"}}}
+    )
+    assert spec.answering() == {"only"}
+
+
+def test_a_rule_for_stopping_needs_comparisons(tmp_path: Path) -> None:
+    stop = ("statistics: {level: 0.95}", "statistics: {stop: {half_width: 0.1}}")
+    (found,) = everything(write(tmp_path, WITHOUT_COMPARISONS, stop))
+    assert "'statistics.stop': nothing is compared" in found
+
+
+@pytest.mark.parametrize("splits", ["[held-out]", "[held_out]"])
+def test_a_split_is_read_as_it_is_printed(tmp_path: Path, splits: str) -> None:
+    spec = load_spec(write(tmp_path, ("splits: [learned, held_out]", f"splits: {splits}")))
+    assert spec.principles.splits == ("held_out",)
 
 
 def test_a_model_may_be_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

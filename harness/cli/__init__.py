@@ -32,6 +32,7 @@ from harness.cli import (
 from harness.cli._arguments import HarnessParser, VersionAction, parse
 from harness.cli._errors import EXIT_CODES, QualityError, RunError
 from sami_train.errors import UserError
+from sami_train.output import OutputError, checked_output
 from sami_train.text import printable
 
 VERBS = (
@@ -58,9 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments or bool(os.environ.get("HARNESS_DEBUG"))
     try:
         _prepare_streams()
-        code = _execute(arguments)
-        sys.stdout.flush()
-        return code
+        with checked_output():
+            return _execute(arguments)
     except KeyboardInterrupt:
         _say("stopped; run the same command again to go on")
         return 130
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         _say(str(error))
-        return 3 if isinstance(error, QualityError) else 1 if isinstance(error, RunError) else 2
+        return 3 if isinstance(error, QualityError) else 1 if isinstance(error, RunError | OutputError) else 2
     except Exception as error:
         if debug:
             raise
@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _execute(arguments: list[str]) -> int:
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     try:
         options = parse(build_parser(), arguments)
     except SystemExit:  # argparse, after --help
@@ -109,9 +111,9 @@ examples:
 exit codes:
 {EXIT_CODES}
 
-'harness VERB --help' explains a verb. Options may be written with '_' for '-': --output_path.""",
+'harness help VERB' explains a verb. Options may be written with '_' for '-': --output_path.""",
     )
-    parser.add_argument("--version", action=VersionAction, help="print the version and stop")
+    parser.add_argument("-V", "--version", action=VersionAction, help="print the version and stop")
     parser.set_defaults(execute=lambda _: _no_verb(parser), parser=parser, log_level=None)
     subparsers = parser.add_subparsers(
         title="verbs", prog="harness", metavar="VERB", dest="verb", parser_class=HarnessParser

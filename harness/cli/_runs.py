@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sami_train.errors import UserError, nearest
+from sami_train.text import counted
 
 FOLDER = Path("runs")
 _PARTS: dict[str, type[Any]] = {
@@ -67,15 +68,25 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Every folder with results at most `DEPTH` levels down; what lies inside a run's folder is not looked at."""
+    """Every run, finished or not, at most `DEPTH` levels down; what lies inside a run's folder is not looked at."""
     for place, below, files in os.walk(folder):
         here = Path(place)
-        if "results.json" in files:
+        if "results.json" in files or {"spec.yaml", "plan.json"} <= set(files):
             below.clear()
             yield here
         elif len(here.relative_to(folder).parts) >= DEPTH:
             below.clear()
         below.sort()
+
+
+def how_far(folder: Path) -> str:
+    """How far a run is that is not finished."""
+    from harness.rescore import plan_of_run
+
+    stages = [(stage.done(folder), stage.expected()) for stage in plan_of_run(folder).stages]
+    done, expected = map(sum, zip(*stages, strict=True))
+    finished = sum(there == wanted for there, wanted in stages)
+    return f"not finished: {finished} of {counted(len(stages), 'stage')}, {done / max(1, expected):.0%} of the rows"
 
 
 def headline(results: dict[str, Any]) -> str:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-PIPED_WIDTH = 120
-"""Columns where the output goes to a file or another program and COLUMNS says nothing."""
+PIPED_WIDTH = 100_000
+"""Columns where the output goes to a file or another program and COLUMNS says nothing: no line is wrapped there."""
 
 
 LONGEST_NAME = 40

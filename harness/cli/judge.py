@@ -156,7 +156,7 @@ def _validate(options: argparse.Namespace, job: _Job) -> None:
     from harness.report.terminal import print_judge_card
 
     with Display(console(stderr=True), quiet=options.quiet) as display:
-        display.plan({JUDGE: 0} if job.writing is None else {WRITE: 0, JUDGE: 0})
+        display.plan({JUDGE: None} if job.writing is None else {WRITE: None, JUDGE: None})
         pairs = _pairs(options) if job.writing is None else _write_pairs(job.writing, job, display)
         prompts_for(job.judge, pairs)  # a prompt that does not fit is bad input, not a failed run
         display.stage(JUDGE, 0, 2 * options.epochs * len(pairs))

@@ -173,7 +173,7 @@ def _judges(_: argparse.Namespace) -> dict[str, Rows]:
 
 
 def _runs(options: argparse.Namespace) -> Rows:
-    from harness.cli._runs import FOLDER, headline, read_results, run_folders
+    from harness.cli._runs import FOLDER, headline, how_far, read_results, run_folders
     from harness.rescore import is_current
 
     place = options.folder or FOLDER
@@ -182,8 +182,13 @@ def _runs(options: argparse.Namespace) -> Rows:
     rows: Rows = []
     for folder in run_folders(place):
         try:
-            results = read_results(folder)
-            said = headline(results) if is_current(folder, results) else "begun again with changes, and not finished"
+            results = read_results(folder) if (folder / "results.json").is_file() else {}
+            if not results:
+                said = how_far(folder)
+            else:
+                said = (
+                    headline(results) if is_current(folder, results) else f"begun again with changes, {how_far(folder)}"
+                )
             row = {"name": results.get("name"), "created": results.get("created"), "headline": said}
         except (UserError, KeyError, TypeError, ValueError) as error:
             row = {"name": None, "created": None, "headline": f"cannot be read: {error}"}
@@ -274,7 +279,7 @@ def _show_judges(found: dict[str, Rows], screen: Console) -> None:
 
 def _show_runs(rows: Rows, screen: Console) -> None:
     if not rows:
-        screen.print("no finished runs here; start one with: harness run")
+        screen.print("no runs here; start one with: harness run")
         return
     shown = [{**row, "created": str(row["created"] or "–")[:16].replace("T", " ")} for row in rows]
     _show(screen, shown, {"run": "folder", "created (UTC)": "created", "headline": "headline"})

@@ -108,7 +108,8 @@ def show_plan(
         _print_stages(described, console())
         print_forecast(described, console())
         print_cost(described["cost"], console(), hint="'harness plan --count-tokens' counts where it can")
-        _print_precision(described, console())
+        if described["precision"]:
+            _print_precision(described, console())
         _print_stop(described["stop"], console())
 
 

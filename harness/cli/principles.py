@@ -63,7 +63,7 @@ examples:
         epilog="""\
 examples:
   harness principles sample verifiable
-  harness principles sample diverse -n 5 --split held_out --style chat
+  harness principles sample diverse -n 5 --split held-out --style chat
   harness principles sample my-principles.yaml --task dialogue --json""",
     )
     sample.add_argument("set", metavar="SET", help="a principle set, by name or file")
@@ -82,7 +82,11 @@ examples:
         help="completion (default) or chat",
     )
     sample.add_argument(
-        "--split", choices=("learned", "held_out"), metavar="SPLIT", help="learned or held_out (default: any)"
+        "--split",
+        type=lambda text: text.replace("-", "_"),
+        choices=("learned", "held_out"),
+        metavar="SPLIT",
+        help="learned or held-out (default: any)",
     )
     sample.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the draw (default: 0)")
     add_json(sample)
@@ -330,6 +334,10 @@ def _example_queries(task: str, n: int) -> list[Query]:
     return [queries[index % len(queries)] for index in range(n)]
 
 
+RULE = 100
+"""Columns of the line above a sample, at most."""
+
+
 def _print_samples(samples: list[dict[str, Any]]) -> None:
     from rich.rule import Rule
     from rich.text import Text
@@ -340,7 +348,7 @@ def _print_samples(samples: list[dict[str, Any]]) -> None:
     for number, sample in enumerate(samples, start=1):
         split = sample["split"].replace("_", "-")
         title = f" {number}/{len(samples)}  {sample['constitution']}  {split}, query {sample['query_id']} "
-        screen.print(Rule(Text(title, style="bold"), align="left", style="dim"))
+        screen.print(Rule(Text(title, style="bold"), align="left", style="dim"), width=min(screen.width, RULE))
         if sample["style"] == "completion":
             screen.print(Text(sample["prompt"]))
         else:

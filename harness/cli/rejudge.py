@@ -32,12 +32,14 @@ a judge is one of:
   instruct              a model of the run
   verifiable            the programs that check principles
   gpt                   a judge of the run: what failed is tried again
-  strict.yaml           a file with a judge's fields: kind, model, template
+  strict.yaml           a file with a judge's fields: kind, model, template,
+                        base_url
   mini=openai/gpt-4o-mini   any of them under a name of your own
 
 examples:
   harness rejudge runs/mine --judge openai/gpt-4o-mini
   harness rejudge mine --judge verifiable --judge instruct
+  harness rejudge mine --judge openai/served --base-url http://localhost:8000/v1
   harness rejudge mine --judge strict.yaml --limit 50 --epochs 3 --json""",
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder, or its name below runs/")
@@ -48,6 +50,7 @@ examples:
         "-L", "--limit", type=count, metavar="N", help="queries that a new judge sees per task and split"
     )
     parser.add_argument("--epochs", type=count, metavar="K", help="times that a new judge judges each pair")
+    parser.add_argument("--base-url", metavar="URL", help="API models named by a path: another server's address")
     add_api_options(parser)
     add_cost_options(parser, limit=True)
     parser.add_argument("-q", "--quiet", action="store_true", help="show neither progress nor tables")
@@ -66,7 +69,14 @@ def execute(options: argparse.Namespace) -> int:
     if not options.judge:
         raise UserError("name a judge, for example: --judge openai/gpt-4o-mini; see 'harness rejudge --help'")
     folder = find_started_run(options.run)
-    plan, names = prepare(folder, options.judge, limit=options.limit, epochs=options.epochs, api=api_settings(options))
+    plan, names = prepare(
+        folder,
+        options.judge,
+        limit=options.limit,
+        epochs=options.epochs,
+        base_url=options.base_url,
+        api=api_settings(options),
+    )
     with running():
         outcome = judge_again(
             plan,

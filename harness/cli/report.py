@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cli._arguments import add_json, add_verb
+from sami_train.errors import UserError
 
 if TYPE_CHECKING:
     from harness.cli._arguments import Subparsers
@@ -20,8 +21,8 @@ def add_parser(subparsers: Subparsers) -> None:
         execute,
         usage="RUN [--all] [--json]",
         help="print a run's results and write its report.md again",
-        description="Print a run's results and write its report.md again. Of a run that is not finished: what there is, with "
-        "intervals that hold at an unplanned look.",
+        description="Print a run's results and write its report.md again, where that can be written. Of a run that is not "
+        "finished: what there is, with intervals that hold at an unplanned look.",
         epilog="""\
 examples:
   harness report runs/quickstart
@@ -66,9 +67,13 @@ def execute(options: argparse.Namespace) -> int:
     results = read_results(folder) if (folder / "results.json").is_file() else None
     if results is None or not is_current(folder, results):  # a changed run was begun in the folder, and is not finished
         results = rescore(folder)
-    write_atomic(folder / "report.md", render_markdown(results))
+    note = ""
+    try:
+        write_atomic(folder / "report.md", render_markdown(results))
+    except UserError:  # a folder that is not ours can be read all the same
+        note = "(report.md cannot be written here; it is as it was)"
     if options.json:
         print_json(results)
     else:
-        print_report(results, folder / "report.md", everything=options.all)
+        print_report(results, folder / "report.md", everything=options.all, note=note)
     return 0

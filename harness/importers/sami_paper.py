@@ -39,6 +39,7 @@ from harness.writer import to_yaml
 from sami_train.constitutions import Principle, PrincipleSet, TaskKind
 from sami_train.errors import UserError
 from sami_train.prompts import Template
+from sami_train.text import counted
 from sami_train.yamlfile import told
 
 SOURCE = "the authors' public repositories, Fränken et al., NeurIPS 2024, arXiv 2404.14313"
@@ -211,7 +212,7 @@ def _add_set(name: str, data: str, sides: dict[str, dict[str, str]], source: str
     try:
         done.sets[name] = PrincipleSet(
             name=name,
-            description=f"Imported: {len(complete)} principles for {KINDS[data]}.",
+            description=f"Imported: {counted(len(complete), 'principle')} for {KINDS[data]}.",
             source=origin,
             principles=tuple(
                 Principle(

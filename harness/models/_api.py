@@ -57,6 +57,9 @@ _OUT_OF_RANGE = re.compile(
     r"too (?:large|small|high|low)|less than|greater than|at (?:most|least)|between|range|exceed|maximum", re.IGNORECASE
 )
 
+TRIES_OF_A_STRANGER = 4
+"""Tries of a request that reaches nobody, at an address that never answered: a wrong port is told within seconds."""
+
 _T = TypeVar("_T")
 
 
@@ -430,9 +433,10 @@ class ApiBackend(ABC):
         if not isinstance(status, int):
             problem = RequestError(reason, said)
             problem.may_be_paid = was_sent(error)
-            problem.most_tries = (
-                2 if reason == "malformed" and "DecodingError" in type(error.__cause__).__name__ else None
-            )
+            if reason == "malformed" and "DecodingError" in type(error.__cause__).__name__:
+                problem.most_tries = 2
+            elif reason == "connection" and not problem.may_be_paid and not self.has_answered:
+                problem.most_tries = TRIES_OF_A_STRANGER
             return problem
         headers = error.response.headers  # type: ignore[attr-defined]
         if 300 <= status < 400:

@@ -24,6 +24,7 @@ from harness.models._replies import Ended, RequestError, clean
 from harness.models.base import Completion, Request, Sampling
 from harness.store.files import read_json, write_json
 from sami_train.errors import UserError
+from sami_train.text import counted
 
 FIRST_POLL_S = 1.0
 LONGEST_POLL_S = 60.0
@@ -115,7 +116,7 @@ class _Driver:
             if self.backend.budget is not None:
                 for i in chunk.requests:
                     self.reserved[i] = self.backend.budget.commit(self.backend.name, wanted[i].prompt, self.sampling)
-            self.say(f"{self.backend.name}: waiting for batch {chunk.batch}, {len(chunk.requests):,} requests")
+            self.say(f"{self.backend.name}: waiting for batch {chunk.batch}, {counted(len(chunk.requests), 'request')}")
             found.append((file, chunk))
         return found
 
@@ -129,7 +130,7 @@ class _Driver:
             self.together, self.most = 1, max(1, len(chunk.requests) // 2)
         self.say(
             f"{self.backend.name}: the provider took no more than is under way now; the rest follows in batches of at most "
-            f"{self.most:,} requests"
+            f"{counted(self.most, 'request')}"
         )
         return True
 
@@ -159,7 +160,9 @@ class _Driver:
             self.keep(file, chunk)
             chunk.batch = self._create(chunk, prepared)
             self.keep(file, chunk)
-            self.say(f"{self.backend.name}: handed in batch {chunk.batch}, {len(keys):,} requests; it can take a day")
+            self.say(
+                f"{self.backend.name}: handed in batch {chunk.batch}, {counted(len(keys), 'request')}; it can take a day"
+            )
             found.append((file, chunk))
         return found
 

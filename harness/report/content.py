@@ -5,7 +5,7 @@ Everything is made from the results alone, and keys that are missing from them a
 
 from __future__ import annotations
 
-from harness.report.findings import what_it_shows
+from harness.report.findings import NOTHING_COMPARED, what_it_shows
 from harness.report.judges import corrections_section, judges_section, rank_stability_section
 from harness.report.readings import RUNS, UNLIKE, legend, reading
 from harness.report.responses import adjusted_section, responses_section
@@ -232,7 +232,8 @@ def ladder_sections(ladder: Results) -> list[Section]:
     )
     notes = not_counted_section(ladder)
     parts = [Section("Protocols", rules, tuple(tables), remarks), rank_stability_section(ladder)]
-    return [*([notes] if notes.sentences else []), *(part for part in parts if part.tables)]
+    found = [*([notes] if notes.sentences else []), *(part for part in parts if part.tables)]
+    return found or [Section("Protocols", (NOTHING_COMPARED,))]
 
 
 def _rule_words(protocol: Row) -> str:
@@ -272,7 +273,7 @@ def cost_section(results: Results) -> Section:
         else "Tokens as the providers count them."
     )
     untold = [
-        f"Of {name}, {model['estimated']:,} requests came back without a count; they count for the most that they can be."
+        f"Of {name}, {counted(model['estimated'], 'request')} came back without a count, and count for the most that they can be."
         for name, model in cost["models"].items()
         if model.get("estimated")
     ]

@@ -38,6 +38,7 @@ from harness.report.words import (
     split_words,
 )
 
+NOTHING_COMPARED = "Nothing is compared: the specification has no comparisons."
 ALONE = (WIN_RATE.above_alone, WIN_RATE.below_alone, GAP.above_alone, GAP.below_alone)
 
 
@@ -52,7 +53,7 @@ def _sentence(flag: str) -> str:
 
 def findings(results: Results) -> list[str]:
     """A sentence for each comparison by a trusted judge, on steerability, and on training."""
-    sentences = []
+    sentences = [] if rows_of(results, "comparisons") else [NOTHING_COMPARED]
     gaps = grouped(rows_of(results, "gaps"), "a", "b", "principle_set", "judge")
     comparisons = {
         key: rows

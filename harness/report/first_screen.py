@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from harness.report.findings import findings
 from harness.report.flags import flags, looks
 from harness.report.headline import headline, headline_legend, marks, models_shown, not_trusted
 from harness.report.terminal import plain, style_of, wrapped
@@ -65,7 +66,8 @@ def clipped(text: object, width: int, console: Console) -> str:
 def _win_rates(results: Results, console: Console) -> list[Text]:
     tables = headline(results)
     if not tables:
-        return [Text(clipped(said, console.width, console)) for said in not_trusted(results).sentences]
+        said = not_trusted(results).sentences or findings(results)
+        return [Text(line) for _, line in _packed(said, console.width, MOST_ROWS, " ", console)]
     lines: list[str | tuple[str, ...]] = []
     for table in tables:
         lines += [table.heading] if len(tables) > 1 else []

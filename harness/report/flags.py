@@ -9,6 +9,7 @@ from harness.report.trust import at_chance, by_judges, judges_of, trusted
 from harness.report.words import (
     Results,
     Row,
+    counted,
     grouped,
     interval_of,
     joined,
@@ -78,7 +79,7 @@ def _incomplete(results: Results) -> list[str]:
         whose = f"{quality['judge']}'s verdicts" if quality.get("judge") else "verdicts"
         found.append(f"incomplete: {percent(quality['unscored_rate'])} of {whose} unscored (limit {limit})")
     if n := sum(row.get("n") or 0 for row in rows_of(results, "not_counted")):
-        found.append(f"{n} verdicts in the folder are not counted")
+        found.append(f"{counted(n, 'verdict')} in the folder {'is' if n == 1 else 'are'} not counted")
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.report.content import cost_section
 from harness.report.judges import asked_otherwise, unscored_said, worth_sentence
-from harness.report.words import NONE, Results, Row, Section, Table, limits, number, percent, rate
+from harness.report.words import NONE, Results, Row, Section, Table, counted, limits, number, percent, rate
 
 _SHARES = (
     ("both orders agree", "position_consistency", "n_pairs", "pairs"),
@@ -34,11 +34,13 @@ def _about(card: Results) -> Section:
     sentences = [
         f"Judge: {card['judge']}" + (f" ({card['model']})" if card["model"] != card["judge"] else "")
         + f", style {card['style']}, form {card['form']}, judge prompt {prompts}.",
-        f"Reference: {card['reference']}. {sum(labels.values())} pairs on {card['n_queries']} queries, each in both "
-        f"orders{repeats}: {labels['a']} with a the better, {labels['b']} with b, {labels['tie']} ties.",
+        f"Reference: {card['reference']}. {counted(sum(labels.values()), 'pair')} on {counted(card['n_queries'], 'query')}, "
+        f"each in both orders{repeats}: {labels['a']} with a the better, {labels['b']} with b, {labels['tie']} ties.",
     ]  # fmt: skip
     if card["n_identical"]:
-        sentences.append(f"Of {card['n_identical']} verdicts the two texts are the same: ties without a question.")
+        sentences.append(
+            f"Of {counted(card['n_identical'], 'verdict')} the two texts are the same: ties without a question."
+        )
     return Section("Judge card", (*sentences, *family_sentences(card["judge"], card["same_family"])))
 
 

@@ -8,6 +8,7 @@ from harness.report.words import (
     Row,
     Section,
     Table,
+    counted,
     grouped,
     interval_of,
     limits,
@@ -87,7 +88,9 @@ def judges_section(results: Results) -> Section:
 
 def unscored_said(card: Row) -> list[str]:
     """The commonest reasons for no verdict as they were told, with their counts: those that say more than a word."""
-    return [f"{one['n']} times: {one['said']}" for one in card.get("unscored_said") or () if " " in one["said"]]
+    return [
+        f"{counted(one['n'], 'time')}: {one['said']}" for one in card.get("unscored_said") or () if " " in one["said"]
+    ]
 
 
 def asked_otherwise(name: str, card: Row) -> list[str]:

@@ -73,7 +73,7 @@ def _print_item(sentence: str, console: Console, style: str = "") -> None:
     item.add_column(width=1)
     item.add_column(overflow="fold")
     item.add_row(_text("·", console, "dim"), _text(sentence, console, style))
-    console.print(Padding(item, (0, 0, 0, 1)))
+    console.print(Padding(item, (0, 0, 0, 1), expand=False))
 
 
 def _rich_table(table: Table, console: Console) -> RichTable:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sami_train.errors import UserError
+from sami_train.text import counted
 
 if TYPE_CHECKING:
     from sami_train.config import Recipe
@@ -315,7 +316,7 @@ def _sums(plan: Plan) -> list[str]:
     flops = sum(row.flops for row in plan.work)
     share = f" ({plan.tokens / plan.plain_tokens:.2f} of those of C x C sequences)" if plan.plain_tokens else ""
     steps = sum(row.steps for row in plan.work)
-    lines = [f"in all {steps:,} steps, {plan.tokens:,} tokens{share}, {_flops(flops)} operations"]
+    lines = [f"in all {counted(steps, 'step')}, {plan.tokens:,} tokens{share}, {_flops(flops)} operations"]
     if plan.memory.host:
         lines.append(f"the first process reads the whole model into main memory: {_gb(plan.memory.host)} GB")
     if plan.machine.kind == "cuda" and plan.recipe.use_vllm is None:

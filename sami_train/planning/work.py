@@ -11,6 +11,7 @@ from sami_train.baselines import sequences_of_a_query
 from sami_train.config import Recipe
 from sami_train.errors import UserError
 from sami_train.files import read_rows
+from sami_train.text import counted
 
 if TYPE_CHECKING:
     from sami_train.planning.rehearsal import Lengths
@@ -156,4 +157,6 @@ def speed_of_run(folder: Path) -> Speed:
             f"{folder}: there is no tokens_per_second in an iteration-*/metrics.jsonl; name the folder of a run of sami-train"
         )
     used = speeds[1:] or speeds
-    return Speed(len(used) / math.fsum(1 / speed for speed in used), f"{len(used)} steps of the run in {folder}")
+    return Speed(
+        len(used) / math.fsum(1 / speed for speed in used), f"{counted(len(used), 'step')} of the run in {folder}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -15,7 +16,8 @@ import pytest
 from harness.cli import VERBS, main
 from harness.cli._errors import RunError
 from harness.cli._installed import ENGINES
-from harness.spec import PRESETS
+from harness.plan import Plan
+from harness.spec import PRESETS, load_spec
 from sami_train.errors import UserError
 
 VERB_NAMES = [verb.__name__.rpartition(".")[2].strip("_").replace("_", "-") for verb in VERBS]
@@ -536,6 +538,19 @@ def test_runs_are_listed_the_newest_first(harness: Command, tmp_path: Path) -> N
     assert "cannot be read" in rows[2]["headline"]
 
 
+def test_an_unfinished_run_is_listed_with_how_far_it_is(harness: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "runs/half"
+    plan = Plan(load_spec("smoke", {"output": str(folder)}))
+    folder.mkdir(parents=True)
+    (folder / "spec.yaml").write_text(plan.settled().dump(), encoding="utf-8")
+    (folder / "plan.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "runs/mine.yaml").write_text("name: a specification beside the runs\n", encoding="utf-8")
+    rows = json.loads(harness("ls", "runs", "--json").out)
+    assert [(row["folder"], row["headline"]) for row in rows] == [
+        ("runs/half", f"not finished: 0 of {len(plan.stages)} stages, 0% of the rows")
+    ]
+
+
 def test_a_run_without_figures_is_listed(harness: Command, tmp_path: Path) -> None:
     write_results(tmp_path / "runs/empty", comparisons=[])
     assert "no comparisons" in harness("ls", "runs").out
@@ -606,6 +621,12 @@ def test_a_sample_in_chat_form_has_messages_and_another_seed_draws_others(harnes
 # --- finished runs
 
 
+@pytest.mark.parametrize("split", ["held-out", "held_out"])
+def test_a_split_may_be_typed_as_it_is_printed(harness: Command, split: str) -> None:
+    rows = json.loads(harness("principles", "sample", "verifiable", "--split", split, "-n", "2", "--json").out)
+    assert {row["split"] for row in rows} == {"held_out"}
+
+
 def test_report_prints_and_writes_the_report_again(harness: Command, tmp_path: Path) -> None:
     folder = write_results(tmp_path / "runs/mine")
     said = harness("report", "mine")
@@ -630,6 +651,23 @@ def test_report_prints_the_results_as_json(harness: Command, tmp_path: Path) -> 
     folder = write_results(tmp_path / "elsewhere")
     said = harness("report", str(folder), "--json")
     assert json.loads(said.out) == json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--all",)], ids=["", "json", "all"])
+def test_report_of_a_run_that_cannot_be_written_prints_it(
+    harness: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    folder = write_results(tmp_path / "theirs")
+
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("harness.store.files.os.open", refuse)
+    said = harness("report", str(folder), *options)
+    assert said.code == 0, said.err
+    assert "0.604" in said.out if "--json" in options else "60.4%" in said.out
+    assert ("report.md cannot be written here" in said.out) is ("--json" not in options)
+    assert sorted(file.name for file in folder.iterdir()) == ["results.json"]
 
 
 def test_report_of_a_run_with_nothing_in_it_is_one_line(harness: Command, tmp_path: Path) -> None:

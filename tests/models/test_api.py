@@ -17,8 +17,9 @@ from typing import Any, Literal
 import pytest
 
 from harness.costs import Allowance, Price, Tokens, at_most, tokens
-from harness.models._api import ApiBackend, as_they_finish
+from harness.models._api import TRIES_OF_A_STRANGER, ApiBackend, as_they_finish
 from harness.models._http import PLACEHOLDER_KEY, is_loopback
+from harness.models._pace import Pace
 from harness.models._replies import clean, cut_at
 from harness.models.anthropic import AnthropicBackend
 from harness.models.base import Asked, Completion, Request, Sampling
@@ -424,6 +425,19 @@ def test_nobody_listening_is_a_connection_error(protocol: Protocol, faulty: Faul
     server.server_close()
     (found,) = completions(opened(protocol, url, max_retries=0), requests(protocol))
     assert (found.error or "").startswith("connection: ")
+
+
+@pytest.mark.parametrize("has_answered", [False, True])
+def test_a_wrong_port_is_given_up_soon(has_answered: bool, faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven tries with pauses of up to 30 s each told nothing for a minute."""
+    monkeypatch.setattr(Pace, "seconds_to_wait", lambda *_: 0.0)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    server.server_close()
+    backend = opened("openai-chat", url, max_retries=6)
+    backend.has_answered = has_answered
+    (found,) = completions(backend, requests("openai-chat"))
+    assert found.usage["tries"] == (7 if has_answered else TRIES_OF_A_STRANGER)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -168,3 +168,14 @@ def test_the_published_seeds_are_shown_and_their_reports_are_what_their_results_
         results = json.loads(path.read_text(encoding="utf-8"))
         assert len(shown(results)) <= LINES
         assert render_markdown(results) == path.with_name("report.md").read_text(encoding="utf-8")
+
+
+def test_a_run_without_comparisons_says_so_once_and_what_it_measured(results: dict[str, Any]) -> None:
+    results["comparisons"] = results["gaps"] = []
+    lines = " ".join(shown(results))
+    assert lines.count("Nothing is compared") == 1
+    assert "Does the constitution steer the model?" in lines
+    console = Console(record=True, width=80, file=io.StringIO())
+    print_results(results, console)
+    assert console.export_text().count("Nothing is compared") == 1
+    assert render_markdown(results).count("Nothing is compared") == 1

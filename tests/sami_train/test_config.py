@@ -256,7 +256,7 @@ def test_an_unknown_parent_is_an_error_with_the_nearest_name(tmp_path: Path) -> 
         ("filter_substrings: sorry", "'substring' and the field 'filter_substrings' go together"),
         ("filter_substrings: ['']", "r.yaml:3: 'filter_substrings.0': must not be empty"),
         ("contrast: positive_vs_intend", "r.yaml:3: 'contrast' cannot be 'positive_vs_intend'; did you mean"),
-        ("contrast: positive_vs_intent\nconstitutions_per_query: 3", "1 principles have 2 choices of sides for"),
+        ("contrast: positive_vs_intent\nconstitutions_per_query: 3", "1 principle with 2 choices of sides for"),
         ("master_dtype: bfloat16", "'master_dtype: bfloat16' needs 'bf16: true'"),
         ("{", "r.yaml:"),
     ],

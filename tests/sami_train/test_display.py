@@ -84,7 +84,7 @@ def test_a_terminal_gets_a_bar_and_keeps_a_line_per_part_and_the_notes(clock: li
         display.note("Responses grow longer.")
         display.progress("iteration 2 responses", 1, 64)
     shown = "\n".join(lines(out))
-    for bar in ("50%", "2/4", "2.0 s left", "loss 0.2 · 812 tok/s"):
+    for bar in ("2/4", "2.0 s left", "loss 0.2 · 812 tok/s"):
         assert bar in shown
     kept = [line for line in lines(out) if "━" not in line and line]
     assert kept == ["iteration 1 steps: 4/4  loss 0.4 · 812 tok/s  in 4.0 s", "Responses grow longer."]
@@ -141,3 +141,19 @@ def test_quiet_is_silent() -> None:
 )
 def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_long_figure_takes_nothing_from_bar_count_and_clock(clock: list[float]) -> None:
+    """At 80 columns a long figure cut the part's name off, and bar and count went."""
+    console, _ = screen(terminal=True, width=80)
+    with Display(console) as display:
+        display.progress("iteration 1 steps", 0, 1200, "")
+        clock[0] += 25
+        display.progress("iteration 1 steps", 25, 1200, "loss 1.182 · margin 0.12 · 3,200 tok/s · 12.4 GB")
+        assert display._bars is not None
+        with console.capture() as captured:
+            console.print(display._bars.get_renderable())
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", captured.get()).rstrip("\n")
+    assert re.match(r"iteration 1 steps \S{20} +25/1200 19 min 35 s left loss .*…$", shown.strip().splitlines()[0]), (
+        shown
+    )

@@ -85,10 +85,10 @@ def test_show_marks_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("mixtral-8x7b/tldr-weak-writer/paper", "the 6 steps of iteration 3 move"),
+        ("mixtral-8x7b/tldr-weak-writer/paper", "6 steps of iteration 3 would move"),
         ("llama3-70b/diverse-reasoning/paper", "by 56.7 times this rate (2.8e-05), one step by 10.0 times at most."),
         ("llama3-70b/diverse-reasoning/as-run", "(3.3e-05), one step by 7.1 times at most."),
-        ("mistral-7b/hh-rlhf/paper", "Dose of adamw_torch: the 6 steps of iteration 3 move"),
+        ("mistral-7b/hh-rlhf/paper", "Dose of adamw_torch: 6 steps of iteration 3 would move"),
         ("mistral-7b/hh-rlhf/paper", "by 6.0 times this rate (3e-06), one step by 1.0 times at most."),
     ],
 )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from sami_train.config import load_recipe, parse_changes
 from sami_train.constitutions import load_principle_set
 from sami_train.errors import Problems, UserError
-from sami_train.yamlfile import Dumper, parse_yaml, read_yaml
+from sami_train.yamlfile import Dumper, parse_yaml, problems, read_yaml
 
 FILE = Path("x.yaml")
 
@@ -177,3 +178,18 @@ def test_paths_have_homes_and_variables(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HARNESS_PRINCIPLES", "~")
     monkeypatch.chdir("/")
     assert load_principle_set("mine").name == "mine"
+
+
+@pytest.mark.parametrize("value", ["{}", "{a: 1}", "[]"])
+def test_a_field_is_named_as_the_file_has_it(value: str) -> None:
+    """A mapping where 'auto' or a number stands was told of as 'temperature.literal['auto']'."""
+
+    class Part(BaseModel):
+        temperature: float | Literal["auto"]
+
+    document = parse_yaml(f"temperature: {value}", FILE)
+    with pytest.raises(ValidationError) as raised:
+        Part.model_validate(document.data)
+    (found,) = problems(raised.value, document, Part)
+    assert found.location == ("temperature",)
+    assert "literal" not in found.sentence
