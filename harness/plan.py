@@ -55,7 +55,7 @@ MODEL_CODE_VERSION = 2
 """Enters the fingerprint of a trained model; a change of the training code that changes weights raises it."""
 RELEVANCE_VERSION = 1
 """Enters the fingerprint of a relevance; a change of what the scorer reads raises it."""
-JUDGING_VERSION = 5
+JUDGING_VERSION = 6
 """Enters the fingerprint of a verdict; a change of how a judge is asked, shown text or read, or of a check, raises it."""
 JUDGE_SAMPLING = Sampling(max_new_tokens=300, max_prompt_tokens=8192)
 """How a judge that writes does so: a few sentences of reasoning and the verdict."""
@@ -138,6 +138,12 @@ class VerdictUnit:
     @property
     def responses(self) -> tuple[GenerationUnit, ...]:
         return self.a, self.b
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What the responses' writers had before them that no response should repeat."""
+        frames = dict.fromkeys((self.a.prompt.frame, self.b.prompt.frame))
+        return *self.a.constitution.sentences(), *self.a.query.not_to_copy, *frames
 
     @property
     def judged_by(self) -> str | None:

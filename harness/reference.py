@@ -331,7 +331,7 @@ class Writing:
             principles=tuple(judged.lines()),
             a=a,
             b=b,
-            label=compare(judged, a, b, query=contrast.query)[0],
+            label=compare(judged, a, b, shown=contrast.query.not_to_copy)[0],
             models=(self.writer.path,),
         )
 
@@ -410,7 +410,7 @@ def pairs_of_run(folder: Path, limit: int | None = None) -> list[LabelledPair]:
                 principles=tuple(unit.constitution.lines()),
                 a=one,
                 b=other,
-                label=compare(unit.constitution, one, other, query=unit.a.query, principle_set=unit.a.principle_set)[0],
+                label=compare(unit.constitution, one, other, shown=unit.shown, principle_set=unit.a.principle_set)[0],
                 models=tuple(dict.fromkeys(_path(plan.spec, name) for name in stage.pair)),
             )
     taken = _in_turns([list(found.values()) for found in by_pair.values()])

@@ -527,8 +527,7 @@ class _Runner:
             unit.constitution,
             texts[unit.a.id].text,
             texts[unit.b.id].text,
-            given=unit.a.constitution,
-            query=unit.a.query,
+            shown=unit.shown,
             principle_set=unit.a.principle_set,
         )
         return self._verdict(stage, unit, texts, Judgement(outcome, details=details))

@@ -53,6 +53,11 @@ class Prompt:
     def hash(self) -> str:
         return hashlib.sha256(json.dumps([self.style, self.chat], ensure_ascii=False).encode()).hexdigest()[:32]
 
+    @property
+    def frame(self) -> str:
+        """All that the prompt says beside its query: worked examples, principles, and the words around them."""
+        return self.without_prefill().with_body("").text
+
     def with_body(self, body: str) -> Prompt:
         return replace(self, body=body)
 

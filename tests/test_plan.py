@@ -162,6 +162,18 @@ def test_steerability_counts_a_contrast_once(folder: Path, polarity: str) -> Non
     assert set(contrasts.values()) == {1}
 
 
+def test_what_the_writers_had_before_them(folder: Path) -> None:
+    plan = plan_of(folder, sampling__example=True)
+    stage = plan.stage("judge", measure="steerability", pair=("sami", "sami"))  # type: ignore[arg-type]
+    for unit in stage.units:
+        assert isinstance(unit, VerdictUnit)
+        shown = set(unit.shown)
+        assert set(unit.a.constitution.sentences()) < shown
+        assert {unit.a.prompt.frame, unit.b.prompt.frame} < shown, "each under its own side"
+        assert (unit.a.query.text in shown) == (unit.a.query.task == "dialogue")
+        assert all("friendly old sailor" in frame or "ladder" in frame for frame in shown if "Instruction:" in frame)
+
+
 def test_two_sets_with_a_principle_in_common(folder: Path) -> None:
     (folder / "other.yaml").write_text(PRINCIPLES.replace("name: mine", "name: other"))
     plan = plan_of(folder, principles__sets=["mine.yaml", "other.yaml"])

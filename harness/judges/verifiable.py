@@ -9,7 +9,6 @@ from typing import Any, Literal
 from harness.judges.checks import score, validate_check, weight
 from sami_train.constitutions import Constitution, Element, Principle
 from sami_train.copying import without_copied
-from sami_train.data import Query
 from sami_train.errors import UserError
 
 Outcome = Literal["a", "b", "tie"]
@@ -23,21 +22,19 @@ def compare(
     text_a: str,
     text_b: str,
     *,
-    given: Constitution | None = None,
-    query: Query | None = None,
+    shown: Iterable[str] = (),
     principle_set: str = "",
 ) -> tuple[Outcome, dict[str, Any]]:
     """Which text follows the constitution better, and the scores that say so.
 
-    Text that is copied from the constitution, or in dialogue from the query, does not count (`sami_train.copying`). Exact and
-    symmetric: swapping the texts swaps the outcome. Texts that score the same tie.
+    Text that is copied from the constitution, or from `shown`, does not count (`sami_train.copying`). Exact and symmetric:
+    swapping the texts swaps the outcome. Texts that score the same tie.
 
     Args:
         constitution: principles that each carry a check.
         text_a: one text.
         text_b: the other.
-        given: the constitution that the texts were written under, where it is another one; copies of it do not count either.
-        query: what the texts answer.
+        shown: what else the texts' writers had before them, copies of which do not count either.
         principle_set: the set's name, for error messages.
 
     Returns:
@@ -45,9 +42,8 @@ def compare(
         are those of the side that the constitution takes, so 1 always means following. `whole` has outcome, score_a and
         score_b with the copied text left in.
     """
-    sentences = [*constitution.sentences(), *(given.sentences() if given else ())]
-    sentences += query.not_to_copy if query else ()
-    own = [without_copied(text, sentences) for text in (text_a, text_b)]
+    sources = [*constitution.sentences(), *shown]
+    own = [without_copied(text, sources) for text in (text_a, text_b)]
     scores_a, scores_b = (_element_scores(constitution, text, principle_set) for text in own)
     score_a, score_b = _mean(scores_a), _mean(scores_b)
     whole_a, whole_b = (follow_score(constitution, text, principle_set=principle_set) for text in (text_a, text_b))

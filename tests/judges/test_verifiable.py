@@ -22,6 +22,7 @@ from sami_train.constitutions import (
 from sami_train.copying import without_copied
 from sami_train.data import Query
 from sami_train.errors import UserError
+from sami_train.prompts import load_template
 
 SET = load_principle_set(Path(__file__).resolve().parents[2] / "principles" / "verifiable.yaml")
 BY_ID = {p.id: p for p in SET.principles}
@@ -113,21 +114,32 @@ def test_a_copy_of_the_other_side_does_not_count_either():
 def test_copies_of_what_the_texts_were_given_do_not_count_when_another_is_judged_by():
     judged, given_to_both = constitution("digits+"), Constitution((Element(quoting(), True),))
     copied = f"{quoting().definition} It took 3 days."
-    assert compare(judged, copied, "It took 3 days.", given=given_to_both)[0] == "tie"
+    assert compare(judged, copied, "It took 3 days.", shown=given_to_both.sentences())[0] == "tie"
     by_quoting = Constitution((Element(quoting(), True),))
-    assert compare(by_quoting, copied, "It took 3 days.", given=judged)[1]["score_a"] == 0
+    assert compare(by_quoting, copied, "It took 3 days.", shown=judged.sentences())[1]["score_a"] == 0
     told = constitution("gives-example+")
     example = load_principle_set("verifiable").principles[0].definition
-    assert compare(told, f"For example, {example}", "No, it is not.", given=given_to_both)[0] == "a"
+    assert compare(told, f"For example, {example}", "No, it is not.", shown=given_to_both.sentences())[0] == "a"
 
 
 def test_a_response_gains_nothing_by_repeating_its_query_but_a_summary_may_copy_its_post():
     asks, text = constitution("ends-with-question+"), "How do I get my dog to sleep?"
     dialogue, post = (Query("q", text, task) for task in ("dialogue", "summarization"))
-    outcome, details = compare(asks, text, "Walk with it in the evening.", query=dialogue)
+    outcome, details = compare(asks, text, "Walk with it in the evening.", shown=dialogue.not_to_copy)
     assert (outcome, details["score_a"], details["whole"]["outcome"]) == ("tie", 0, "a")
-    assert compare(asks, "Is it a young one?", "Walk with it in the evening.", query=dialogue)[0] == "a"
-    assert compare(asks, text, "Walk with it in the evening.", query=post)[0] == "a"
+    assert compare(asks, "Is it a young one?", "Walk with it in the evening.", shown=dialogue.not_to_copy)[0] == "a"
+    assert compare(asks, text, "Walk with it in the evening.", shown=post.not_to_copy)[0] == "a"
+
+
+def test_a_worked_example_said_again_does_not_count():
+    prompt = load_template("summarization").render(["Say where it is."], "My bike is gone.", "completion", example=True)
+    example = "A neighbour in Ireland keeps a borrowed ladder in his garden, and the writer wants it back."
+    assert example.rstrip(".") in prompt.frame
+    assert "My bike is gone." not in prompt.frame
+    one_side = constitution("contrast-")
+    assert compare(one_side, example, "It is gone, but not lost.")[0] == "a"
+    outcome, details = compare(one_side, example, "It is gone, but not lost.", shown=[prompt.frame])
+    assert (outcome, details["score_a"], details["whole"]["score_a"]) == ("tie", 0, 1)
 
 
 @given(constitutions, texts, texts)
