@@ -68,7 +68,7 @@ def tokens_of_own_words(pieces: Sequence[str], sources: Sequence[str]) -> tuple[
     found = [(start, end) for word, start, end in _words("".join(pieces)) if word in known]
     ends = list(itertools.accumulate(map(len, pieces)))
     places = zip([0, *ends], ends, strict=False)
-    return tuple(not any(start < end and begin < stop for start, stop in found) for begin, end in places)
+    return tuple(not any(max(begin, start) < min(end, stop) for start, stop in found) for begin, end in places)
 
 
 def _words(text: str) -> Iterator[tuple[str, int, int]]:

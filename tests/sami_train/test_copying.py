@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sami_train.constitutions import load_principle_set
@@ -189,6 +189,7 @@ def test_pieces_with_a_part_in_a_word_of_a_source(pieces: list[str], expected: l
     st.lists(st.text(alphabet="ab ,", max_size=4), max_size=12),
     st.lists(st.sampled_from(["a", "ab", "bb"]), max_size=2),
 )
+@example(["a", "", "b"], ["ab"])
 def test_how_a_text_is_cut_into_pieces_makes_no_difference_to_its_words(pieces: list[str], sources: list[str]) -> None:
     """Character by character: a piece counts where none of its characters is part of such a word."""
     text = "".join(pieces)

@@ -108,7 +108,7 @@ def test_every_constitution_must_have_the_principle_that_a_query_is_about() -> N
 
 
 def test_more_constitutions_than_choices_of_sides() -> None:
-    with pytest.raises(ValueError, match="2 choices of sides, fewer than constitutions_per_query"):
+    with pytest.raises(ValueError, match="1 principle with 2 choices of sides: fewer than constitutions_per_query"):
         recipe(principles_per_constitution=1, contrast="positive_vs_rest", constitutions_per_query=3)
 
 
