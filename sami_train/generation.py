@@ -254,11 +254,6 @@ def generate_batch(
     ends, strings = ends_of(model.generation_config, tokenizer, batch, stop)
     watch = StopWatch(tokenizer, strings, width)
     with torch.no_grad() if sharded else torch.inference_mode():
-        prefix = {}
-        if shared:
-            from sami_train.cache import prefix_cache
-
-            prefix["past_key_values"] = prefix_cache(model, shared, len(batch), width + max_new_tokens)
         output = model.generate(
             input_ids=input_ids,
             attention_mask=mask,
@@ -269,7 +264,7 @@ def generate_batch(
             stopping_criteria=StoppingCriteriaList([watch] if strings else []),
             synced_gpus=sharded,
             use_cache=True,
-            **prefix,
+            **_prefix_cache(model, shared, len(batch)),
             **sampling,
         )
     return [
@@ -308,6 +303,21 @@ def _shared_prefix(model: Any, prompts: Sequence[list[int]], max_new_tokens: int
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     fits = window is None or longest + max_new_tokens <= window
     return list(prompts[0][:length]) if length >= SHARED_AT_LEAST and len(prompts) > 1 and fits else []
+
+
+def _prefix_cache(model: Any, shared: list[int], rows: int) -> dict[str, Any]:
+    """The keys and values of the shared tokens, computed once and repeated for every row, as an argument of `generate`."""
+    if not shared:
+        return {}
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    model(
+        input_ids=torch.tensor([shared], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+    )
+    cache.batch_repeat_interleave(rows)
+    return {"past_key_values": cache}
 
 
 def finish(

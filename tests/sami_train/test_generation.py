@@ -242,7 +242,7 @@ def test_a_shared_beginning_is_run_once_and_changes_nothing(
     opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Worked examples in front of every prompt: with the shared cache and without it the same tokens come out."""
-    from sami_train import cache, generation
+    from sami_train import generation
 
     model, tokenizer = opened
     template = load_template("dialogue")
@@ -255,9 +255,9 @@ def test_a_shared_beginning_is_run_once_and_changes_nothing(
         return {i: g.ids for batch in batches for i, g in batch.items()}
 
     seen: list[int] = []
-    real = cache.prefix_cache
+    real = generation._prefix_cache
     monkeypatch.setattr(
-        cache, "prefix_cache", lambda m, shared, *room: (seen.append(len(shared)), real(m, shared, *room))[1]
+        generation, "_prefix_cache", lambda m, shared, rows: (seen.append(len(shared)), real(m, shared, rows))[1]
     )
     shared = made()
     assert min(seen) > 200, "the examples are shared"
