@@ -331,7 +331,9 @@ class Writing:
             principles=tuple(judged.lines()),
             a=a,
             b=b,
-            label=compare(judged, a, b, shown=contrast.query.not_to_copy)[0],
+            label=compare(
+                judged, a, b, shown=(*contrast.query.not_to_copy, *(prompt.frame for prompt in contrast.prompts))
+            )[0],
             models=(self.writer.path,),
         )
 
