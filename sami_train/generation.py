@@ -14,6 +14,7 @@ from typing import Any
 from sami_train.chat import NO_END, render_chat, turn_end
 from sami_train.errors import UserError
 from sami_train.prompts import Prompt
+from sami_train.shared_prefix import prefix_cache, shared_prefix
 
 DEFAULT_BATCH = {"cpu": 64, "cuda": 128}
 """Prompts generated together when the batch size is ``auto``, per device kind."""
@@ -239,7 +240,7 @@ def generate_batch(
             f"the tokenizer has a token {highest}, and the model knows {known}: they do not belong together; restore the "
             "model folder"
         )
-    shared = [] if sharded else _shared_prefix(model, [e.ids for e in batch], max_new_tokens)
+    shared = [] if sharded else shared_prefix(model, [e.ids for e in batch], max_new_tokens)
     rests = [e.ids[len(shared) :] for e in batch]
     longest = max(len(rest) for rest in rests)
     width = len(shared) + longest
@@ -253,7 +254,7 @@ def generate_batch(
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     ends, strings = ends_of(model.generation_config, tokenizer, batch, stop)
     watch = StopWatch(tokenizer, strings, width)
-    with torch.no_grad() if sharded else torch.inference_mode():
+    with torch.no_grad() if sharded else torch.inference_mode(), prefix_cache(model, shared, len(batch)) as cache:
         output = model.generate(
             input_ids=input_ids,
             attention_mask=mask,
@@ -264,7 +265,7 @@ def generate_batch(
             stopping_criteria=StoppingCriteriaList([watch] if strings else []),
             synced_gpus=sharded,
             use_cache=True,
-            **_prefix_cache(model, shared, len(batch)),
+            **cache,
             **sampling,
         )
     return [
@@ -290,34 +291,6 @@ def _finite(model: Any) -> Any:
         return scores
 
     return check
-
-
-SHARED_AT_LEAST = 24
-"""Tokens that all prompts of a batch must begin with, so that running them once pays."""
-
-
-def _shared_prefix(model: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:
-    """What all prompts begin with (worked examples, say), empty where sharing does not pay or would meet a sliding window."""
-    shortest, longest = min(map(len, prompts)), max(map(len, prompts))
-    length = next((i for i in range(shortest - 1) if len({ids[i] for ids in prompts}) > 1), shortest - 1)
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    fits = window is None or longest + max_new_tokens <= window
-    return list(prompts[0][:length]) if length >= SHARED_AT_LEAST and len(prompts) > 1 and fits else []
-
-
-def _prefix_cache(model: Any, shared: list[int], rows: int) -> dict[str, Any]:
-    """The keys and values of the shared tokens, computed once and repeated for every row, as an argument of `generate`."""
-    if not shared:
-        return {}
-    import torch
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
-    model(
-        input_ids=torch.tensor([shared], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
-    )
-    cache.batch_repeat_interleave(rows)
-    return {"past_key_values": cache}
 
 
 def finish(

@@ -242,7 +242,7 @@ def test_a_shared_beginning_is_run_once_and_changes_nothing(
     opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Worked examples in front of every prompt: with the shared cache and without it the same tokens come out."""
-    from sami_train import generation
+    from sami_train import generation, shared_prefix
 
     model, tokenizer = opened
     template = load_template("dialogue")
@@ -255,13 +255,13 @@ def test_a_shared_beginning_is_run_once_and_changes_nothing(
         return {i: g.ids for batch in batches for i, g in batch.items()}
 
     seen: list[int] = []
-    real = generation._prefix_cache
+    real = generation.prefix_cache
     monkeypatch.setattr(
-        generation, "_prefix_cache", lambda m, shared, rows: (seen.append(len(shared)), real(m, shared, rows))[1]
+        generation, "prefix_cache", lambda m, shared, rows: (seen.append(len(shared)), real(m, shared, rows))[1]
     )
     shared = made()
     assert min(seen) > 200, "the examples are shared"
-    monkeypatch.setattr(generation, "SHARED_AT_LEAST", 10**9)
+    monkeypatch.setattr(shared_prefix, "SHARED_AT_LEAST", 10**9)
     assert made() == shared
     assert len({tuple(ids) for ids in shared.values()}) > 1
 
