@@ -7,6 +7,7 @@ example of weight 0, since a sharded model runs on all devices or on none.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -246,12 +247,12 @@ def compute(recipe: Recipe, world: World) -> AbstractContextManager[Any]:
     return context
 
 
-def reference_logprobs(model: Any, example: Example, recipe: Recipe, world: World) -> list[float]:
-    """The model's log-probabilities of the diagonal's tokens, as `Reference` keeps them of the base."""
+def reference_logprobs(model: Any, examples: Sequence[Example], recipe: Recipe, world: World) -> list[list[float]]:
+    """For each example the model's log-probabilities of the diagonal's tokens, as `Reference` keeps them of the base."""
     import torch
 
-    packed = pack([(example.prompt_ids, example.response_ids)], by_mask=goes_by_mask(model))
+    packed = pack([(e.prompt_ids, e.response_ids) for e in examples], by_mask=goes_by_mask(model))
     with torch.no_grad(), compute(recipe, world):
         tokens = token_logprobs(model, packed)
-    values: list[float] = tokens[torch.tensor(diagonal_tokens(packed), device=tokens.device)].tolist()
-    return values
+    values = iter(tokens[torch.tensor(diagonal_tokens(packed), device=tokens.device)].tolist())
+    return [list(itertools.islice(values, sum(map(len, e.response_ids)))) for e in examples]

@@ -155,6 +155,10 @@ def _check_principles(data: TrainingData) -> None:
             raise UserError(f"a principle of {kind} is there twice; give each once")
 
 
+REFERENCE_QUERIES = 4
+"""Queries of a forward pass without gradients for each one of a micro-step, which keeps far more."""
+
+
 class _Run:
     """One call of `train`: the parts of an iteration, one after another."""
 
@@ -403,7 +407,7 @@ class _Training:
 
         was_training = model.training
         model.eval()
-        values = reference_logprobs(model, self.examples[-1], self.recipe, self.world)
+        (values,) = reference_logprobs(model, self.examples[-1:], self.recipe, self.world)
         model.train(was_training)
         return all(self.world.gather(all(map(math.isfinite, values))))
 
@@ -545,9 +549,14 @@ class _Training:
         file, world = self.place / "reference.jsonl", self.world
         known = {row["query_id"]: row["logprobs"] for row in world.gather(read_rows(file))[0]}
         missing = [example for example in self.examples if example.query_id not in known]
-        for start in range(0, len(missing), world.size):
-            mine = missing[min(start + world.rank, len(missing) - 1)]  # a process without one goes along with the last
-            made = dict(world.gather((mine.query_id, reference_logprobs(model, mine, self.recipe, world))))
+        size = REFERENCE_QUERIES * self.recipe.per_device_train_batch_size
+        for start in range(0, len(missing), size * world.size):
+            some = missing[start : start + size * world.size]
+            mine = some[world.rank :: world.size] or some[-1:]  # a process without one goes along with the last
+            found = reference_logprobs(model, mine, self.recipe, world)
+            made = dict(
+                pair for of in world.gather([(e.query_id, v) for e, v in zip(mine, found, strict=True)]) for pair in of
+            )
             if world.main:
                 append_rows(file, [{"query_id": query, "logprobs": values} for query, values in made.items()])
             known.update(made)

@@ -139,7 +139,9 @@ def test_gradient_is_the_formulas(name: str, shape: str, size: int) -> None:
             for e in batch
         ]
     penalised = settings.beta > 0
-    reference = {e.query_id: reference_logprobs(base, e, settings, WORLD) for e in batch} if penalised else None
+    kept = reference_logprobs(base, batch, settings, WORLD)
+    reference = {e.query_id: values for e, values in zip(batch, kept, strict=True)} if penalised else None
+
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
